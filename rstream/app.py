@@ -1,0 +1,131 @@
+"""RStream: declares streams and owns the connections."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from rstream.codec import ModelCodec
+from rstream.consumer import Consumer
+from rstream.errors import ConfigError, UnknownStream
+from rstream.schema import SchemaCodec
+from rstream.settings import Settings
+from rstream.store import layout as layouts
+from rstream.store.connect import Endpoint
+from rstream.store.link import Link, SyncLink
+from rstream.stream import Stream
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class RStream:
+    """The streams of an application, on one Redis.
+
+    url: redis://, rediss://, unix:// or embedded:DIR (a server that rstream starts); default RSTREAM_URL, else an
+    embedded server in the user's data directory · namespace: prefix of every key; default RSTREAM_NAMESPACE, else
+    "rstream" · publish_timeout: seconds a call may wait for Redis to come back (30) · max_event_bytes: encoded
+    size of the largest event (1 MiB). Connects when first used. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str | None = None,
+        publish_timeout: float | None = None,
+        max_event_bytes: int | None = None,
+    ) -> None:
+        self.settings = Settings.load(
+            url=url, namespace=namespace, publish_timeout=publish_timeout, max_event_bytes=max_event_bytes
+        )
+        self.endpoint = Endpoint(self.settings.url)
+        self.streams: dict[str, Stream[Any]] = {}
+        self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Link] = weakref.WeakKeyDictionary()
+        self._sync_link: SyncLink | None = None
+
+    def __repr__(self) -> str:
+        return f"RStream({self.endpoint.label!r}, namespace={self.settings.namespace!r})"
+
+    def stream(self, name: str, model: type[M], *, key: str | None = None, shards: int = 8) -> Stream[M]:
+        """Declare a stream of `model` events.
+
+        key: the field that says which entity an event belongs to; events of one key stay in one shard, in order ·
+        shards: how many Redis Streams the stream is cut into when it is first used; later the stored number wins.
+        Raises `ConfigError`.
+        """
+        if name in self.streams:
+            raise ConfigError(f"stream {name!r} is declared already in this app: declare it once and import it")
+        schema = model.model_json_schema(by_alias=False)
+        self.streams[name] = Stream(self, name, ModelCodec(model), schema, key, shards)
+        return self.streams[name]
+
+    def open(self, name: str) -> Stream[Any]:
+        """A stream as it is stored, for code that has no model: its events are plain dicts, checked against the
+        stored schema. Blocks for one round trip. Raises `UnknownStream`, `StoreUnavailable`.
+        """
+        if name in self.streams:
+            return self.streams[name]
+        layout = self.sync_link.run(layouts.load(self.settings.namespace, name))
+        if layout is None or layout.schema is None:
+            known = self.sync_link.run(layouts.names(self.settings.namespace))
+            raise UnknownStream(
+                f"no stream {name!r} in namespace {self.settings.namespace!r} at {self.endpoint.label}: "
+                + (f"there are {', '.join(known)}" if known else "there are none yet; the first publish declares one")
+            )
+        stream = Stream(self, name, SchemaCodec(layout.schema), layout.schema, layout.key, layout.shards)
+        stream.adopt(layout)
+        self.streams[name] = stream
+        return stream
+
+    @property
+    def consumers(self) -> list[Consumer]:
+        """All declared consumers."""
+        return [consumer for stream in self.streams.values() for consumer in stream.consumers]
+
+    @property
+    def link(self) -> Link:
+        """The connections of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._links:
+            self._links[loop] = Link(self.endpoint)
+        return self._links[loop]
+
+    @property
+    def sync_link(self) -> SyncLink:
+        """The connections for threads."""
+        if self._sync_link is None:
+            self._sync_link = SyncLink(self.endpoint)
+        return self._sync_link
+
+    def close(self) -> None:
+        """Close the sync connections and let go of the embedded server. Idempotent."""
+        if self._sync_link is not None:
+            self._sync_link.close()
+        self.endpoint.close()
+
+    async def aclose(self) -> None:
+        """Close all connections of this event loop, and what `close` closes. Idempotent."""
+        link = self._links.pop(asyncio.get_running_loop(), None)
+        if link is not None:
+            await link.aclose()
+        self.close()
+
+    def __enter__(self) -> RStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> RStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,145 @@
+"""Bytes <-> event. Pure.
+
+The payload is a msgpack array `[schema version, {field name: value}]`; what msgpack lacks (datetimes,
+decimals, UUIDs, sets, enums) travels as its JSON form, and pydantic turns it back. See docs/wire-format.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
+
+from rstream.errors import EntryInvalid, EventInvalid, KeyMissing
+
+E = TypeVar("E")
+M = TypeVar("M", bound=BaseModel)
+
+
+class Codec(Protocol[E]):
+    """What a stream needs to know about its events."""
+
+    def encode(self, event: E | Mapping[str, Any], version: int) -> bytes:
+        """The payload. Raises `EventInvalid`."""
+
+    def decode(self, payload: bytes) -> E:
+        """The event. Raises `EntryInvalid`."""
+
+    def key(self, event: E | Mapping[str, Any], field: str) -> object:
+        """The value of the key field, or None."""
+
+
+class ModelCodec(Generic[M]):
+    """Events that are instances of one pydantic model."""
+
+    def __init__(self, model: type[M]) -> None:
+        self.model = model
+        self._dump = model.__pydantic_serializer__.to_python
+        self._load = model.__pydantic_validator__.validate_python
+
+    def encode(self, event: M | Mapping[str, Any], version: int) -> bytes:
+        """Raises `EventInvalid`."""
+        if not isinstance(event, self.model):
+            event = self._validate(event)
+        try:
+            # round_trip: what validation will accept again (no computed fields, Json stays text)
+            return pack_payload(version, self._dump(event, round_trip=True))
+        except EventInvalid:
+            raise
+        except Exception as error:
+            raise EventInvalid(f"{self.model.__name__} cannot be encoded: {error}") from error
+
+    def _validate(self, event: object) -> M:
+        if not isinstance(event, Mapping):
+            raise EventInvalid(f"expected a {self.model.__name__}, got a {type(event).__name__}")
+        try:
+            return self.model.model_validate(dict(event))
+        except ValidationError as error:
+            raise EventInvalid(f"{self.model.__name__}: {explain(error)}") from None
+
+    def key(self, event: M | Mapping[str, Any], field: str) -> object:
+        return event.get(field) if isinstance(event, Mapping) else getattr(event, field, None)
+
+    def decode(self, payload: bytes) -> M:
+        """Raises `EntryInvalid`."""
+        fields = unpack_payload(payload)[1]
+        try:
+            return self._load(fields, strict=False, by_name=True, by_alias=False)  # type: ignore[no-any-return]
+        except ValidationError as error:
+            raise EntryInvalid("invalid", f"{self.model.__name__}: {explain(error)}") from None
+        except Exception as error:  # a validator of the user's that raised something else
+            raise EntryInvalid("invalid", f"{self.model.__name__}: {type(error).__name__}: {error}") from error
+
+
+def pack_payload(version: int, fields: Mapping[str, Any]) -> bytes:
+    """Raises `EventInvalid` for what neither msgpack nor JSON can carry."""
+    try:
+        return msgpack.packb([version, fields], default=_jsonable)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise EventInvalid(f"the event cannot be encoded: {error}") from error
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, set | frozenset):
+        return list(value)
+    return to_jsonable_python(value)
+
+
+def unpack_payload(payload: bytes) -> tuple[int, dict[str, Any]]:
+    """(schema version, fields). Raises `EntryInvalid`."""
+    try:
+        version, fields = msgpack.unpackb(payload, strict_map_key=False)
+    except Exception as error:
+        raise EntryInvalid(
+            "undecodable", f"the payload is not msgpack [version, fields]: {type(error).__name__}: {error}"
+        ) from None
+    if not isinstance(version, int) or not isinstance(fields, dict):
+        raise EntryInvalid("undecodable", "the payload is not msgpack [version, fields]")
+    return version, fields
+
+
+def pack_headers(headers: Mapping[str, str] | None) -> bytes:
+    """b"" for none. Raises `EventInvalid` unless every name and value is a string."""
+    if not headers:
+        return b""
+    if not all(isinstance(name, str) and isinstance(value, str) for name, value in headers.items()):
+        raise EventInvalid("headers must map strings to strings")
+    return msgpack.packb(dict(headers))  # type: ignore[no-any-return]
+
+
+def unpack_headers(packed: bytes | None) -> dict[str, str]:
+    """Raises `EntryInvalid`."""
+    if not packed:
+        return {}
+    try:
+        headers = msgpack.unpackb(packed)
+    except Exception as error:
+        raise EntryInvalid("undecodable", f"the headers are not msgpack: {error}") from None
+    if not isinstance(headers, dict):
+        raise EntryInvalid("undecodable", "the headers are not a map")
+    return headers
+
+
+def key_text(value: object, field: str) -> str:
+    """The key as it is hashed and stored. Raises `KeyMissing` for None and the empty string."""
+    if isinstance(value, str) and value:
+        text = str.__str__(value)  # a str enum counts by its value, not its name
+    elif value is None or value == "":
+        raise KeyMissing(f"the event has no {field!r}, which is the key of this stream: set it")
+    else:
+        text = str(to_jsonable_python(value))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise KeyMissing(f"the key {field!r} is not valid text: {error.reason}") from None
+    return text
+
+
+def explain(error: ValidationError) -> str:
+    """pydantic's complaint in one line, without the values (they may be private)."""
+    found = error.errors(include_url=False, include_input=False)
+    shown = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'event'}: {item['msg']}" for item in found[:3])
+    return shown + (f" (and {len(found) - 3} more)" if len(found) > 3 else "")

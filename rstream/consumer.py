@@ -1,0 +1,102 @@
+"""A handler function bound to (stream, group). Declarations only: nothing runs here."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+import weakref
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel
+
+from rstream.codec import Codec, ModelCodec
+from rstream.errors import ConfigError
+from rstream.position import Position
+from rstream.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from rstream.delivery import Delivery
+    from rstream.stream import Stream
+
+Handler = Callable[..., Any]
+
+_declared: weakref.WeakKeyDictionary[Handler, Consumer] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """stream, group, handler · concurrency: deliveries handled at once in one process · lease: seconds a worker may
+    be silent before its deliveries are taken over · start: where a new group begins to read · retry: policy ·
+    prefetch: deliveries held beyond those being handled; None sizes it by the measured handler time.
+    """
+
+    stream: Stream[Any]
+    group: str
+    handler: Handler
+    concurrency: int = 16
+    lease: float = 30.0
+    start: Position = "earliest"
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    prefetch: int | None = None
+
+    def __post_init__(self) -> None:
+        where = f"consumer {self.group!r} of stream {self.stream.name!r}"
+        if self.concurrency < 1:
+            raise ConfigError(f"{where}: concurrency is {self.concurrency}, it must be at least 1")
+        if not 0.5 <= self.lease <= 24 * 3600:
+            raise ConfigError(f"{where}: lease is {self.lease} s, it must be between 0.5 s and a day")
+        if self.prefetch is not None and self.prefetch < 0:
+            raise ConfigError(f"{where}: prefetch is {self.prefetch}, it must not be negative")
+        _takes_delivery(self.handler)  # refuses what cannot be called
+        _declared[self.handler] = self
+
+
+def caller(handler: Handler, threads: int) -> Callable[[Any, Delivery], Awaitable[Any]]:
+    """How to call a handler: `async def` on the loop, `def` in one of `threads` threads of its own;
+    with the delivery or, where it takes one argument, without.
+    """
+    two = _takes_delivery(handler)
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+        return handler if two else lambda event, delivery: handler(event)
+    limiter = anyio.CapacityLimiter(threads)
+
+    async def in_thread(event: Any, delivery: Delivery) -> Any:
+        call = partial(handler, event, delivery) if two else partial(handler, event)
+        return await anyio.to_thread.run_sync(call, limiter=limiter)
+
+    return in_thread
+
+
+def _takes_delivery(handler: Handler) -> bool:
+    name = getattr(handler, "__qualname__", repr(handler))
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        raise ConfigError(f"handler {name} cannot be called as handler(event, delivery)") from None
+    for arguments in ((None, None), (None,)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) == 2
+    raise ConfigError(f"handler {name}{signature} cannot be called: it must take (event, delivery) or (event)")
+
+
+def codec_of(handler: Handler) -> Codec[Any] | None:
+    """How this handler wants its events: as the consumer it was declared for, or as the model that its first
+    parameter is annotated with. None: no wish.
+    """
+    if consumer := _declared.get(handler):
+        return consumer.stream.codec
+    try:
+        hints = typing.get_type_hints(handler)
+        first = next(iter(inspect.signature(handler).parameters))
+    except (NameError, StopIteration, TypeError):
+        return None
+    model = hints.get(first)
+    return ModelCodec(model) if inspect.isclass(model) and issubclass(model, BaseModel) else None

@@ -1,0 +1,132 @@
+"""Every error rstream raises, as one tree. Each message is one line: what, where, why, what to do.
+
+`RStreamError`
+├── `ConfigError`        a setting, URL, name or option that cannot be used
+│   └── `LoadError`      MODULE:NAME that does not import
+├── `PositionError`      an id or time that does not parse
+├── `UnknownStream`      nobody declared this stream
+├── `StreamMismatch`     a declaration that contradicts what is stored of the stream
+├── `EventError`         an event that cannot be published
+│   ├── `EventInvalid`   it does not fit the stream's schema, or cannot be encoded
+│   ├── `EventTooLarge`
+│   └── `KeyMissing`
+├── `EntryInvalid`       an entry that cannot be turned into an event (`reason` says which kind)
+├── `LeaseLost`          the delivery belongs to somebody else by now; nothing was changed
+├── `ReplayBusy`         the same replay is running elsewhere
+└── `StoreError`         Redis
+    ├── `NoServer`       no server to embed
+    ├── `ServerFailed`   the embedded server did not start
+    ├── `ServerTooOld`
+    ├── `StoreRefused`   wrong password, missing rights, a command Redis does not accept
+    ├── `MemoryFull`     Redis is at maxmemory and refused the write; nothing was written
+    ├── `GroupMissing`   the group or its shard is gone from Redis (it lost data)
+    └── `StoreUnavailable`   Redis did not answer in time
+        └── `PublishUncertain`   … and what was sent last may or may not have been applied
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rstream.event import EntryId
+
+
+class RStreamError(Exception):
+    """The root of everything rstream raises."""
+
+
+class ConfigError(RStreamError):
+    """A setting, URL, name or option that cannot be used."""
+
+
+class LoadError(ConfigError):
+    """MODULE:NAME that does not import."""
+
+
+class PositionError(RStreamError):
+    """An id or time that does not parse."""
+
+
+class UnknownStream(RStreamError):
+    """Nobody declared this stream."""
+
+
+class StreamMismatch(RStreamError):
+    """The declaration contradicts what is stored of the stream."""
+
+
+class EventError(RStreamError):
+    """An event that cannot be published; nothing was."""
+
+
+class EventInvalid(EventError):
+    """The event does not fit the stream's schema, or cannot be encoded."""
+
+
+class EventTooLarge(EventError):
+    """The encoded event is above the stream's size limit."""
+
+
+class KeyMissing(EventError):
+    """The event has no usable key."""
+
+
+class EntryInvalid(RStreamError):
+    """An entry that cannot be turned into an event; `reason` is "undecodable" or "invalid"."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class LeaseLost(RStreamError):
+    """The delivery belongs to somebody else by now; the call changed nothing."""
+
+
+class ReplayBusy(RStreamError):
+    """The same replay is running elsewhere."""
+
+
+class StoreError(RStreamError):
+    """Redis could not do what was asked; after `publish_many`, `published` surely are in the stream."""
+
+    published: Sequence[EntryId] = ()
+
+
+class NoServer(StoreError):
+    """There is no server to embed."""
+
+
+class ServerFailed(StoreError):
+    """The embedded server did not start."""
+
+
+class ServerTooOld(StoreError):
+    """The server is older than Redis 7.0."""
+
+
+class StoreRefused(StoreError):
+    """Redis refused the command: password, rights, or a command it does not accept."""
+
+
+class MemoryFull(StoreError):
+    """Redis is at maxmemory and refused the write; nothing was written."""
+
+
+class GroupMissing(StoreError):
+    """The group or its shard is gone from Redis: it lost data."""
+
+
+class StoreUnavailable(StoreError):
+    """Redis did not answer in time; `sent` tells whether the command may have reached it."""
+
+    sent = False
+
+
+class PublishUncertain(StoreUnavailable):
+    """Redis went away in mid-publish: what was sent last may or may not be in the stream."""
+
+    sent = True

@@ -1,0 +1,114 @@
+"""What users publish (`Event`) and what they read back (`Entry`, `EntryId`). Pure: no clock but for new ids."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from rstream.errors import PositionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Event(BaseModel):
+    """The base of everything a stream carries: a pydantic model.
+
+    Bytes fields travel as they are; only in JSON (the CLI) are they base64.
+    """
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+
+E = TypeVar("E")
+
+MAX_PART = 2**64 - 1
+_ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?(?:@(\d{1,9})\.(\d{1,9}))?", re.ASCII)
+
+
+class EntryId(NamedTuple):
+    """Where an entry lies: `str()` is `ms-seq@generation.shard`, e.g. `1763630000000-0@1.3`.
+
+    `ms-seq` is the Redis stream id (ms: Redis's clock at publish). It is unique within a shard; the part
+    after `@` makes it unique in the stream. Ids compare in the order in which `read` merges shards.
+    """
+
+    ms: int
+    seq: int
+    generation: int
+    shard: int
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.seq}@{self.generation}.{self.shard}"
+
+    @property
+    def redis(self) -> str:
+        """The id as Redis writes it, without the shard."""
+        return f"{self.ms}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> EntryId:
+        """Read `ms-seq@generation.shard`. Raises `PositionError`."""
+        match = _ID.fullmatch(text)
+        if match is None or None in match.groups():
+            raise PositionError(f"{text!r} is not an entry id: expected ms-seq@generation.shard")
+        return cls(*map(int, match.groups()))
+
+
+class Entry(Generic[E]):
+    """One stored event, as `read` yields it. `event` is decoded when first touched.
+
+    id: EntryId · key: str, or None where the stream has no keys · event_id: 16 bytes (UUIDv7) ·
+    headers: str -> str · payload: the encoded event, see docs/wire-format.md.
+    """
+
+    def __init__(
+        self,
+        id: EntryId,
+        payload: bytes,
+        key: str | None,
+        event_id: bytes,
+        headers: Mapping[str, str],
+        decode: Callable[[bytes], E],
+    ) -> None:
+        self.id = id
+        self.payload = payload
+        self.key = key
+        self.event_id = event_id
+        self.headers = headers
+        self._decode = decode
+
+    @cached_property
+    def event(self) -> E:
+        """The event. Raises `EntryInvalid` where the payload is undecodable or does not fit the model."""
+        return self._decode(self.payload)
+
+    def __repr__(self) -> str:
+        return f"Entry(id={self.id!s}, key={self.key!r}, {len(self.payload)} bytes)"
+
+
+def new_event_ids(count: int) -> list[bytes]:
+    """`count` time-ordered, globally unique 16-byte ids: UUIDv7, RFC 9562 section 5.7.
+
+    The randomness is the kernel's, so that forked processes never share ids.
+    """
+    stamp = (time.time_ns() // 1_000_000).to_bytes(6, "big")
+    noise = os.urandom(10 * count)
+    ids = []
+    for at in range(0, 10 * count, 10):
+        high, mid = noise[at] & 0x0F | 0x70, noise[at + 2] & 0x3F | 0x80
+        ids.append(stamp + bytes((high, noise[at + 1], mid)) + noise[at + 3 : at + 10])
+    return ids
+
+
+def jsonable(value: Any) -> Any:
+    """Any decoded payload as JSON can carry it (bytes as base64), for people and scripts to read."""
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value, bytes_mode="base64", serialize_unknown=True)

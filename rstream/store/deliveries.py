@@ -1,0 +1,165 @@
+"""The queue half: groups, fetch, settle, recover. See docs/DESIGN of leases in docs/delivery.md.
+
+The rule that all of it rests on: an entry pending for a worker that is alive is nobody else's business; an
+entry pending for one that is not may be claimed by anyone; and whoever ends a delivery must still own it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import msgpack
+
+from rstream.errors import StoreError
+from rstream.store.layout import Layout
+from rstream.store.link import Op
+from rstream.store.scripts import BEAT, BEGIN, FETCH, LEAVE, MINE, RECOVER, SETTLE, Call
+
+Kind = Literal["ack", "retry", "dead", "release"]
+
+PSEUDO = ("~released", "~again", "~retry")
+"""Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due)."""
+
+
+class Fetched(NamedTuple):
+    """One entry as a worker gets it: `deliveries` counts the attempts begun so far, this one included only
+    where it came by a fresh read (`source` None); otherwise it must be begun first."""
+
+    shard: int
+    id: bytes
+    flat: Sequence[bytes]
+    deliveries: int
+    source: str | None
+
+
+class Outcome(NamedTuple):
+    """How a delivery ended. retry: a = delay in ms · dead: a = reason, b = error text."""
+
+    shard: int
+    id: bytes
+    attempt: int
+    kind: Kind
+    a: int | str = 0
+    b: str = ""
+
+
+class Refusal(NamedTuple):
+    """A settle that the fence stopped: the entry is pending for `owner` ("" = nobody, it is settled)."""
+
+    outcome: Outcome
+    owner: str
+    deliveries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """lost: (shard, id) of entries that were pending but are no longer stored · next_due: seconds until the
+    next waiting retry, or None."""
+
+    claimed: list[Fetched]
+    lost: list[tuple[int, bytes]]
+    next_due: float | None
+
+
+class GroupOps:
+    """The operations of one worker in one group of one stream."""
+
+    def __init__(self, layout: Layout, group: str, worker: str) -> None:
+        self.layout, self.group, self.worker = layout, group, worker
+        self._streams = [keys.stream for keys in layout.keys]
+
+    def create(self, start: str) -> Op[bool]:
+        """Make the group on every shard, reading from `start` (an id, "0" or "$"). True if it was not there."""
+        calls: list[Call] = [("XGROUP", "CREATE", stream, self.group, start, "MKSTREAM") for stream in self._streams]
+
+        def parse(replies: list[Any]) -> bool:
+            for reply in replies:
+                if isinstance(reply, StoreError) and "BUSYGROUP" not in str(reply):
+                    raise reply
+            return any(not isinstance(reply, StoreError) for reply in replies)
+
+        return Op(calls, parse, partial=True)
+
+    def beat(self, lease_ms: int) -> Op[bool]:
+        """Say that this worker lives, in every shard. True where it was known to live in all of them already."""
+        alive = [keys.alive(self.group, self.worker) for keys in self.layout.keys]
+        return Op([BEAT(alive, lease_ms)], lambda replies: bool(replies[0] == len(alive)))
+
+    def fetch(self, limit: int, first: int) -> Op[list[Fetched]]:
+        """At most `limit` new entries, shard `first` served first. Sent twice it strands entries: see `mine`."""
+        call = FETCH(self._streams, self.group, self.worker, limit, first)
+        return Op([call], lambda replies: _fresh(replies[0]))
+
+    def wait(self, count: int, block_ms: int) -> Op[list[Fetched]]:
+        """As `fetch`, waiting up to `block_ms` for entries; `count` is per shard here, as Redis has it."""
+        shards = {stream.encode(): shard for shard, stream in enumerate(self._streams)}
+        call: Call = (
+            "XREADGROUP", "GROUP", self.group, self.worker, "COUNT", count, "BLOCK", block_ms,
+            "STREAMS", *self._streams, *[">"] * len(self._streams),
+        )  # fmt: skip
+        return Op([call], lambda replies: _fresh([(shards[name], found) for name, found in replies[0] or ()]))
+
+    def mine(self, shard: int, start: str, limit: int) -> Op[list[tuple[bytes, int, Sequence[bytes] | None]]]:
+        """What is pending for this worker: (id, deliveries, fields or None where they were trimmed)."""
+        call = MINE([self._streams[shard]], self.group, self.worker, start, limit)
+        return Op([call], lambda replies: [(id, count, flat or None) for id, count, flat in replies[0]])
+
+    def recover(self, limit: int, first: int, lease_ms: int) -> Op[Recovered]:
+        """Claim up to `limit` deliveries that nobody alive holds."""
+        keys = [key for shard in self.layout.keys for key in (shard.stream, shard.retry(self.group))]
+        call = RECOVER(keys, self.group, self.worker, limit, lease_ms, first)
+        return Op([call], lambda replies: _recovered(*replies[0]))
+
+    def begin(self, entry: Fetched) -> Op[bool]:
+        """Burn the next attempt of a recovered entry. False where it is not ours any more."""
+        call = BEGIN([self._streams[entry.shard]], self.group, self.worker, entry.id, entry.deliveries + 1)
+        return Op([call], lambda replies: bool(replies[0]))
+
+    def settle(self, outcomes: Sequence[Outcome]) -> Op[list[Refusal]]:
+        """End deliveries, one Lua call a shard. Returns those that the fence refused."""
+        by_shard: dict[int, list[Outcome]] = {}
+        for outcome in outcomes:
+            by_shard.setdefault(outcome.shard, []).append(outcome)
+        calls = [self._settle_call(shard, batch) for shard, batch in by_shard.items()]
+
+        def parse(replies: list[Any]) -> list[Refusal]:
+            return [
+                Refusal(batch[index], owner.decode(), deliveries)
+                for batch, reply in zip(by_shard.values(), replies, strict=True)
+                for index, owner, deliveries in reply
+            ]
+
+        return Op(calls, parse)
+
+    def _settle_call(self, shard: int, batch: list[Outcome]) -> Call:
+        keys = self.layout.keys[shard]
+        packed = msgpack.packb([outcome[1:] for outcome in batch], use_bin_type=False, unicode_errors="replace")
+        return SETTLE([keys.stream, keys.retry(self.group), keys.dead(self.group)], self.group, self.worker, packed)
+
+    def leave(self) -> Op[int]:
+        """Leave the group; how many deliveries are still pending for this worker."""
+        calls = [
+            LEAVE([keys.stream, keys.alive(self.group, self.worker)], self.group, self.worker)
+            for keys in self.layout.keys
+        ]
+        return Op(calls, sum)
+
+    def pending(self) -> Op[int]:
+        """Deliveries of the whole group that are not settled: running, waiting for a retry, or stranded."""
+        calls: list[Call] = [("XPENDING", stream, self.group) for stream in self._streams]
+        return Op(calls, lambda replies: sum(reply[0] for reply in replies))
+
+
+def _fresh(found: Sequence[Any]) -> list[Fetched]:
+    # A trimmed-away entry of a blocked read comes with no fields; there is nothing to run.
+    return [Fetched(shard, id, flat, 1, None) for shard, entries in found for id, flat in entries if flat is not None]
+
+
+def _recovered(claimed: list[Any], lost: list[Any], next_due: int) -> Recovered:
+    return Recovered(
+        [Fetched(shard, id, flat, count, source.decode()) for shard, id, count, source, flat in claimed],
+        [(shard, id) for shard, id in lost],
+        None if next_due < 0 else next_due / 1000,
+    )

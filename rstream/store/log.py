@@ -1,0 +1,254 @@
+"""The log half: publish and read. Publishing is exact: a flush that is sent twice is applied once.
+
+A producer numbers its flushes per shard and has one in flight per shard; Redis remembers the last number beside
+the entries. So a resend gets the first answer back, and a packet that arrives late is refused.
+"""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import msgpack
+
+from rstream.codec import unpack_headers
+from rstream.errors import StoreError, StoreUnavailable
+from rstream.event import Entry, EntryId
+from rstream.store.layout import Layout
+from rstream.store.link import Op
+from rstream.store.scripts import PUBLISH, Call
+
+E = TypeVar("E")
+
+FLUSH_ENTRIES = 256
+FLUSH_BYTES = 256 * 1024
+"""One Lua call blocks the server: 256 small entries take it about 0.4 ms."""
+
+SEQ_TTL_MS = 15 * 60 * 1000
+"""How long Redis remembers a producer's last flush; far more than `publish_timeout` allows a resend to take."""
+
+PAGE = 500
+
+
+class Record(NamedTuple):
+    """An event ready to be stored. `key` and `headers` are b"" for none."""
+
+    payload: bytes
+    key: bytes
+    event_id: bytes
+    headers: bytes
+
+
+class Promise(Protocol):
+    """A future, of asyncio or of concurrent.futures."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Records that go to one shard together; `promise` gets the EntryId of the first, the others follow it."""
+
+    shard: int
+    records: list[Record]
+    promise: Promise
+    size: int
+
+    @classmethod
+    def pack(cls, shard: int, records: Iterable[Record], promise: Callable[[], Promise]) -> list[Parcel]:
+        """Cut records into parcels of at most one flush each."""
+        parcels: list[Parcel] = []
+        batch: list[Record] = []
+        size = 0
+        for record in records:
+            weight = len(record.payload) + len(record.key) + len(record.headers) + 64
+            if batch and (len(batch) >= FLUSH_ENTRIES or size + weight > FLUSH_BYTES):
+                parcels.append(cls(shard, batch, promise(), size))
+                batch, size = [], 0
+            batch.append(record)
+            size += weight
+        if batch:
+            parcels.append(cls(shard, batch, promise(), size))
+        return parcels
+
+
+@dataclass(slots=True)
+class _Flush:
+    shard: int
+    seq: int
+    parcels: list[Parcel]
+
+    def call(self, layout: Layout, producer: str) -> Call:
+        # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
+        flat = [part for parcel in self.parcels for record in parcel.records for part in record]
+        keys = layout.keys[self.shard]
+        packed = msgpack.packb(flat, use_bin_type=False)
+        return PUBLISH([keys.stream, keys.seq(producer)], self.seq, SEQ_TTL_MS, packed)
+
+
+@dataclass
+class Outbox:
+    """What a producer has yet to send, per shard. No I/O: `take` gives an Op, its driver sends it.
+
+    A producer id is never shared: whoever forks makes a new Outbox.
+    """
+
+    layout: Layout
+    producer: str = field(default_factory=lambda: secrets.token_hex(8))
+    _waiting: dict[int, deque[Parcel]] = field(default_factory=dict)
+    _seq: dict[int, int] = field(default_factory=dict)
+    _taken: list[_Flush] = field(default_factory=list)
+
+    def add(self, parcels: Iterable[Parcel]) -> None:
+        for parcel in parcels:
+            self._waiting.setdefault(parcel.shard, deque()).append(parcel)
+
+    def take(self) -> Op[None] | None:
+        """One flush of every shard that has something waiting, in one write. None when nothing waits.
+
+        The Op must end, by `finish` or by `fail`, before the next `take`.
+        """
+        self._taken = [self._cut(shard, waiting) for shard, waiting in self._waiting.items()]
+        self._waiting = {shard: waiting for shard, waiting in self._waiting.items() if waiting}
+        if not self._taken:
+            return None
+        return Op([flush.call(self.layout, self.producer) for flush in self._taken], self._finish, partial=True)
+
+    def _cut(self, shard: int, waiting: deque[Parcel]) -> _Flush:
+        parcels = [waiting.popleft()]
+        count, size = len(parcels[0].records), parcels[0].size
+        while waiting and count + len(waiting[0].records) <= FLUSH_ENTRIES and size + waiting[0].size <= FLUSH_BYTES:
+            parcels.append(waiting.popleft())
+            count, size = count + len(parcels[-1].records), size + parcels[-1].size
+        self._seq[shard] = self._seq.get(shard, 0) + 1
+        return _Flush(shard, self._seq[shard], parcels)
+
+    def _finish(self, replies: list[Any]) -> None:
+        for flush, reply in zip(self._taken, replies, strict=True):
+            if isinstance(reply, StoreError):
+                _reject(flush.parcels, reply)
+            else:
+                self._answer(flush, reply)
+        self._taken = []
+
+    def _answer(self, flush: _Flush, reply: bytes) -> None:
+        ms, seq = map(int, reply.split(b"-"))
+        for parcel in flush.parcels:
+            if not parcel.promise.done():
+                parcel.promise.set_result(EntryId(ms, seq, self.layout.generation, flush.shard))
+            seq += len(parcel.records)
+
+    def fail(self, error: BaseException) -> None:
+        """The Op raised: its callers learn it, and so does everybody still waiting (order would break)."""
+        for flush in self._taken:
+            _reject(flush.parcels, error)
+        self._taken = []
+        unsent: BaseException = error
+        if isinstance(error, StoreUnavailable):
+            unsent = type(error)(*error.args)  # theirs was never sent
+        for waiting in self._waiting.values():
+            _reject(waiting, unsent)
+        self._waiting.clear()
+
+
+def _reject(parcels: Iterable[Parcel], error: BaseException) -> None:
+    for parcel in parcels:
+        if not parcel.promise.done():
+            parcel.promise.set_exception(error)
+
+
+def make_entry(id: bytes, shard: int, generation: int, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:
+    """An entry from Redis's reply. Raises `EntryInvalid` where it was not written by rstream."""
+    ms, seq = id.split(b"-")
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    key = fields.get(b"k")
+    return Entry(
+        EntryId(int(ms), int(seq), generation, shard),
+        fields.get(b"e", b""),
+        None if key is None else key.decode(errors="replace"),
+        fields.get(b"i", b""),
+        unpack_headers(fields.get(b"h")),
+        decode,
+    )
+
+
+class Cursor(Generic[E]):
+    """Reads a window of a stream, merged over shards in id order. No I/O: whoever drives it runs `op()` until
+    it is None, and takes what is `ready()` after each.
+
+    start, end: inclusive bounds · key: only this key's entries (one shard is read). Memory: a page a shard.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        start: EntryId,
+        end: EntryId,
+        decode: Callable[[bytes], E],
+        key: str | None = None,
+        page: int = PAGE,
+    ) -> None:
+        self._layout, self._start, self._end = layout, start, end
+        self._decode, self._key, self._page = decode, key, page
+        shards = range(layout.shards) if key is None else (layout.shard(key),)
+        self._next: dict[int, str] = dict.fromkeys(shards, start.redis)
+        self._last: dict[int, str] | None = None
+        self._pages: dict[int, deque[Entry[E]]] = {shard: deque() for shard in shards}
+
+    def op(self) -> Op[None] | None:
+        """The next read: the newest id of each shard first (where the window ends), then pages."""
+        if self._last is None:
+            return Op([self._newest(shard) for shard in self._next], self._bound)
+        hungry = [shard for shard in self._next if not self._pages[shard]]
+        if not hungry:
+            return None
+        return Op([self._range(shard) for shard in hungry], lambda replies: self._feed(hungry, replies))
+
+    def _newest(self, shard: int) -> Call:
+        stream = self._layout.keys[shard].stream
+        return ("XREVRANGE", stream, self._end.redis, self._start.redis, "COUNT", 1)
+
+    def _bound(self, replies: list[Any]) -> None:
+        """Fix the end now: a reader behind a fast producer would otherwise never arrive."""
+        self._last = {}
+        for shard, reply in zip(list(self._next), replies, strict=True):
+            if reply:
+                self._last[shard] = reply[0][0].decode()
+            else:
+                del self._next[shard]
+
+    def _range(self, shard: int) -> Call:
+        assert self._last is not None
+        stream = self._layout.keys[shard].stream
+        return ("XRANGE", stream, self._next[shard], self._last[shard], "COUNT", self._page)
+
+    def _feed(self, shards: list[int], replies: list[Any]) -> None:
+        for shard, reply in zip(shards, replies, strict=True):
+            for id, flat in reply:
+                entry = make_entry(id, shard, self._layout.generation, flat, self._decode)
+                if self._start <= entry.id <= self._end and self._key in (None, entry.key):
+                    self._pages[shard].append(entry)
+            if len(reply) < self._page:
+                del self._next[shard]
+            else:
+                self._next[shard] = "(" + reply[-1][0].decode()
+
+    def ready(self) -> list[Entry[E]]:
+        """The entries whose turn has come: up to the end of the shortest page that has a successor."""
+        stops = [page[-1].id for shard, page in self._pages.items() if shard in self._next and page]
+        if len(stops) < len(self._next):
+            return []  # a shard that may hold earlier entries has nothing read yet
+        stop = min(stops, default=self._end)
+        parts = []
+        for page in self._pages.values():
+            part = []
+            while page and page[0].id <= stop:
+                part.append(page.popleft())
+            parts.append(part)
+        return list(heapq.merge(*parts, key=lambda entry: entry.id))

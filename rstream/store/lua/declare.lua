@@ -1,0 +1,25 @@
+#!lua
+-- Declare a stream, or learn what is stored of it: the stored truth wins.
+--
+-- KEYS[1] ns:stream:<name>  hash: generation, shards:<g>, key, versions, schema:<v>, version:<digest>
+-- ARGV[1] shards  of the first generation
+-- ARGV[2] key     the key field, "" = none
+-- ARGV[3] schema  JSON Schema of the events
+-- ARGV[4] digest  of the schema: a schema that is stored already keeps its version
+-- returns         {generation, shards, key, version of this schema}
+-- cost            O(1)
+redis.call('HSETNX', KEYS[1], 'generation', 1)
+local generation = redis.call('HGET', KEYS[1], 'generation')
+redis.call('HSETNX', KEYS[1], 'shards:' .. generation, ARGV[1])
+redis.call('HSETNX', KEYS[1], 'key', ARGV[2])
+local version = redis.call('HGET', KEYS[1], 'version:' .. ARGV[4])
+if not version then
+  version = redis.call('HINCRBY', KEYS[1], 'versions', 1)
+  redis.call('HSET', KEYS[1], 'schema:' .. version, ARGV[3], 'version:' .. ARGV[4], version)
+end
+return {
+  tonumber(generation),
+  tonumber(redis.call('HGET', KEYS[1], 'shards:' .. generation)),
+  redis.call('HGET', KEYS[1], 'key'),
+  tonumber(version),
+}

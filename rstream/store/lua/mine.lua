@@ -1,0 +1,16 @@
+#!lua flags=allow-oom
+-- What is pending for this worker in one shard: after a read whose answer never came, or a lost lease.
+--
+-- KEYS[1] S       stream
+-- ARGV[1] group
+-- ARGV[2] worker
+-- ARGV[3] start   id, or "(id" to page on
+-- ARGV[4] limit
+-- returns         {{id, deliveries, fields or false where it was trimmed}, ...}
+-- cost            O(log pending + limit)
+local found = {}
+for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', ARGV[4], ARGV[2])) do
+  local entry = redis.call('XRANGE', KEYS[1], pending[1], pending[1])[1]
+  found[#found + 1] = {pending[1], pending[4], entry and entry[2] or false}
+end
+return found

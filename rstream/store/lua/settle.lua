@@ -1,0 +1,61 @@
+#!lua flags=allow-oom
+-- End deliveries of one shard, each only if it still belongs to this worker and attempt (the fence).
+--
+-- KEYS[1] S                stream
+-- KEYS[2] S:retry:<group>  zset: id -> due
+-- KEYS[3] S:dead:<group>   stream: dead letters
+-- ARGV[1] group
+-- ARGV[2] worker
+-- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b}:
+--           ack
+--           retry    a = delay in ms         -> pending for ~retry, due then
+--           dead     a = reason, b = error   -> a dead letter, and acked
+--           release  (never started)         -> pending for ~released, the attempt not burnt
+-- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
+-- cost     O(outcomes · log pending)
+local key, retries, graveyard, group, worker = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
+local now
+local acks, refused = {}, {}
+
+local function clock()
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  return now
+end
+
+local function hand_to(name, id, count)
+  redis.call('XCLAIM', key, group, name, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+end
+
+local function bury(id, attempt, reason, cause)
+  local letter = {'id', id, 'reason', reason, 'error', cause, 'attempts', attempt, 'worker', worker}
+  local entry = redis.call('XRANGE', key, id, id)[1]
+  for _, part in ipairs(entry and entry[2] or {}) do letter[#letter + 1] = part end
+  redis.call('XADD', graveyard, '*', unpack(letter))
+end
+
+for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
+  local id, attempt, kind = outcome[1], outcome[2], outcome[3]
+  local pending = redis.call('XPENDING', key, group, id, id, 1)[1]
+  if not pending or pending[2] ~= worker or pending[4] ~= attempt then
+    refused[#refused + 1] = {n - 1, pending and pending[2] or '', pending and pending[4] or 0}
+  elseif kind == 'ack' then
+    acks[#acks + 1] = id
+  elseif kind == 'retry' then
+    hand_to('~retry', id, attempt)
+    redis.call('ZADD', retries, clock() + outcome[4], id)
+  elseif kind == 'dead' then
+    bury(id, attempt, outcome[4], outcome[5])
+    acks[#acks + 1] = id
+  else
+    hand_to('~released', id, attempt - 1)
+  end
+end
+
+-- unpack() is bounded by Lua's C stack
+for from = 1, #acks, 1000 do
+  redis.call('XACK', key, group, unpack(acks, from, math.min(from + 999, #acks)))
+end
+return refused

@@ -1,0 +1,303 @@
+"""A stream as users hold it: publish, read, and declare consumers; `.sync` is the same for threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rstream.codec import Codec, key_text, pack_headers
+from rstream.consumer import Consumer
+from rstream.errors import ConfigError, EventInvalid, EventTooLarge, StoreError, StreamMismatch
+from rstream.event import Entry, EntryId, new_event_ids
+from rstream.position import Position, bound
+from rstream.producer import Producer, SyncProducer
+from rstream.retry import RetryPolicy
+from rstream.settings import check_name
+from rstream.store import layout as layouts
+from rstream.store.layout import MAX_SHARDS, Layout
+from rstream.store.link import Op
+from rstream.store.log import Cursor, Parcel, Record
+
+if TYPE_CHECKING:
+    from rstream.app import RStream
+
+E = TypeVar("E")
+H = TypeVar("H", bound=Callable[..., Any])
+
+log = logging.getLogger("rstream")
+
+
+class Stream(Generic[E]):
+    """A named, schema'd log. Made by `RStream.stream`; nothing is sent to Redis before it is first used."""
+
+    def __init__(
+        self,
+        app: RStream,
+        name: str,
+        codec: Codec[E],
+        schema: Mapping[str, Any],
+        key: str | None,
+        shards: int,
+    ) -> None:
+        check_name("stream", name)
+        if not 1 <= shards <= MAX_SHARDS:
+            raise ConfigError(f"stream {name!r}: shards is {shards}, it must be between 1 and {MAX_SHARDS}")
+        if key is not None and key not in schema.get("properties", {}):
+            raise ConfigError(f"stream {name!r}: its events have no field {key!r} to be the key")
+        self.app, self.name, self.codec, self.key, self.shards = app, name, codec, key, shards
+        self.consumers: list[Consumer] = []
+        self.sync = SyncStream(self)
+        self._schema = schema
+        self._layout: Layout | None = None
+        self._producers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Producer] = weakref.WeakKeyDictionary()
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name!r}, key={self.key!r})"
+
+    # -- declaring ----------------------------------------------------------------------------------------------
+
+    def consumer(
+        self,
+        group: str,
+        *,
+        concurrency: int = 16,
+        lease: float = 30.0,
+        start: Position = "earliest",
+        retry: RetryPolicy | None = None,
+        prefetch: int | None = None,
+    ) -> Callable[[H], H]:
+        """Declare the decorated function as the handler of `group`; it stays directly callable.
+
+        It is called as `handler(event, delivery)`, or `handler(event)` where it takes one argument: `async def`
+        on the event loop, `def` in a thread. `concurrency`: deliveries handled at once, per process · `lease`:
+        seconds a worker may be silent before its deliveries are taken over · `start`: where a group that does
+        not exist yet begins: "earliest" (of what is retained), "latest", an id, a datetime or "2h ago" ·
+        `retry`: what happens after a failure · `prefetch`: deliveries held beyond those being handled (default:
+        sized by the measured handler time). Raises `ConfigError`.
+        """
+        check_name("group", group)
+        if any(consumer.group == group for consumer in self.consumers):
+            raise ConfigError(f"group {group!r} of stream {self.name!r} has a handler already: name another group")
+
+        def declare(handler: H) -> H:
+            self.consumers.append(
+                Consumer(self, group, handler, concurrency, lease, start, retry or RetryPolicy(), prefetch)
+            )
+            return handler
+
+        return declare
+
+    def declaration(self) -> Op[Layout]:
+        return layouts.declare(self.app.settings.namespace, self.name, self.shards, self.key, self._schema)
+
+    async def layout(self) -> Layout:
+        """What is stored of this stream; stores the declaration on first use. Raises `StreamMismatch`."""
+        if self._layout is None:
+            wait = self.app.settings.publish_timeout
+            self.adopt(await self.app.link.run(self.declaration(), within=wait))
+        assert self._layout is not None
+        return self._layout
+
+    def adopt(self, layout: Layout) -> None:
+        """Take what is stored for the truth: it wins over what was declared. Raises `StreamMismatch`."""
+        if layout.key != self.key:
+            raise StreamMismatch(
+                f"stream {self.name!r} is stored with key {layout.key!r}, but declared with key {self.key!r}: "
+                "declare the stored one, or use another stream name"
+            )
+        if layout.shards != self.shards:
+            log.warning("stream %r has %d shards, the declared %d are ignored", self.name, layout.shards, self.shards)
+            self.shards = layout.shards
+        self._layout = layout
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        event: E | Mapping[str, Any],
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> EntryId:
+        """Add one event, exactly once, also when the connection breaks in between. Returns its id.
+
+        `key` is for streams that have no key field. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing` (nothing
+        was sent), `MemoryFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
+        """
+        return (await self.publish_many([event], key=key, headers=headers))[0]
+
+    async def publish_many(
+        self,
+        events: Iterable[E | Mapping[str, Any]],
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[EntryId]:
+        """As `publish`, for many: ids in the order of the events. All are checked before any is sent.
+
+        When Redis fails in the midst, the error's `published` lists what surely was added.
+        """
+        layout = self._layout or await self.layout()
+        records, places = self._prepare(layout, events, key, headers)
+        loop = asyncio.get_running_loop()
+        producer = self._producers.get(loop)
+        if producer is None:
+            producer = Producer(self.app.link, layout, self.app.settings.publish_timeout)
+            self._producers[loop] = producer
+        return _ids(await producer.send(records), places)
+
+    def _prepare(
+        self,
+        layout: Layout,
+        events: Iterable[E | Mapping[str, Any]],
+        key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> tuple[dict[int, list[Record]], list[int]]:
+        """(records by shard, the shard of each event)."""
+        if key is not None and self.key is not None:
+            raise EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
+        field, given = self.key, None if key is None else key_text(key, "key")
+        packed = pack_headers(headers)
+        payloads, keys = [], []
+        for event in events:
+            payloads.append(self._encode(event, layout.version))
+            keys.append(given if field is None else key_text(self.codec.key(event, field), field))
+        places = self._places(layout, keys)
+        records: dict[int, list[Record]] = {}
+        ids = new_event_ids(len(payloads))
+        for shard, payload, text, event_id in zip(places, payloads, keys, ids, strict=True):
+            record = Record(payload, b"" if text is None else text.encode(), event_id, packed)
+            records.setdefault(shard, []).append(record)
+        return records, places
+
+    def _encode(self, event: E | Mapping[str, Any], version: int) -> bytes:
+        payload = self.codec.encode(event, version)
+        limit = self.app.settings.max_event_bytes
+        if len(payload) > limit:
+            raise EventTooLarge(
+                f"event for stream {self.name!r} has {len(payload):,} bytes encoded, the limit is {limit:,}: "
+                "keep large payloads elsewhere and publish a reference, or raise max_event_bytes"
+            )
+        return payload
+
+    def _places(self, layout: Layout, keys: Sequence[str | None]) -> list[int]:
+        """The shard of each event. Without keys, shards take turns, in runs so that few are touched."""
+        run = -(-len(keys) // layout.shards)
+        turn = self._turn
+        self._turn += 1
+        return [
+            layout.shard(key) if key is not None else (turn + n // run) % layout.shards for n, key in enumerate(keys)
+        ]
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def read(
+        self,
+        start: Position = None,
+        end: Position = None,
+        *,
+        key: str | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[Entry[E]]:
+        """The entries from `start` to `end`, both included, merged over all shards in id order.
+
+        Bounds are ids, datetimes, "2h ago", "earliest" or "latest"; without an end, up to what is newest now.
+        `key`: only this key's entries. Raises `PositionError`, `StoreUnavailable`.
+        """
+        layout = await self.layout()
+        now = await self.app.link.run(layouts.clock(), within=self.app.settings.publish_timeout)
+        cursor = self.cursor(layout, bound(start, "start", now), bound(end, "end", now), key)
+        left = limit
+        while (left is None or left > 0) and (op := cursor.op()):
+            await self.app.link.run(op, within=self.app.settings.publish_timeout)
+            for entry in cursor.ready()[:left]:
+                yield entry
+                left = None if left is None else left - 1
+
+    def cursor(self, layout: Layout, start: EntryId, end: EntryId, key: str | None) -> Cursor[E]:
+        return Cursor(layout, start, end, self.codec.decode, key)
+
+
+class SyncStream(Generic[E]):
+    """A stream for code without an event loop: the same calls, blocking, safe in threads and after a fork."""
+
+    def __init__(self, stream: Stream[E]) -> None:
+        self._stream = stream
+        self._producer: SyncProducer | None = None
+
+    def layout(self) -> Layout:
+        """As `Stream.layout`."""
+        stream = self._stream
+        if stream._layout is None:
+            wait = stream.app.settings.publish_timeout
+            stream.adopt(stream.app.sync_link.run(stream.declaration(), within=wait))
+        assert stream._layout is not None
+        return stream._layout
+
+    def publish(
+        self,
+        event: E | Mapping[str, Any],
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> EntryId:
+        """As `Stream.publish`."""
+        return self.publish_many([event], key=key, headers=headers)[0]
+
+    def publish_many(
+        self,
+        events: Iterable[E | Mapping[str, Any]],
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[EntryId]:
+        """As `Stream.publish_many`."""
+        layout = self.layout()
+        records, places = self._stream._prepare(layout, events, key, headers)
+        if self._producer is None:
+            settings = self._stream.app.settings
+            self._producer = SyncProducer(self._stream.app.sync_link, layout, settings.publish_timeout)
+        return _ids(self._producer.send(records), places)
+
+    def read(
+        self,
+        start: Position = None,
+        end: Position = None,
+        *,
+        key: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Entry[E]]:
+        """As `Stream.read`."""
+        layout, link = self.layout(), self._stream.app.sync_link
+        wait = self._stream.app.settings.publish_timeout
+        now = link.run(layouts.clock(), within=wait)
+        cursor = self._stream.cursor(layout, bound(start, "start", now), bound(end, "end", now), key)
+        left = limit
+        while (left is None or left > 0) and (op := cursor.op()):
+            link.run(op, within=wait)
+            for entry in cursor.ready()[:left]:
+                yield entry
+                left = None if left is None else left - 1
+
+
+def _ids(sent: list[tuple[Parcel, EntryId | BaseException]], places: list[int]) -> list[EntryId]:
+    """The id of each event, in the order they were given. Raises the first error, with what was published."""
+    by_shard: dict[int, list[EntryId]] = {}
+    errors = []
+    for parcel, first in sent:
+        if isinstance(first, BaseException):
+            errors.append(first)
+            continue
+        ms, seq, generation, shard = first
+        ids = [EntryId(ms, seq + n, generation, shard) for n in range(len(parcel.records))]
+        by_shard.setdefault(shard, []).extend(ids)
+    if errors:
+        if isinstance(errors[0], StoreError):
+            errors[0].published = [id for ids in by_shard.values() for id in ids]
+        raise errors[0]
+    turns = {shard: iter(ids) for shard, ids in by_shard.items()}
+    return [next(turns[shard]) for shard in places]

@@ -1,0 +1,60 @@
+"""Brings new entries in: as many as there is room for, and never more.
+
+Cost: one round trip for hundreds of entries under load; one blocked read per `BLOCK_MS` when idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from rstream.errors import GroupMissing, StoreUnavailable
+from rstream.store.deliveries import Fetched
+from rstream.store.link import backoff
+from rstream.worker.groups import heal
+from rstream.worker.run import ConsumerRun
+
+log = logging.getLogger("rstream")
+
+BLOCK_MS = 5000
+BURST_BLOCK_MS = 100
+
+
+async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
+    """Runs until cancelled; with `burst`, sets `run.drained` when the group has nothing left."""
+    turn = 0
+    pauses = backoff()
+    while True:
+        turn += 1
+        try:
+            run.take(await _fetch(run, turn, burst))
+            pauses = backoff()
+        except GroupMissing as error:
+            await heal(run, error)
+        except StoreUnavailable as error:
+            # The answer may have been on its way: what it carried is pending for us, unseen.
+            run.adoption_due.set()
+            log.warning("%s: %s", run.name, error)
+            await asyncio.sleep(next(pauses))
+
+
+async def _fetch(run: ConsumerRun, turn: int, burst: bool) -> list[Fetched]:
+    # The lock is fair, so fetching and recovering take turns: a long backlog cannot starve a dead worker's deliveries.
+    async with run.intake:
+        room = await run.wait_for_room()
+        await run.lease.held()  # what came in without it could not be started
+        found = await run.link.run(run.ops.fetch(room, turn % run.layout.shards))
+    if found:
+        return found
+    if burst:
+        await _check_drained(run)
+    block = BURST_BLOCK_MS if burst else BLOCK_MS
+    # COUNT is per shard here. Shards are seldom woken together, so this seldom brings more than `room`.
+    count = max(1, room // run.layout.shards)
+    return await run.link.run(run.ops.wait(count, block), timeout=block / 1000 + 5)
+
+
+async def _check_drained(run: ConsumerRun) -> None:
+    """Nothing unread (the fetch just found out), and nothing pending for anybody in the group."""
+    if run.in_hand == 0 and await run.link.run(run.ops.pending()) == 0:
+        run.drained.set()

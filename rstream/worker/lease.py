@@ -1,0 +1,95 @@
+"""Says that this worker lives: a thread with its own connection, so that a blocked event loop loses no lease.
+
+The lease of a (worker, group) is its `alive` key in every shard, set again every lease/3. Cost: one Lua call, O(shards), per
+group and lease/3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+
+from rstream.errors import StoreError
+from rstream.store.connect import Endpoint
+from rstream.store.deliveries import GroupOps
+from rstream.store.link import SyncLink
+
+log = logging.getLogger("rstream")
+
+# Counts while the machine is suspended, where the system has such a clock: Redis's does, too.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Seconds on the clock that leases are measured by; never the wall clock."""
+    return time.clock_gettime(_CLOCK)
+
+
+class Lease:
+    """One group's lease. Written by the keeper's thread, read by the loop.
+
+    until: the lease surely holds up to this `clock()` · term: rises whenever the lease was lost in between.
+    """
+
+    def __init__(self, ops: GroupOps, seconds: float) -> None:
+        self.ops, self.seconds = ops, seconds
+        self.until = float("-inf")
+        self.term = 0
+        self.next_beat = float("-inf")
+
+    def holds(self) -> bool:
+        return clock() < self.until
+
+    async def held(self) -> None:
+        """Wait until the lease holds. It is lost so seldom that looking again now and then will do."""
+        while not self.holds():
+            await asyncio.sleep(0.05)  # noqa: ASYNC110: the keeper is another thread, and may be blocked in a read
+
+    def beat(self, link: SyncLink) -> None:
+        """Renew. Raises `StoreError`."""
+        sent = clock()
+        known = link.run(self.ops.beat(int(self.seconds * 1000)))
+        if not known or sent >= self.until:
+            self.term += 1
+        self.until = sent + self.seconds
+        self.next_beat = sent + self.seconds / 3
+
+
+class LeaseKeeper(threading.Thread):
+    """Renews the leases of a worker until it is stopped."""
+
+    def __init__(self, endpoint: Endpoint, leases: list[Lease]) -> None:
+        super().__init__(name="rstream-lease", daemon=True)
+        self._leases = leases
+        shortest = min(lease.seconds for lease in leases)
+        self._link = SyncLink(endpoint, timeout=max(0.2, shortest / 4))
+        self._retry_after = min(1.0, shortest / 20)
+        self._stop_asked = threading.Event()
+
+    def begin(self) -> None:
+        """Take all leases, then keep them in the background. Blocks; raises `StoreError`."""
+        for lease in self._leases:
+            lease.beat(self._link)
+        self.start()
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(max(0.0, min(lease.next_beat for lease in self._leases) - clock())):
+            for lease in self._leases:
+                if lease.next_beat <= clock():
+                    self._beat(lease)
+
+    def _beat(self, lease: Lease) -> None:
+        try:
+            lease.beat(self._link)
+        except StoreError as error:
+            lease.next_beat = clock() + self._retry_after
+            if not lease.holds():
+                log.warning("group %s: the lease ran out and could not be renewed: %s", lease.ops.group, error)
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        if self.is_alive():
+            self.join()
+        self._link.close()

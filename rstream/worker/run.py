@@ -1,0 +1,118 @@
+"""One consumer at work in this process: the state in which its loops meet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from rstream.consumer import Consumer, caller
+from rstream.store.deliveries import Fetched, GroupOps, Outcome
+from rstream.store.layout import Layout
+from rstream.store.link import Link
+from rstream.worker.counts import Counts
+from rstream.worker.lanes import Lanes
+from rstream.worker.lease import Lease
+
+BUFFER_SECONDS = 0.2
+"""How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
+BUFFER_MAX = 1000
+
+Place = tuple[int, bytes]
+"""(shard, Redis id) of an entry."""
+
+
+class ConsumerRun:
+    """What is in hand, what waits, what is to be settled; and the signals between the loops."""
+
+    def __init__(self, consumer: Consumer, concurrency: int, ops: GroupOps, link: Link, counts: Counts) -> None:
+        self.consumer, self.concurrency, self.ops, self.link, self.counts = consumer, concurrency, ops, link, counts
+        self.call = caller(consumer.handler, concurrency)
+        self.lease = Lease(ops, consumer.lease)
+        self.lanes = Lanes()
+        self.outcomes: list[Outcome] = []
+        self.to_settle = asyncio.Event()
+        self.room_made = asyncio.Event()
+        self.adoption_due = asyncio.Event()
+        self.drained = asyncio.Event()
+        self.intake = asyncio.Lock()
+        self.stopping = False
+        self._in_hand: dict[Place, int] = {}
+        self._let_go: set[Place] | None = None
+        self._mean_seconds = float("inf")
+
+    @property
+    def layout(self) -> Layout:
+        return self.ops.layout
+
+    @property
+    def name(self) -> str:
+        return f"{self.layout.name}/{self.ops.group}"
+
+    # What is in hand: from fetch to the answer to its settle.
+
+    def take(self, entries: Iterable[Fetched]) -> None:
+        """Entries that are this worker's now; those it has already are left alone."""
+        new = []
+        for entry in entries:
+            place = (entry.shard, entry.id)
+            if place not in self._in_hand:
+                self._in_hand[place] = entry.deliveries
+                new.append(entry)
+        self.lanes.put(new)
+
+    def let_go(self, shard: int, id: bytes) -> None:
+        """An entry that was settled, or that this worker may not start any more."""
+        self._in_hand.pop((shard, id), None)
+        if self._let_go is not None:
+            self._let_go.add((shard, id))
+        self.room_made.set()
+
+    def has(self, shard: int, id: bytes) -> bool:
+        """Whether the entry is in hand, or was at any time since `watch` began."""
+        return (shard, id) in self._in_hand or (self._let_go is not None and (shard, id) in self._let_go)
+
+    def watch(self, on: bool) -> None:
+        """Remember what is let go while somebody compares Redis's list of our deliveries with ours."""
+        self._let_go = set() if on else None
+
+    @property
+    def in_hand(self) -> int:
+        return len(self._in_hand)
+
+    # How much to hold.
+
+    @property
+    def buffer(self) -> int:
+        """Deliveries to hold beyond those being handled: long handlers must not hoard, short ones must not wait."""
+        if self.consumer.prefetch is not None:
+            return self.consumer.prefetch
+        return int(min(BUFFER_MAX, self.concurrency * BUFFER_SECONDS / self._mean_seconds))
+
+    def took(self, seconds: float) -> None:
+        """A handler took this long. The mean follows a slower handler at once and a faster one by steps."""
+        seconds = max(seconds, 1e-6)
+        if self._mean_seconds == float("inf") or seconds > self._mean_seconds:
+            self._mean_seconds = seconds if seconds > 2 * self._mean_seconds else self._mix(seconds)
+        else:
+            self._mean_seconds = self._mix(seconds)
+
+    def _mix(self, seconds: float) -> float:
+        return seconds if self._mean_seconds == float("inf") else 0.9 * self._mean_seconds + 0.1 * seconds
+
+    @property
+    def room(self) -> int:
+        """How many more deliveries may come in: all there is room for, once half the buffer is used up."""
+        buffer = self.buffer
+        if len(self.lanes) > buffer // 2:
+            return 0
+        return max(0, self.concurrency + buffer - self.in_hand)
+
+    async def wait_for_room(self) -> int:
+        while not (room := self.room):
+            self.room_made.clear()
+            await self.room_made.wait()
+        return room
+
+    def settle(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.to_settle.set()

@@ -1,0 +1,74 @@
+"""Ends deliveries: whatever was finished since the last answer goes out in one fenced call a shard.
+
+A settle whose answer never came is sent again, for as long as it takes: the fence makes that harmless, and decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from rstream.errors import GroupMissing, LeaseLost, StoreUnavailable
+from rstream.store.deliveries import PSEUDO, Outcome, Refusal
+from rstream.store.link import backoff
+from rstream.worker.run import ConsumerRun
+
+log = logging.getLogger("rstream")
+
+
+async def settle_loop(run: ConsumerRun) -> None:
+    """Runs until cancelled."""
+    while True:
+        await run.to_settle.wait()
+        await flush(run)
+
+
+async def flush(run: ConsumerRun) -> None:
+    """Settle all that is waiting to be settled."""
+    run.to_settle.clear()
+    batch, run.outcomes = run.outcomes, []
+    if not batch:
+        return
+    resent = False
+    for pause in backoff():
+        try:
+            for refusal in await run.link.run(run.ops.settle(batch)):
+                _refused(run, refusal, resent)
+            break
+        except StoreUnavailable as error:
+            resent = resent or error.sent
+            log.warning("%s: %d outcomes wait: %s", run.name, len(batch), error)
+            await asyncio.sleep(pause)
+        except GroupMissing as error:
+            # The fetch loop meets the same error and heals the group; these entries will be read again, or are gone.
+            log.warning("%s: %d outcomes have nothing to settle any more: %s", run.name, len(batch), error)
+            break
+    for outcome in batch:
+        run.let_go(outcome.shard, outcome.id)
+
+
+def _refused(run: ConsumerRun, refusal: Refusal, resent: bool) -> None:
+    if resent and _looks_done(refusal):
+        return  # the first sending did it, only its answer was lost
+    run.counts.refused += 1
+    outcome = refusal.outcome
+    holder = f"pending for {refusal.owner}" if refusal.owner else "settled by another"
+    lost = LeaseLost(
+        f"{outcome.kind} of entry {outcome.id.decode()}, attempt {outcome.attempt}, was refused and changed nothing: "
+        f"the lease ran out and the entry is {holder} (deliveries: {refusal.deliveries})"
+    )
+    log.warning("%s: LeaseLost: %s", run.name, lost)
+
+
+def _looks_done(refusal: Refusal) -> bool:
+    kind = refusal.outcome.kind
+    return refusal.owner == "" if kind in ("ack", "dead") else refusal.owner in PSEUDO
+
+
+def release(run: ConsumerRun) -> None:
+    """Hand over what was not started: at once, and without burning an attempt."""
+    for entry in run.lanes.drain():
+        if entry.source is None:
+            run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "release"))
+        else:  # taken over and not begun: its attempts so far stay as they are
+            run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "retry", 0))

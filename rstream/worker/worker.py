@@ -1,0 +1,197 @@
+"""A worker: a process that runs consumers. Starts their loops, and ends them in the order that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+
+from rstream.app import RStream
+from rstream.consumer import Consumer
+from rstream.errors import ConfigError, StoreError
+from rstream.store.deliveries import GroupOps, Outcome
+from rstream.worker import groups
+from rstream.worker.counts import Counts
+from rstream.worker.execute import slot
+from rstream.worker.fetch import fetch_loop
+from rstream.worker.lease import LeaseKeeper
+from rstream.worker.recover import PAGE, recover_loop
+from rstream.worker.run import ConsumerRun
+from rstream.worker.settle import flush, release, settle_loop
+
+log = logging.getLogger("rstream")
+
+
+def worker_id() -> str:
+    """Unique per start and never reused: host-pid-random."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+class Worker:
+    """Runs the consumers of an app in this process.
+
+    groups: only these, as `group` or `stream/group` (default: all) · concurrency: overrides what the consumers
+    declare · burst: end when the groups are drained, i.e. nothing is unread and nothing pending · grace: seconds that
+    running handlers get to finish after SIGTERM; a second signal ends the process at once. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        app: RStream,
+        groups: Sequence[str] | None = None,
+        *,
+        concurrency: int | None = None,
+        burst: bool = False,
+        grace: float = 30.0,
+    ) -> None:
+        self.app, self.burst, self.grace = app, burst, grace
+        self.id = worker_id()
+        self.counts = Counts()
+        self.consumers = _chosen(app.consumers, groups)
+        if concurrency is not None and concurrency < 1:
+            raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
+        self._concurrency = concurrency
+        self._stop_asked: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self) -> None:
+        """Run until SIGTERM, SIGINT or `stop()`, then close the app's connections. Blocks.
+
+        Raises `StoreError` where Redis cannot be reached at the start.
+        """
+
+        async def main() -> None:
+            async with self.app:
+                await self.serve()
+
+        anyio.run(main)
+
+    def stop(self) -> None:
+        """End gracefully; may be called from any thread."""
+        if self._loop is not None and self._stop_asked is not None:
+            self._loop.call_soon_threadsafe(self._stop_asked.set)
+
+    async def serve(self, *, signals: bool = True) -> None:
+        """As `run`, in a running event loop and leaving the app open; without `signals`, only `stop()` ends it."""
+        self._loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
+        runs = [await self._prepare(consumer) for consumer in self.consumers]
+        keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in runs])
+        await asyncio.to_thread(keeper.begin)
+        try:
+            async with self._signals(signals):
+                await self._work(runs)
+        finally:
+            await asyncio.to_thread(keeper.stop)
+        log.info("worker %s ended: %s", self.id, self.counts)
+
+    async def _prepare(self, consumer: Consumer) -> ConsumerRun:
+        layout = await consumer.stream.layout()
+        ops = GroupOps(layout, consumer.group, self.id)
+        run = ConsumerRun(consumer, self._concurrency or consumer.concurrency, ops, self.app.link, self.counts)
+        await groups.ensure(run)
+        return run
+
+    async def _work(self, runs: list[ConsumerRun]) -> None:
+        async with anyio.create_task_group() as settling:
+            for run in runs:
+                settling.start_soon(settle_loop, run)
+            async with anyio.create_task_group() as handling:
+                for run in runs:
+                    for _ in range(run.concurrency):
+                        handling.start_soon(slot, run)
+                await self._take_in(runs)
+                for run in runs:
+                    run.stopping = True
+                    release(run)
+                await self._finish(runs, handling)
+            settling.cancel_scope.cancel()
+        for run in runs:
+            await self._leave(run)
+
+    async def _take_in(self, runs: list[ConsumerRun]) -> None:
+        """Fetch and recover until told to stop or, with burst, until all is drained."""
+        assert self._stop_asked is not None
+        async with anyio.create_task_group() as intake:
+            for run in runs:
+                intake.start_soon(fetch_loop, run, self.burst)
+                intake.start_soon(recover_loop, run)
+            log.info("worker %s ready: %s", self.id, ", ".join(run.name for run in runs))
+            if self.burst:
+                intake.start_soon(self._stop_when_drained, runs)
+            await self._stop_asked.wait()
+            intake.cancel_scope.cancel()
+
+    async def _stop_when_drained(self, runs: list[ConsumerRun]) -> None:
+        for run in runs:
+            await run.drained.wait()
+        assert self._stop_asked is not None
+        self._stop_asked.set()
+
+    async def _finish(self, runs: list[ConsumerRun], handling: TaskGroup) -> None:
+        """Running handlers get the grace to return and be settled; what runs on is cancelled."""
+        with anyio.move_on_after(self.grace):
+            for run in runs:
+                while run.in_hand:
+                    run.room_made.clear()
+                    await run.room_made.wait()
+        handling.cancel_scope.cancel()
+
+    async def _leave(self, run: ConsumerRun) -> None:
+        """Settle what is left, hand over what a cancelled read may have brought, and go."""
+        try:
+            with anyio.move_on_after(max(2.0, self.grace)):
+                await flush(run)
+                for shard in range(run.layout.shards):
+                    for id, deliveries, _ in await run.link.run(run.ops.mine(shard, "-", PAGE)):
+                        run.settle(Outcome(shard, id, deliveries, "release"))
+                await flush(run)
+                await run.link.run(run.ops.leave())
+        except StoreError as error:
+            log.warning("%s: left without saying so, others take over after the lease: %s", run.name, error)
+
+    @asynccontextmanager
+    async def _signals(self, wanted: bool) -> AsyncIterator[None]:
+        if not wanted:
+            yield
+            return
+        assert self._loop is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signalled, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.remove_signal_handler(number)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        assert self._stop_asked is not None
+        if self._stop_asked.is_set():
+            log.warning("worker %s: second signal, ends at once; others take over after the lease", self.id)
+            logging.shutdown()
+            os._exit(128 + number)
+        log.info("worker %s: %s, finishing what runs (at most %g s)", self.id, number.name, self.grace)
+        self._stop_asked.set()
+
+
+def _chosen(consumers: Sequence[Consumer], wanted: Sequence[str] | None) -> list[Consumer]:
+    """The consumers that were asked for. Raises `ConfigError` naming those there are."""
+    known = ", ".join(f"{consumer.stream.name}/{consumer.group}" for consumer in consumers)
+    if not consumers:
+        raise ConfigError("the app declares no consumer: decorate a handler with @stream.consumer('group')")
+    if not wanted:
+        return list(consumers)
+    chosen: dict[int, Consumer] = {}
+    for name in wanted:
+        found = [c for c in consumers if name in (c.group, f"{c.stream.name}/{c.group}")]
+        if not found:
+            raise ConfigError(f"no consumer of the app is for group {name!r}: there are {known}")
+        chosen.update((id(consumer), consumer) for consumer in found)
+    return list(chosen.values())
