@@ -52,6 +52,9 @@ class Stream(Generic[E]):
         self.sync = SyncStream(self)
         self._schema = schema
         self._layout: Layout | None = None
+        self._loading: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._producers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Producer] = weakref.WeakKeyDictionary()
         self._turn = 0
 
@@ -97,10 +100,17 @@ class Stream(Generic[E]):
     async def layout(self) -> Layout:
         """What is stored of this stream; stores the declaration on first use. Raises `StreamMismatch`."""
         if self._layout is None:
-            wait = self.app.settings.publish_timeout
-            self.adopt(await self.app.link.run(self.declaration(), within=wait))
+            # One task for all who wait: a thousand first publishes cost one round trip, and go on in their order.
+            loop = asyncio.get_running_loop()
+            if loop not in self._loading:
+                self._loading[loop] = loop.create_task(self._load())
+                self._loading[loop].add_done_callback(lambda _: self._loading.pop(loop, None))
+            await asyncio.shield(self._loading[loop])
         assert self._layout is not None
         return self._layout
+
+    async def _load(self) -> None:
+        self.adopt(await self.app.link.run(self.declaration(), within=self.app.settings.publish_timeout))
 
     def adopt(self, layout: Layout) -> None:
         """Take what is stored for the truth: it wins over what was declared. Raises `StreamMismatch`."""

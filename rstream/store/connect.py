@@ -109,7 +109,9 @@ class Endpoint:
     def unavailable(self, error: BaseException | str, *, sent: bool = False) -> StoreUnavailable:
         """The error for a Redis that does not answer; `sent`: the command may have reached it."""
         why = str(error) or type(error).__name__
-        result = StoreUnavailable(f"Redis at {self.label} does not answer: {why}. Is it running there? {_HELP}")
+        result = StoreUnavailable(
+            f"Redis at {self.label} does not answer: {why}. Is it running, and is this its address?"
+        )
         result.sent = sent
         return result
 

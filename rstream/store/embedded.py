@@ -33,7 +33,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import platformdirs
 
@@ -209,15 +209,20 @@ class _Keeper:
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self.pipe = pipe
+        self.told = b""
         os.set_blocking(pipe.fileno(), False)
-        self.ready = False  # the directory is the keeper's: what answers there is the new server
-        self.failed = False
 
-    def listen(self) -> None:
+    def listen(self) -> Literal["starting", "ready", "failed", "killed"]:
+        """`ready`: what answers in the directory is the keeper's server; `failed`: it says there will be none."""
+        more: bytes | None = None
         with contextlib.suppress(BlockingIOError):
-            told = os.read(self.pipe.fileno(), 16)
-            self.ready |= b"+" in told
-            self.failed |= b"-" in told or not told
+            more = os.read(self.pipe.fileno(), 16)
+        self.told += more or b""
+        if b"-" in self.told:
+            return "failed"
+        if more == b"":
+            return "killed"
+        return "ready" if self.told else "starting"
 
 
 def _await_server(home: Path, address: Path, timeout: float) -> None:
@@ -225,24 +230,21 @@ def _await_server(home: Path, address: Path, timeout: float) -> None:
     log, keeper = home / LOG, None
     since = log.stat().st_size if log.exists() else 0
     limit = time.monotonic() + timeout
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as pipes:
         while True:
             if keeper is None and (keeper := _start_keeper(home)):
-                stack.enter_context(keeper.pipe)
-            if keeper:
-                keeper.listen()
-                if keeper.failed:
-                    raise ServerFailed(f"The embedded server in {home} did not start: {_tail(log, since)}")
+                pipes.enter_context(keeper.pipe)
+            state = keeper.listen() if keeper else "ready"
             patience = min(max(limit - time.monotonic(), POLL), 1.0)
-            answer = _ping(address, patience) if keeper is None or keeper.ready else b""
+            answer = _ping(address, patience) if state == "ready" else b""
             if answer.startswith(b"+PONG"):
                 return
             if answer.startswith(b"-LOADING"):
                 limit = time.monotonic() + timeout
-            if time.monotonic() > limit:
-                raise ServerFailed(
-                    f"The embedded server in {home} has been silent for {timeout:g} s: {_tail(log, since)}"
-                )
+            if state == "failed" or time.monotonic() > limit:
+                what = "did not start" if state == "failed" else f"has been silent for {timeout:g} s"
+                raise ServerFailed(f"The embedded server in {home} {what}: {_tail(log, since)}")
+            keeper = None if state == "killed" else keeper
             time.sleep(POLL)
 
 
@@ -285,8 +287,10 @@ def _run_keeper(home: Path, lock: int) -> IO[bytes]:
             pass_fds=[lock],
             start_new_session=True,  # Ctrl-C in our terminal is not for the server
         )
-    launcher.wait()  # it forks and leaves at once
     assert launcher.stdout is not None
+    if launcher.wait():  # it forks and leaves at once
+        launcher.stdout.close()
+        raise ServerFailed(f"{command[0]} could not run the keeper of the embedded server (see {home / LOG}).")
     return launcher.stdout
 
 

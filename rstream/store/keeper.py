@@ -16,9 +16,9 @@ library only, so that it starts in some 20 ms. `embedded.py` is its only caller.
   waits on a pipe of ours. On Linux, a server that cannot serve SIGTERM just then (an endless script)
   outlives us.
 
-On stdout we tell the starter `+` when the directory is ours, and `-` when the server ended by itself. If
-that cannot be written, the starter has seen the server answer and has gone on: from then on what ends is
-restarted.
+On stdout we tell the starter `+` when the directory is ours, and `-` when it is no use to wait: the server
+ended by itself, or we give up. If that cannot be written, the starter has seen the server answer and has gone
+on: from then on a server that ends is restarted. The end of the pipe without a `-` means that we were killed.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class Keeper:
             if time.monotonic() > limit:
                 pid = os.pread(self.server_lock, 20, 0).decode()
                 say(f"the server whose keeper was killed, pid {pid}, still runs here; end it and try again")
+                tell("-")
                 return False
             time.sleep(0.01)
         return False
@@ -115,6 +116,7 @@ class Keeper:
                 return
             if quick > QUICK_ENDS:
                 say(f"giving up: the server ended {quick} times within {QUICK:g} s of its start")
+                tell("-")
                 return
             say(f"the server {how(code)} while in use; starting it again")
             self.nobody.wait(0.05 * 2**quick)
@@ -205,6 +207,7 @@ def main() -> None:
         Keeper(binary).run()
     except Exception as error:
         say(f"{type(error).__name__}: {error}")
+        tell("-")
     os._exit(0)  # at once, and with every lock
 
 

@@ -1,7 +1,7 @@
 """Says that this worker lives: a thread with its own connection, so that a blocked event loop loses no lease.
 
-The lease of a (worker, group) is its `alive` key in every shard, set again every lease/3. Cost: one Lua call, O(shards), per
-group and lease/3.
+The lease of a (worker, group) is its `alive` key in every shard, set again every lease/3. Cost: one Lua call,
+O(shards), per group and lease/3.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Lease:
 
     async def held(self) -> None:
         """Wait until the lease holds. It is lost so seldom that looking again now and then will do."""
-        while not self.holds():
-            await asyncio.sleep(0.05)  # noqa: ASYNC110: the keeper is another thread, and may be blocked in a read
+        while not self.holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
     def beat(self, link: SyncLink) -> None:
         """Renew. Raises `StoreError`."""

@@ -1,0 +1,164 @@
+"""Many worker processes as one: starts them, passes signals on, starts those again that crash.
+
+No threads: the kernel ends the children when the *thread* that started them ends. The children are in process groups
+of their own, so that a Ctrl-C in the terminal reaches them once, through us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+log = logging.getLogger("rstream")
+
+PARENT, CHECK_ONLY = "RSTREAM_SUPERVISOR", "RSTREAM_CHECK_ONLY"
+"""Set for children: the supervisor's pid; and that they shall only see whether the app and its groups load."""
+FIRST_DELAY, LONGEST_DELAY, LONG_LIFE = 1.0, 30.0, 60.0
+PR_SET_PDEATHSIG = 1
+FORWARDED = (signal.SIGTERM, signal.SIGINT)
+
+
+def supervise(arguments: Sequence[str], processes: int) -> int:
+    """Run `rstream ARGUMENTS` in many processes until all have ended; the exit code."""
+    command = [sys.executable, "-m", "rstream", *arguments]
+    environ = _environ() | {CHECK_ONLY: "1"}
+    check = subprocess.run(command, stdin=subprocess.DEVNULL, env=environ, check=False)
+    if check.returncode:  # it said why; starting it again and again would not help
+        return check.returncode if check.returncode > 0 else 128 - check.returncode
+    return Supervisor(command, processes).run()
+
+
+def _environ() -> dict[str, str]:
+    return os.environ | {PARENT: str(os.getpid())}
+
+
+@dataclass
+class Child:
+    """One of the processes, through all its lives."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    delay: float = FIRST_DELAY
+    restart_at: float | None = None
+    ended_well: bool = False
+
+
+class Supervisor:
+    """Keeps `processes` children that run `command`."""
+
+    def __init__(self, command: Sequence[str], processes: int) -> None:
+        self._command = list(command)
+        self._children = [Child(number) for number in range(1, processes + 1)]
+        self._signals: list[int] = []
+        self._stopping = False
+
+    def run(self) -> int:
+        """Blocks until all children have ended; 0 if all ended well."""
+        with self._listening() as pipe:
+            for child in self._children:
+                self._start(child)
+            while any(child.process or child.restart_at is not None for child in self._children):
+                self._wait(pipe)
+                self._forward()
+                self._reap()
+                self._restart()
+        return 0 if all(child.ended_well for child in self._children) else 1
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[int]:
+        """A pipe that becomes readable with every signal: the wait for one must not miss it."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        before = {number: signal.signal(number, self._signalled) for number in (*FORWARDED, signal.SIGCHLD)}
+        wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        try:
+            yield read
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(read)
+            os.close(write)
+
+    def _signalled(self, number: int, frame: object) -> None:
+        if number in FORWARDED:
+            self._signals.append(number)
+
+    def _wait(self, pipe: int) -> None:
+        due = [child.restart_at for child in self._children if child.restart_at is not None]
+        timeout = max(0.0, min(due) - time.monotonic()) if due else None
+        if select.select([pipe], [], [], timeout)[0]:
+            with contextlib.suppress(BlockingIOError):
+                os.read(pipe, 4096)
+
+    def _forward(self) -> None:
+        while self._signals:
+            number = self._signals.pop(0)
+            self._stopping = True
+            for child in self._children:
+                child.restart_at = None
+                if child.process is not None:
+                    child.process.send_signal(number)
+
+    def _start(self, child: Child) -> None:
+        child.restart_at, child.ended_well, child.started = None, False, time.monotonic()
+        child.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, env=_environ(), process_group=0)
+        log.info("process %d of %d started: pid %d", child.number, len(self._children), child.process.pid)
+
+    def _reap(self) -> None:
+        for child in self._children:
+            if child.process is not None and (code := child.process.poll()) is not None:
+                child.process = None
+                # By the signal itself dies whoever had not begun to listen for it: it had nothing to finish.
+                child.ended_well = code == 0 or (self._stopping and -code in FORWARDED)
+                if not child.ended_well:
+                    self._crashed(child, code)
+
+    def _crashed(self, child: Child, code: int) -> None:
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
+        if self._stopping:
+            log.error("process %d ended with %s", child.number, how)
+            return
+        now = time.monotonic()
+        if now - child.started >= LONG_LIFE:
+            child.delay = FIRST_DELAY
+        log.error("process %d ended with %s, is started again in %g s", child.number, how, child.delay)
+        child.restart_at = now + child.delay
+        child.delay = min(LONGEST_DELAY, 2 * child.delay)
+
+    def _restart(self) -> None:
+        for child in self._children:
+            if child.restart_at is not None and child.restart_at <= time.monotonic():
+                self._start(child)
+
+
+def follow_parent() -> bool:
+    """True in a child of a supervisor, which then gets SIGTERM when that dies, however it dies."""
+    parent = int(os.environ.pop(PARENT, 0))  # and do not hand it on to what the handlers start
+    if not parent:
+        return False
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        sys.exit("the supervisor has gone already")
+    return True
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,67 @@
+"""Fixtures: real servers, one of each kind per test process, and a namespace of its own for every test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from rstream import RStream
+from tests.servers import KINDS, Server
+
+_count = itertools.count()
+_servers: dict[str, Server] = {}
+
+
+def _start(kind: str, factory: pytest.TempPathFactory) -> Server:
+    if kind not in _servers:
+        _servers[kind] = Server(KINDS[kind], factory.mktemp(kind), tcp=True).start()
+    return _servers[kind]
+
+
+@pytest.fixture(params=list(KINDS))
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A running server, shared by the tests of a process; the test runs once for every kind there is."""
+    return _start(request.param, tmp_path_factory)
+
+
+@pytest.fixture
+def one_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """The embedded kind, shared by the tests of a process."""
+    return _start("embedded", tmp_path_factory)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Server]:
+    """A server that belongs to this test alone, to be frozen, killed, flushed and filled."""
+    with Server(KINDS["embedded"], tmp_path / "server", tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"t{os.getpid()}x{next(_count)}"
+
+
+@pytest.fixture
+def app(server: Server, namespace: str) -> Iterator[RStream]:
+    with RStream(server.url, namespace=namespace) as app:
+        yield app
+
+
+@pytest.fixture
+def raw(server: Server) -> Iterator[redis.Redis]:
+    """redis-py, to look at what rstream did."""
+    with redis.Redis.from_url(server.url) as client:
+        yield client
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    wanted = ("embedded", "redis-7.0", "redis-8.2")
+    missing = [kind for kind in wanted if kind not in KINDS]
+    line = "servers: " + ", ".join(KINDS) + (f" (not on this machine: {', '.join(missing)})" if missing else "")
+    terminalreporter.write_line(line)
