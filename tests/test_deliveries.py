@@ -1,0 +1,330 @@
+"""The queue half against real servers: fences, leases, take-over, release (promises 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from rstream import Event, RStream
+from rstream.errors import GroupMissing
+from rstream.store.deliveries import Fetched, GroupOps, Outcome
+from tests.waiting import eventually
+
+LEASE = 400  # ms
+
+
+class Item(Event):
+    n: int
+
+
+class Bench:
+    """A stream of one or more shards, and workers of one group at the level of the store."""
+
+    def __init__(self, app: RStream, raw: redis.Redis, shards: int = 1) -> None:
+        self.app, self.raw = app, raw
+        self.stream = app.stream("items", Item, shards=shards)
+        self.layout = self.stream.sync.layout()
+        self.key = self.layout.keys[0]
+        self.run = app.sync_link.run
+        self.run(self.ops("maker").create("0"))
+
+    def ops(self, worker: str) -> GroupOps:
+        return GroupOps(self.layout, "g", worker)
+
+    def publish(self, count: int) -> None:
+        self.stream.sync.publish_many(Item(n=n) for n in range(count))
+
+    def alive(self, worker: str, lease: int = 60_000) -> GroupOps:
+        """A worker that has been alive for longer than any lease here, so that it may claim from silent ones."""
+        ops = self.ops(worker)
+        self.run(ops.beat(lease))
+        for keys in self.layout.keys:
+            self.raw.set(keys.alive("g", worker), 1, px=lease)
+        return ops
+
+    def fetch(self, worker: str, count: int = 100) -> list[Fetched]:
+        return self.run(self.ops(worker).fetch(count, 0))
+
+    def recover(self, ops: GroupOps, limit: int = 1000, lease: int = LEASE) -> list[Fetched]:
+        return self.run(ops.recover(limit, 0, lease)).claimed
+
+    def pending(self) -> dict[bytes, tuple[bytes, int]]:
+        """id -> (owner, deliveries)."""
+        found = self.raw.xpending_range(self.key.stream, "g", "-", "+", 10_000)
+        return {item["message_id"]: (item["consumer"], item["times_delivered"]) for item in found}
+
+
+@pytest.fixture
+def bench(app: RStream, raw: redis.Redis) -> Bench:
+    return Bench(app, raw)
+
+
+def settle(bench: Bench, worker: str, *outcomes: Outcome) -> list[tuple[str, int]]:
+    refused = bench.run(bench.ops(worker).settle(outcomes))
+    return [(refusal.owner, refusal.deliveries) for refusal in refused]
+
+
+# -- fetch ----------------------------------------------------------------------------------------------------------
+
+
+def test_fetch_never_brings_more_than_asked_for_over_all_shards(app: RStream, raw: redis.Redis) -> None:
+    bench = Bench(app, raw, shards=16)
+    bench.publish(1600)
+    got = bench.run(bench.ops("a").fetch(100, 5))
+    assert len(got) == 100
+    assert {entry.shard for entry in got} == {5}
+    rest = [len(bench.run(bench.ops("a").fetch(1000, 0))), len(bench.run(bench.ops("a").fetch(1000, 3)))]
+    assert rest == [1000, 500]
+
+
+def test_a_blocked_read_is_woken_and_a_missing_group_is_told(bench: Bench) -> None:
+    assert bench.run(bench.ops("a").wait(10, 50)) == []
+    bench.publish(3)
+    assert len(bench.run(bench.ops("a").wait(10, 1000))) == 3
+    bench.raw.delete(bench.key.stream)
+    with pytest.raises(GroupMissing):
+        bench.run(bench.ops("a").wait(10, 50))
+    with pytest.raises(GroupMissing):
+        bench.fetch("a")
+    with pytest.raises(GroupMissing):
+        settle(bench, "a", Outcome(0, b"1-1", 1, "ack"))
+
+
+# -- settle and its fence -------------------------------------------------------------------------------------------
+
+OUTCOMES: list[Callable[[bytes, int], Outcome]] = [
+    lambda id, attempt: Outcome(0, id, attempt, "ack"),
+    lambda id, attempt: Outcome(0, id, attempt, "retry", 10),
+    lambda id, attempt: Outcome(0, id, attempt, "dead", "failed", "why"),
+    lambda id, attempt: Outcome(0, id, attempt, "release"),
+]
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_who_lost_the_delivery_changes_nothing(bench: Bench, outcome: Callable[[bytes, int], Outcome]) -> None:
+    bench.publish(3)
+    taken, acked, rerun = (entry.id for entry in bench.fetch("a"))
+    bench.raw.xclaim(bench.key.stream, "g", "b", 0, [taken])  # another worker has it
+    bench.raw.xack(bench.key.stream, "g", acked)  # somebody settled it
+    bench.raw.execute_command("XCLAIM", bench.key.stream, "g", "a", 0, rerun, "RETRYCOUNT", 2)  # our own later attempt
+    before = bench.pending()
+
+    refused = settle(bench, "a", outcome(taken, 1), outcome(acked, 1), outcome(rerun, 1))
+
+    assert refused == [("b", 2), ("", 0), ("a", 2)]
+    assert bench.pending() == before
+    assert bench.raw.exists(bench.key.retry("g"), bench.key.dead("g")) == 0
+
+
+def test_each_outcome_does_what_it_says(bench: Bench) -> None:
+    bench.publish(4)
+    ack, retry, dead, release = (entry.id for entry in bench.fetch("a"))
+    assert not settle(
+        bench,
+        "a",
+        Outcome(0, ack, 1, "ack"),
+        Outcome(0, retry, 1, "retry", 60_000),
+        Outcome(0, dead, 1, "dead", "failed", "Traceback …"),
+        Outcome(0, release, 1, "release"),
+    )
+    assert bench.pending() == {retry: (b"~retry", 1), release: (b"~released", 0)}
+    seconds, micros = bench.raw.time()
+    due = bench.raw.zscore(bench.key.retry("g"), retry)
+    assert due is not None and 50_000 < due - (seconds * 1000 + micros / 1000) <= 60_000
+    ((_, letter),) = bench.raw.xrange(bench.key.dead("g"))
+    assert letter[b"id"] == dead
+    assert (letter[b"reason"], letter[b"error"]) == (b"failed", "Traceback …".encode())
+    assert (letter[b"attempts"], letter[b"worker"]) == (b"1", b"a")
+    assert letter[b"e"] == bench.raw.xrange(bench.key.stream, dead, dead)[0][1][b"e"]
+
+
+def test_a_settle_sent_twice_is_refused_the_second_time_and_changes_nothing(bench: Bench) -> None:
+    bench.publish(2)
+    first, second = (entry.id for entry in bench.fetch("a"))
+    outcomes = Outcome(0, first, 1, "dead", "failed", "x"), Outcome(0, second, 1, "retry", 5)
+    assert settle(bench, "a", *outcomes) == []
+    assert settle(bench, "a", *outcomes) == [("", 0), ("~retry", 1)]
+    assert bench.raw.xlen(bench.key.dead("g")) == 1
+
+
+def test_thousands_of_outcomes_fit_in_one_call(bench: Bench) -> None:
+    bench.publish(5000)
+    got = bench.fetch("a", 5000)
+    assert settle(bench, "a", *(Outcome(0, entry.id, 1, "ack") for entry in got)) == []
+    assert bench.pending() == {}
+
+
+# -- leases and take-over -------------------------------------------------------------------------------------------
+
+
+def test_what_is_pending_for_a_live_worker_is_nobody_elses_business(bench: Bench) -> None:
+    bench.publish(3)
+    bench.alive("a")
+    bench.fetch("a")
+    assert bench.recover(bench.alive("b")) == []
+
+
+def test_a_silent_workers_deliveries_are_claimed_without_burning_an_attempt(bench: Bench) -> None:
+    bench.publish(3)
+    ids = [entry.id for entry in bench.fetch("silent")]
+    got = bench.recover(bench.alive("b"))
+    assert [(entry.id, entry.deliveries, entry.source) for entry in got] == [(id, 1, "silent") for id in ids]
+    assert bench.pending() == dict.fromkeys(ids, (b"b", 1))
+    assert all(b"e" in entry.flat for entry in got)
+
+
+def test_a_worker_claims_from_silent_ones_only_after_it_was_alive_for_a_lease(bench: Bench) -> None:
+    bench.publish(1)
+    bench.fetch("silent")
+    ops = bench.ops("new")
+    assert bench.recover(ops) == []  # not alive itself, as seen from the shard
+
+    bench.run(ops.beat(LEASE))
+    assert bench.recover(ops) == []  # alive, but only just: the other may be about to say that it lives
+
+    def grown_up() -> list[Fetched]:
+        bench.run(ops.beat(LEASE))
+        return bench.recover(ops)
+
+    assert len(eventually(grown_up)) == 1
+
+
+def test_a_gap_in_the_own_heartbeat_begins_the_wait_anew(bench: Bench) -> None:
+    ops = bench.alive("b")
+    assert bench.run(ops.beat(LEASE)) is True
+    bench.raw.delete(bench.key.alive("g", "b"))  # as if Redis had stood still, or its clock had jumped
+    bench.publish(1)
+    bench.fetch("silent")
+    assert bench.run(ops.beat(LEASE)) is False
+    assert bench.recover(ops) == []
+
+
+def test_a_clock_set_back_does_not_make_a_worker_alive_since_the_future(bench: Bench) -> None:
+    ops = bench.ops("b")
+    bench.raw.set(bench.key.alive("g", "b"), 2**45)
+    bench.run(ops.beat(LEASE))
+    since = int(bench.raw.get(bench.key.alive("g", "b")) or 0)
+    assert since <= bench.raw.time()[0] * 1000 + 1000
+
+
+def test_released_deliveries_need_no_waiting_and_keep_their_attempts(bench: Bench) -> None:
+    bench.publish(1)
+    (entry,) = bench.fetch("a")
+    settle(bench, "a", Outcome(0, entry.id, 1, "release"))
+    (got,) = bench.recover(bench.ops("b"))
+    assert (got.deliveries, got.source) == (0, "~released")
+    assert bench.run(bench.ops("b").begin(got)) is True
+    assert bench.pending() == {entry.id: (b"b", 1)}
+
+
+def test_a_retry_is_claimed_when_it_is_due_and_not_before(bench: Bench) -> None:
+    bench.publish(2)
+    now, later = bench.fetch("a")
+    settle(bench, "a", Outcome(0, now.id, 1, "retry", 0), Outcome(0, later.id, 1, "retry", 60_000))
+    found = bench.run(bench.ops("b").recover(10, 0, LEASE))
+    assert [entry.id for entry in found.claimed] == [now.id]
+    assert found.next_due is not None and 50 < found.next_due <= 60
+    bench.raw.zadd(bench.key.retry("g"), {later.id: 1})
+    assert [entry.id for entry in bench.recover(bench.ops("b"))] == [later.id]
+    assert bench.raw.exists(bench.key.retry("g")) == 0
+
+
+def test_a_retry_whose_due_time_was_lost_does_not_wait_for_ever(bench: Bench) -> None:
+    bench.publish(1)
+    (entry,) = bench.fetch("a")
+    settle(bench, "a", Outcome(0, entry.id, 1, "retry", 60_000))
+    bench.raw.delete(bench.key.retry("g"))
+    assert [found.id for found in bench.recover(bench.ops("b"))] == [entry.id]
+
+
+def test_an_attempt_is_burnt_once_and_only_by_its_owner(bench: Bench) -> None:
+    bench.publish(1)
+    bench.fetch("silent")
+    (entry,) = bench.recover(bench.alive("b"))
+    assert bench.run(bench.ops("b").begin(entry)) is True
+    assert bench.run(bench.ops("b").begin(entry)) is True  # a resend
+    assert bench.pending() == {entry.id: (b"b", 2)}
+    assert bench.run(bench.ops("silent").begin(entry)) is False
+    settle(bench, "b", Outcome(0, entry.id, 2, "ack"))
+    assert bench.run(bench.ops("b").begin(entry)) is False
+    assert bench.pending() == {}
+
+
+def test_recovery_takes_no_more_than_it_has_room_for(app: RStream, raw: redis.Redis) -> None:
+    bench = Bench(app, raw, shards=4)
+    bench.publish(100)
+    bench.fetch("silent")
+    ops = bench.alive("b")
+    taken = [len(bench.recover(ops, limit=30)) for _ in range(5)]
+    assert taken == [30, 30, 30, 10, 0]
+
+
+def test_what_was_trimmed_while_pending_is_reported_lost_once(bench: Bench) -> None:
+    bench.publish(3)
+    ids = [entry.id for entry in bench.fetch("silent")]
+    bench.raw.xdel(bench.key.stream, ids[1])
+    found = bench.run(bench.alive("b").recover(10, 0, LEASE))
+    assert [entry.id for entry in found.claimed] == [ids[0], ids[2]]
+    assert found.lost == [(0, ids[1])]
+    assert bench.run(bench.ops("b").recover(10, 0, LEASE)).lost == []
+
+
+def test_dead_consumers_without_pending_entries_are_removed_and_live_ones_are_not(bench: Bench) -> None:
+    bench.publish(1)
+    bench.alive("a")
+    (entry,) = bench.fetch("a")
+    settle(bench, "a", Outcome(0, entry.id, 1, "ack"))
+    bench.fetch("idle-and-dead")
+    bench.recover(bench.alive("b"))
+    names = {consumer["name"] for consumer in bench.raw.xinfo_consumers(bench.key.stream, "g")}
+    assert b"a" in names
+    assert b"idle-and-dead" not in names
+
+
+# -- finding again, and leaving -------------------------------------------------------------------------------------
+
+
+def test_mine_pages_through_what_is_pending_for_a_worker(bench: Bench) -> None:
+    bench.publish(5)
+    ids = [entry.id for entry in bench.fetch("a", 3)]
+    bench.fetch("b")
+    bench.raw.xdel(bench.key.stream, ids[1])
+    first = bench.run(bench.ops("a").mine(0, "-", 2))
+    rest = bench.run(bench.ops("a").mine(0, "(" + first[-1][0].decode(), 2))
+    assert [(id, count, flat is None) for id, count, flat in first + rest] == [
+        (ids[0], 1, False),
+        (ids[1], 1, True),
+        (ids[2], 1, False),
+    ]
+
+
+def test_leaving_deletes_the_consumer_only_when_nothing_is_pending(bench: Bench) -> None:
+    bench.publish(1)
+    ops = bench.alive("a")
+    (entry,) = bench.fetch("a")
+    assert bench.run(ops.leave()) == 1
+    assert bench.pending() == {entry.id: (b"a", 1)}
+    settle(bench, "a", Outcome(0, entry.id, 1, "ack"))
+    assert bench.run(ops.leave()) == 0
+    assert b"a" not in {c["name"] for c in bench.raw.xinfo_consumers(bench.key.stream, "g")}
+    assert not bench.raw.exists(bench.key.alive("g", "a"))
+
+
+def test_draining_goes_on_when_memory_is_full(bench: Bench) -> None:
+    bench.publish(5)
+    try:
+        bench.raw.config_set("maxmemory", 1)
+        first, second, third = bench.fetch("a", 3)
+        done = [
+            Outcome(0, first.id, 1, "ack"),
+            Outcome(0, second.id, 1, "dead", "failed", "x"),
+            Outcome(0, third.id, 1, "retry", 0),
+        ]
+        assert settle(bench, "a", *done) == []
+        assert bench.run(bench.ops("a").beat(LEASE)) is False
+        assert len(bench.recover(bench.ops("b"))) == 1
+        assert len(bench.fetch("b")) == 2
+    finally:
+        bench.raw.config_set("maxmemory", 0)
