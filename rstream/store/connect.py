@@ -34,8 +34,8 @@ COMMAND_TIMEOUT = 5.0
 GREETING: tuple[Call, ...] = (("INFO", "server"), ("INFO", "memory"))
 
 _HELP = "a URL is redis://HOST:PORT/DB, rediss://…, unix:///PATH, or embedded:DIR for a server that rstream starts"
-_MISSING = ("NOGROUP", "UNBLOCKED", "ERR no such key")
-_UNREADY = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "FAILOVER")
+_MISSING = ("NOGROUP ", "UNBLOCKED ", "ERR no such key", "no such key")
+_UNREADY = ("LOADING ", "READONLY ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ", "BUSY ", "FAILOVER ")
 
 
 class Endpoint:

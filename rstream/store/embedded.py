@@ -288,7 +288,7 @@ def _run_keeper(home: Path, lock: int) -> IO[bytes]:
             start_new_session=True,  # Ctrl-C in our terminal is not for the server
         )
     assert launcher.stdout is not None
-    if launcher.wait():  # it forks and leaves at once
+    if launcher.wait() > 0:  # it forks and leaves at once
         launcher.stdout.close()
         raise ServerFailed(f"{command[0]} could not run the keeper of the embedded server (see {home / LOG}).")
     return launcher.stdout

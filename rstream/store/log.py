@@ -9,14 +9,14 @@ from __future__ import annotations
 import heapq
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgpack
 
 from rstream.codec import unpack_headers
-from rstream.errors import StoreError, StoreUnavailable
+from rstream.errors import EntryInvalid, StoreError, StoreUnavailable
 from rstream.event import Entry, EntryId
 from rstream.store.layout import Layout
 from rstream.store.link import Op
@@ -175,18 +175,32 @@ def _reject(parcels: Iterable[Parcel], error: BaseException) -> None:
 
 
 def make_entry(id: bytes, shard: int, generation: int, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:
-    """An entry from Redis's reply. Raises `EntryInvalid` where it was not written by rstream."""
+    """An entry from Redis's reply. One that rstream did not write says so when its event is touched: it must not
+    end the reading of all the others.
+    """
     ms, seq = id.split(b"-")
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     key = fields.get(b"k")
+    headers: Mapping[str, str] = {}
+    try:
+        headers = unpack_headers(fields.get(b"h"))
+    except EntryInvalid as error:
+        decode = _raising(error)
     return Entry(
         EntryId(int(ms), int(seq), generation, shard),
         fields.get(b"e", b""),
         None if key is None else key.decode(errors="replace"),
         fields.get(b"i", b""),
-        unpack_headers(fields.get(b"h")),
+        headers,
         decode,
     )
+
+
+def _raising(error: EntryInvalid) -> Callable[[bytes], Any]:
+    def decode(payload: bytes) -> Any:
+        raise error
+
+    return decode
 
 
 class Cursor(Generic[E]):

@@ -40,8 +40,9 @@ async def slot(run: ConsumerRun) -> None:
 
 async def _deliver(run: ConsumerRun, entry: Fetched) -> Outcome | None:
     """Run one delivery; None where this worker may not start it."""
-    if not run.lease.holds():
-        return None  # whoever holds it by then starts it; if that is us, adoption brings it back
+    if not run.may_start(entry):
+        run.adoption_due.set()  # whoever has it by now starts it; if that is us, adoption brings it back
+        return None
     attempt = entry.deliveries
     if entry.source is not None:
         attempt += 1

@@ -9,7 +9,6 @@ import asyncio
 import logging
 
 from rstream.errors import GroupMissing, StoreUnavailable
-from rstream.store.deliveries import Fetched
 from rstream.store.link import backoff
 from rstream.worker.groups import heal
 from rstream.worker.run import ConsumerRun
@@ -27,7 +26,7 @@ async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
     while True:
         turn += 1
         try:
-            run.take(await _fetch(run, turn, burst))
+            await _fetch(run, turn, burst)
             pauses = backoff()
         except GroupMissing as error:
             await heal(run, error)
@@ -38,20 +37,24 @@ async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
             await asyncio.sleep(next(pauses))
 
 
-async def _fetch(run: ConsumerRun, turn: int, burst: bool) -> list[Fetched]:
+async def _fetch(run: ConsumerRun, turn: int, burst: bool) -> None:
     # The lock is fair, so fetching and recovering take turns: a long backlog cannot starve a dead worker's deliveries.
     async with run.intake:
         room = await run.wait_for_room()
         await run.lease.held()  # what came in without it could not be started
+        term = run.lease.term
         found = await run.link.run(run.ops.fetch(room, turn % run.layout.shards))
+        run.take(found, term)
     if found:
-        return found
+        return
     if burst:
         await _check_drained(run)
     block = BURST_BLOCK_MS if burst else BLOCK_MS
     # COUNT is per shard here. Shards are seldom woken together, so this seldom brings more than `room`.
     count = max(1, room // run.layout.shards)
-    return await run.link.run(run.ops.wait(count, block), timeout=block / 1000 + 5)
+    term = run.lease.term
+    found = await run.link.run(run.ops.wait(count, block), timeout=block / 1000 + 5)
+    run.take(found, term)
 
 
 async def _check_drained(run: ConsumerRun) -> None:

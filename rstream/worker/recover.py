@@ -1,7 +1,7 @@
 """Takes over what nobody alive holds, and finds again what is pending for this worker unseen.
 
-A dead worker's alive keys are gone after one lease; looking every lease/4 has its deliveries running elsewhere within
-1.5 leases. Cost: one Lua call per lease/4 and group, O(shards · consumers).
+A dead worker's alive keys are gone after one lease; looking every lease/4 or oftener has its deliveries running
+elsewhere within 1.5 leases. Cost: one Lua call per look and group, O(shards · consumers).
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from rstream.worker.run import ConsumerRun
 log = logging.getLogger("rstream")
 
 PAGE = 500
+INTERVAL_MAX = 1.0
+"""Seconds after which at the latest somebody picks up what a worker released when it stopped."""
 
 
 async def recover_loop(run: ConsumerRun) -> None:
     """Runs until cancelled."""
     term, turn = run.lease.term, 0
-    interval = pause = run.consumer.lease / 4
+    interval = min(run.consumer.lease / 4, INTERVAL_MAX)
+    pause = 0.0
     while True:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(run.adoption_due.wait(), pause)
         pause, turn = interval, turn + 1
         try:
             if run.adoption_due.is_set() or term != run.lease.term:
+                await run.lease.held()
                 run.adoption_due.clear()
-                seen = run.lease.term
-                await _adopt(run)
-                term = seen
+                term = run.lease.term
+                await _adopt(run, term)
             next_due = await _take_over(run, turn)
             pause = interval if next_due is None else min(interval, next_due + 0.001)
         except StoreUnavailable as error:
-            run.adoption_due.set()
+            run.adoption_due.set()  # the answer may have carried deliveries
             log.warning("%s: %s", run.name, error)
-            await asyncio.sleep(min(1.0, interval))
+            await asyncio.sleep(interval)
         except GroupMissing:
             continue  # the fetch loop meets the same error, and heals
 
@@ -50,8 +53,9 @@ async def _take_over(run: ConsumerRun, turn: int) -> float | None:
         if not run.lease.holds():
             return None
         lease_ms = int(run.consumer.lease * 1000)
+        term = run.lease.term
         found = await run.link.run(run.ops.recover(room, turn % run.layout.shards, lease_ms))
-        run.take(found.claimed)
+        run.take(found.claimed, term)
     taken = sum(1 for entry in found.claimed if not (entry.source or "~").startswith("~"))
     if taken:
         run.counts.recovered += taken
@@ -61,7 +65,7 @@ async def _take_over(run: ConsumerRun, turn: int) -> float | None:
     return found.next_due
 
 
-async def _adopt(run: ConsumerRun) -> None:
+async def _adopt(run: ConsumerRun, term: int) -> None:
     """Compare what Redis has pending for this worker with what is in hand.
 
     After a lost lease the unstarted were dropped, after a broken read the answer was: both are found here.
@@ -78,7 +82,7 @@ async def _adopt(run: ConsumerRun) -> None:
                         _lost(run, shard, id)
                         run.settle(Outcome(shard, id, deliveries, "ack"))
                     else:
-                        run.take([Fetched(shard, id, flat, deliveries, None)])
+                        run.take([Fetched(shard, id, flat, deliveries, None)], term)
                 start = "(" + page[-1][0].decode()
     finally:
         run.watch(False)

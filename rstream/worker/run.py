@@ -36,6 +36,7 @@ class ConsumerRun:
         self.drained = asyncio.Event()
         self.intake = asyncio.Lock()
         self.stopping = False
+        self.finished = False
         self._in_hand: dict[Place, int] = {}
         self._let_go: set[Place] | None = None
         self._mean_seconds = float("inf")
@@ -50,15 +51,23 @@ class ConsumerRun:
 
     # What is in hand: from fetch to the answer to its settle.
 
-    def take(self, entries: Iterable[Fetched]) -> None:
-        """Entries that are this worker's now; those it has already are left alone."""
+    def take(self, entries: Iterable[Fetched], term: int) -> None:
+        """Entries that are this worker's; those it has already are left alone.
+
+        `term`: the lease's when they were asked for. An answer may have waited in a socket while this process was
+        frozen, and a buffer may have: what came in under an earlier term is not started.
+        """
         new = []
         for entry in entries:
             place = (entry.shard, entry.id)
             if place not in self._in_hand:
-                self._in_hand[place] = entry.deliveries
+                self._in_hand[place] = term
                 new.append(entry)
         self.lanes.put(new)
+
+    def may_start(self, entry: Fetched) -> bool:
+        """Whether the entry is surely still this worker's."""
+        return self.lease.holds() and self._in_hand.get((entry.shard, entry.id)) == self.lease.term
 
     def let_go(self, shard: int, id: bytes) -> None:
         """An entry that was settled, or that this worker may not start any more."""

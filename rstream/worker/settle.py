@@ -17,8 +17,8 @@ log = logging.getLogger("rstream")
 
 
 async def settle_loop(run: ConsumerRun) -> None:
-    """Runs until cancelled."""
-    while True:
+    """Runs until `run.finished`. Cancelling it in mid-flush loses what it holds: only its deadline may."""
+    while not run.finished or run.outcomes:
         await run.to_settle.wait()
         await flush(run)
 

@@ -29,6 +29,9 @@ from rstream.worker.settle import flush, release, settle_loop
 
 log = logging.getLogger("rstream")
 
+MIN_LEAVE = 2.0
+"""Seconds that settling and leaving may take at least, however short the grace for handlers is."""
+
 
 def worker_id() -> str:
     """Unique per start and never reused: host-pid-random."""
@@ -112,7 +115,10 @@ class Worker:
                     run.stopping = True
                     release(run)
                 await self._finish(runs, handling)
-            settling.cancel_scope.cancel()
+            for run in runs:
+                run.finished = True
+                run.to_settle.set()
+            settling.cancel_scope.deadline = anyio.current_time() + max(MIN_LEAVE, self.grace)
         for run in runs:
             await self._leave(run)
 
@@ -147,8 +153,7 @@ class Worker:
     async def _leave(self, run: ConsumerRun) -> None:
         """Settle what is left, hand over what a cancelled read may have brought, and go."""
         try:
-            with anyio.move_on_after(max(2.0, self.grace)):
-                await flush(run)
+            with anyio.move_on_after(max(MIN_LEAVE, self.grace)):
                 for shard in range(run.layout.shards):
                     for id, deliveries, _ in await run.link.run(run.ops.mine(shard, "-", PAGE)):
                         run.settle(Outcome(shard, id, deliveries, "release"))
