@@ -49,7 +49,7 @@ def note(what: str, event: Job, delivery: Delivery) -> None:
 async def on_loop(event: Job, delivery: Delivery) -> None:
     await asyncio.to_thread(note, "start", event, delivery)
     if event.kind == "block":
-        time.sleep(event.seconds)  # noqa: ASYNC251: a handler that blocks the loop is what is tested
+        time.sleep(event.seconds)  # noqa: ASYNC251 (what is tested is a handler that blocks the loop)
     elif event.kind == "fail" and delivery.attempt == 1:
         raise ValueError(f"job {event.n} fails at first")
     else:

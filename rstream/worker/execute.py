@@ -41,7 +41,7 @@ async def slot(run: ConsumerRun) -> None:
 async def _deliver(run: ConsumerRun, entry: Fetched) -> Outcome | None:
     """Run one delivery; None where this worker may not start it."""
     if not run.may_start(entry):
-        run.adoption_due.set()  # whoever has it by now starts it; if that is us, adoption brings it back
+        run.adopt()  # whoever has it by now starts it; if that is us, adoption brings it back
         return None
     attempt = entry.deliveries
     if entry.source is not None:
@@ -64,7 +64,7 @@ async def _begin(run: ConsumerRun, entry: Fetched) -> bool:
             return True
     except (StoreUnavailable, GroupMissing) as error:
         log.warning("%s: entry %s not started: %s", run.name, entry.id.decode(), error)
-        run.adoption_due.set()
+        run.adopt()
         return False
     run.counts.refused += 1
     lost = LeaseLost(f"entry {entry.id.decode()} was taken over by another worker before it was started here")

@@ -32,7 +32,7 @@ async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
             await heal(run, error)
         except StoreUnavailable as error:
             # The answer may have been on its way: what it carried is pending for us, unseen.
-            run.adoption_due.set()
+            run.adopt()
             log.warning("%s: %s", run.name, error)
             await asyncio.sleep(next(pauses))
 

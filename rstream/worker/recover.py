@@ -25,25 +25,30 @@ async def recover_loop(run: ConsumerRun) -> None:
     """Runs until cancelled."""
     term, turn = run.lease.term, 0
     interval = min(run.consumer.lease / 4, INTERVAL_MAX)
-    pause = 0.0
     while True:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(run.adoption_due.wait(), pause)
-        pause, turn = interval, turn + 1
+        await _time_to_look(run)
+        run.look_at, turn = asyncio.get_running_loop().time() + interval, turn + 1
         try:
-            if run.adoption_due.is_set() or term != run.lease.term:
+            if run.adoption_due or term != run.lease.term:
                 await run.lease.held()
-                run.adoption_due.clear()
-                term = run.lease.term
+                run.adoption_due, term = False, run.lease.term
                 await _adopt(run, term)
             next_due = await _take_over(run, turn)
-            pause = interval if next_due is None else min(interval, next_due + 0.001)
+            if next_due is not None:
+                run.look_in(next_due + 0.001)
         except StoreUnavailable as error:
-            run.adoption_due.set()  # the answer may have carried deliveries
+            run.adoption_due = True  # the answer may have carried deliveries
             log.warning("%s: %s", run.name, error)
-            await asyncio.sleep(interval)
         except GroupMissing:
             continue  # the fetch loop meets the same error, and heals
+
+
+async def _time_to_look(run: ConsumerRun) -> None:
+    """Wait until `run.look_at`, which may be moved nearer meanwhile."""
+    while (wait := run.look_at - asyncio.get_running_loop().time()) > 0:
+        run.look.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(run.look.wait(), wait)
 
 
 async def _take_over(run: ConsumerRun, turn: int) -> float | None:

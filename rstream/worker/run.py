@@ -32,7 +32,9 @@ class ConsumerRun:
         self.outcomes: list[Outcome] = []
         self.to_settle = asyncio.Event()
         self.room_made = asyncio.Event()
-        self.adoption_due = asyncio.Event()
+        self.adoption_due = False
+        self.look = asyncio.Event()
+        self.look_at = float("-inf")
         self.drained = asyncio.Event()
         self.intake = asyncio.Lock()
         self.stopping = False
@@ -125,3 +127,17 @@ class ConsumerRun:
     def settle(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         self.to_settle.set()
+
+    # When the recovery has to look.
+
+    def look_in(self, seconds: float) -> None:
+        """Have the recovery look in so many seconds, unless it does so earlier anyway."""
+        at = asyncio.get_running_loop().time() + seconds
+        if at < self.look_at:
+            self.look_at = at
+            self.look.set()
+
+    def adopt(self) -> None:
+        """Something may be pending for this worker that it does not have in hand: have the recovery find it."""
+        self.adoption_due = True
+        self.look_in(0)

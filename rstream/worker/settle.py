@@ -45,6 +45,8 @@ async def flush(run: ConsumerRun) -> None:
             break
     for outcome in batch:
         run.let_go(outcome.shard, outcome.id)
+        if outcome.kind == "retry":
+            run.look_in(int(outcome.a) / 1000)
 
 
 def _refused(run: ConsumerRun, refusal: Refusal, resent: bool) -> None:

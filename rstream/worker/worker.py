@@ -62,6 +62,7 @@ class Worker:
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
         self._concurrency = concurrency
+        self._stopped = False
         self._stop_asked: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -78,13 +79,16 @@ class Worker:
         anyio.run(main)
 
     def stop(self) -> None:
-        """End gracefully; may be called from any thread."""
+        """End gracefully; may be called from any thread, also before `run`."""
+        self._stopped = True
         if self._loop is not None and self._stop_asked is not None:
             self._loop.call_soon_threadsafe(self._stop_asked.set)
 
     async def serve(self, *, signals: bool = True) -> None:
         """As `run`, in a running event loop and leaving the app open; without `signals`, only `stop()` ends it."""
         self._loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
+        if self._stopped:
+            self._stop_asked.set()
         runs = [await self._prepare(consumer) for consumer in self.consumers]
         keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in runs])
         await asyncio.to_thread(keeper.begin)
