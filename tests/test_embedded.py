@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import redis
 
@@ -94,12 +95,14 @@ def server_pid(socket: Path) -> int:
 
 
 def parent(pid: int) -> int:
-    return int(subprocess.check_output(["ps", "-o", "ppid=", "-p", str(pid)]))
+    return psutil.Process(pid).ppid()
 
 
 def alive(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(state) and not state.startswith("Z")
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def answers(socket: Path) -> bool:
@@ -286,9 +289,14 @@ print(json.dumps('done'), flush=True)
 def test_forked_children_stay_attached(home: Path, owners: list[Owner]) -> None:
     owner = own(owners, home)
     pid = server_pid(owner.socket())
-    owner.tell("child = os.fork()")
-    owner.tell("if not child: import signal; os.close(0); os.close(1); signal.pause()")
-    owner.tell("print(json.dumps(child), flush=True)")
+    code = """
+import signal
+child = os.fork()
+if not child:
+    os.close(0), os.close(1), signal.pause()
+print(json.dumps(child), flush=True)
+"""
+    owner.tell(f"exec({code!r})")  # as one: the child must not read the lines meant for its parent
     child = owner.hear()
     owner.kill()
     assert server_pid(home / "server.sock") == pid
@@ -300,10 +308,15 @@ def test_forked_children_stay_attached(home: Path, owners: list[Owner]) -> None:
 def test_a_forked_childs_close_is_its_own(home: Path, owners: list[Owner]) -> None:
     owner = own(owners, home)
     pid = server_pid(owner.socket())
-    owner.tell("child = os.fork()")
-    owner.tell("if not child: held.close(); os._exit(0)")
-    owner.tell("os.waitpid(child, 0); print(json.dumps(0), flush=True)")
-    owner.hear()
+    code = """
+child = os.fork()
+if not child:
+    held.close(), os._exit(0)
+os.waitpid(child, 0)
+print(json.dumps('closed'), flush=True)
+"""
+    owner.tell(f"exec({code!r})")
+    assert owner.hear() == "closed"
     with pytest.raises(BlockingIOError):
         keeper.fcntl.flock(os.open(home / "users.lock", os.O_RDWR), keeper.fcntl.LOCK_EX | keeper.fcntl.LOCK_NB)
     assert server_pid(home / "server.sock") == pid
@@ -328,8 +341,9 @@ def test_a_killed_server_is_restarted_with_its_data(home: Path) -> None:
     with attach(home) as held, client(held.socket) as connection:
         for n in range(1, 4):
             assert connection.incr("n") == n
-            os.kill(server_pid(held.socket), signal.SIGKILL)
-            eventually(lambda: answers(held.socket))
+            pid = server_pid(held.socket)
+            os.kill(pid, signal.SIGKILL)
+            eventually(lambda pid=pid: not alive(pid) and answers(held.socket))
         assert "was ended by SIGKILL while in use" in (home / "server.log").read_text()
 
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from rstream.errors import (
     ConfigError,
@@ -71,7 +71,9 @@ class Endpoint:
         return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}" if parts.scheme else parts.path
 
     def kwargs(self) -> dict[str, Any]:
-        """What redis-py's connection classes want. Starts the embedded server where it is the target (blocking)."""
+        """What redis-py's connection classes want. Where the target is an embedded server, it runs afterwards (this
+        may block for a moment), so a link asks anew when it could not connect.
+        """
         from redis.asyncio.connection import parse_url
 
         kwargs: dict[str, Any] = dict(parse_url(self._real_url()))
@@ -86,12 +88,13 @@ class Endpoint:
     def _real_url(self) -> str:
         if not self.url.startswith("embedded:"):
             return self.url
-        with self._lock:
-            if self.embedded is None:
-                from rstream.store.embedded import attach
+        from rstream.store.embedded import attach
 
-                self.embedded = attach(self.url.removeprefix("embedded:") or None)
-            return f"unix://{self.embedded.socket}"
+        with self._lock:
+            before, self.embedded = self.embedded, attach(self.url.removeprefix("embedded:") or None)
+            if before is not None:
+                before.close()
+            return f"unix://{quote(str(self.embedded.socket))}"
 
     @property
     def transport(self) -> str:
@@ -108,7 +111,7 @@ class Endpoint:
 
     def unavailable(self, error: BaseException | str, *, sent: bool = False) -> StoreUnavailable:
         """The error for a Redis that does not answer; `sent`: the command may have reached it."""
-        why = str(error) or type(error).__name__
+        why = str(error).rstrip(".") or type(error).__name__
         result = StoreUnavailable(
             f"Redis at {self.label} does not answer: {why}. Is it running, and is this its address?"
         )

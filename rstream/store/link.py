@@ -7,6 +7,7 @@ may resend one whose answer never came, for as long as `within` says.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import random
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rstream.errors import StoreError, StoreUnavailable
-from rstream.store.connect import GREETING, Endpoint
+from rstream.store.connect import COMMAND_TIMEOUT, GREETING, Endpoint
 from rstream.store.scripts import BY_SHA, Call
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import redis.asyncio
 
 T = TypeVar("T")
+
+log = logging.getLogger("rstream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class Link:
         self.endpoint = endpoint
         self._idle: list[redis.asyncio.Connection] = []
         self._kwargs: dict[str, Any] | None = None
+        self._patience = COMMAND_TIMEOUT
         self._greeted = False
         self._closed = False
 
@@ -88,7 +92,7 @@ class Link:
         `StoreRefused`, `MemoryFull`, `GroupMissing`, and what `op.parse` raises.
         """
         deadline = time.monotonic() + within
-        sent = False
+        sent = waiting = False
         for delay in backoff():
             try:
                 return _judge(op, await self.exchange(op.calls, timeout))
@@ -96,6 +100,9 @@ class Link:
                 sent = error.sent = error.sent or sent
                 if time.monotonic() + delay > deadline:
                     raise
+                if not waiting:
+                    log.warning("%s. Waiting for it, at most %g s", error, within)
+                waiting = True
             await asyncio.sleep(delay)
         raise AssertionError("backoff never ends")
 
@@ -123,6 +130,7 @@ class Link:
         if self._kwargs is None:
             # Starting the embedded server blocks for a moment.
             self._kwargs = await asyncio.to_thread(self.endpoint.kwargs)
+            self._patience = float(self._kwargs["socket_timeout"])
         connection = self._make(self._kwargs)
         await self._connect(connection)
         if not self._greeted:
@@ -145,20 +153,18 @@ class Link:
         from redis import exceptions as redis_errors
 
         try:
-            async with asyncio.timeout(self._timeout(None)):
+            async with asyncio.timeout(self._patience):
                 await connection.connect()
         except (redis_errors.AuthenticationError, redis_errors.ResponseError) as error:
             connection._close()
             raise self.endpoint.reply_error(error) from None
         except (redis_errors.RedisError, OSError, TimeoutError) as error:
             connection._close()
+            self._kwargs = None  # an embedded server may have to be started again
             raise self.endpoint.unavailable(error) from None
         except BaseException:
             connection._close()
             raise
-
-    def _timeout(self, timeout: float | None) -> float:
-        return timeout if timeout is not None else float((self._kwargs or {})["socket_timeout"])
 
     async def _roundtrip(
         self, connection: redis.asyncio.Connection, calls: Sequence[Call], timeout: float | None
@@ -167,7 +173,7 @@ class Link:
 
         replies: list[Any] = []
         try:
-            async with asyncio.timeout(self._timeout(timeout)):
+            async with asyncio.timeout(self._patience if timeout is None else timeout):
                 await connection.send_packed_command(connection.pack_commands(calls), check_health=False)
                 for _ in calls:
                     try:
@@ -213,7 +219,7 @@ class SyncLink:
     def run(self, op: Op[T], *, within: float = 0.0) -> T:
         """As `Link.run`."""
         deadline = time.monotonic() + within
-        sent = False
+        sent = waiting = False
         for delay in backoff():
             try:
                 return _judge(op, self.exchange(op.calls))
@@ -221,6 +227,9 @@ class SyncLink:
                 sent = error.sent = error.sent or sent
                 if time.monotonic() + delay > deadline:
                     raise
+                if not waiting:
+                    log.warning("%s. Waiting for it, at most %g s", error, within)
+                waiting = True
             time.sleep(delay)
         raise AssertionError("backoff never ends")
 
@@ -272,6 +281,7 @@ class SyncLink:
             raise self.endpoint.reply_error(error) from None
         except (redis_errors.RedisError, OSError) as error:
             connection.disconnect()
+            self._kwargs = None  # an embedded server may have to be started again
             raise self.endpoint.unavailable(error) from None
         return connection
 

@@ -14,11 +14,9 @@ from rstream.store import layout as layouts
 from rstream.store.deliveries import PSEUDO
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.scripts import Call, Script
+from rstream.store.scripts import STATS, Call
 
 T = TypeVar("T")
-
-STATS = Script("stats")
 
 
 @dataclass(frozen=True, slots=True)

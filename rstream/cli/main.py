@@ -1,0 +1,104 @@
+"""`rstream`: finds the command, imports it, and turns errors into one line and an exit code.
+
+Exit codes: 0 done · 1 it went wrong, and why is on stderr · 2 wrong usage · 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import click
+
+from rstream.cli.target import target_options
+
+COMMANDS = {
+    "dev": ("rstream.cli.dev", "Run a Redis-compatible server here, for development."),
+    "worker": ("rstream.cli.worker", "Run the consumers of an app until told to stop."),
+    "publish": ("rstream.cli.publish", "Add events to a stream."),
+    "read": ("rstream.cli.read", "Show the entries of a stream."),
+    "replay": ("rstream.cli.replay", "Run a handler over a window of a stream."),
+    "streams": ("rstream.cli.inspect", "List the streams."),
+    "groups": ("rstream.cli.inspect", "Show how far the groups of a stream are."),
+}
+
+
+class LazyGroup(click.Group):
+    """Its help comes from COMMANDS; a command's module is imported when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return result
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rstream", message="rstream %(version)s")
+@target_options
+def cli() -> None:
+    """A log you can replay and a queue you can trust, on the Redis you already run.
+
+    \b
+    A server for development:     rstream dev
+    Run an app's consumers:       rstream worker shop.events:app
+    What is in a stream:          rstream read orders --from "1h ago"
+    How far its consumers are:    rstream groups orders
+
+    `rstream COMMAND --help` shows more examples.
+    """
+
+
+def main() -> NoReturn:
+    """The console script."""
+    from rstream.errors import RStreamError
+
+    try:
+        result = cli.main(prog_name="rstream", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except RStreamError as error:
+        sys.exit(_fail([error]))
+    except BaseExceptionGroup as group:
+        errors = list(_leaves(group))
+        if not all(isinstance(error, RStreamError) for error in errors):
+            raise
+        sys.exit(_fail(errors))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(errors: list[BaseException]) -> int:
+    for text in dict.fromkeys(" ".join(str(error).split()) for error in errors):
+        click.echo(f"Error: {text}", err=True)
+    return 1
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
