@@ -7,6 +7,7 @@ decimals, UUIDs, sets, enums) travels as its JSON form, and pydantic turns it ba
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgpack
@@ -46,7 +47,7 @@ class ModelCodec(Generic[M]):
             event = self._validate(event)
         try:
             # round_trip: what validation will accept again (no computed fields, Json stays text)
-            return pack_payload(version, self._dump(event, round_trip=True))
+            return pack_payload(version, self._dump(event, round_trip=True, by_alias=False))
         except EventInvalid:
             raise
         except Exception as error:
@@ -56,12 +57,15 @@ class ModelCodec(Generic[M]):
         if not isinstance(event, Mapping):
             raise EventInvalid(f"expected a {self.model.__name__}, got a {type(event).__name__}")
         try:
-            return self.model.model_validate(dict(event))
+            return self.model.model_validate(dict(event), by_alias=True, by_name=True)
         except ValidationError as error:
             raise EventInvalid(f"{self.model.__name__}: {explain(error)}") from None
+        except Exception as error:  # a validator of the user's that raised something else
+            raise EventInvalid(f"{self.model.__name__}: {type(error).__name__}: {error}") from error
 
     def key(self, event: M | Mapping[str, Any], field: str) -> object:
-        return event.get(field) if isinstance(event, Mapping) else getattr(event, field, None)
+        # A dict is validated first: it must get the key, and so the shard, that its model would get.
+        return getattr(event if isinstance(event, self.model) else self._validate(event), field, None)
 
     def decode(self, payload: bytes) -> M:
         """Raises `EntryInvalid`."""
@@ -76,6 +80,8 @@ class ModelCodec(Generic[M]):
 
 def pack_payload(version: int, fields: Mapping[str, Any]) -> bytes:
     """Raises `EventInvalid` for what neither msgpack nor JSON can carry."""
+    if not isinstance(fields, Mapping):
+        raise EventInvalid(f"an event is encoded from named fields, not from a {type(fields).__name__}")
     try:
         return msgpack.packb([version, fields], default=_jsonable)  # type: ignore[no-any-return]
     except Exception as error:
@@ -85,6 +91,10 @@ def pack_payload(version: int, fields: Mapping[str, Any]) -> bytes:
 def _jsonable(value: object) -> object:
     if isinstance(value, set | frozenset):
         return list(value)
+    if isinstance(value, Enum):
+        return value.value
+    if hasattr(value, "get_secret_value"):
+        raise TypeError("a secret would be stored as asterisks: reveal it with a field_serializer, or leave it out")
     return to_jsonable_python(value)
 
 
@@ -107,7 +117,10 @@ def pack_headers(headers: Mapping[str, str] | None) -> bytes:
         return b""
     if not all(isinstance(name, str) and isinstance(value, str) for name, value in headers.items()):
         raise EventInvalid("headers must map strings to strings")
-    return msgpack.packb(dict(headers))  # type: ignore[no-any-return]
+    try:
+        return msgpack.packb(dict(headers))  # type: ignore[no-any-return]
+    except UnicodeEncodeError as error:
+        raise EventInvalid(f"the headers are not valid text: {error.reason}") from None
 
 
 def unpack_headers(packed: bytes | None) -> dict[str, str]:
@@ -118,23 +131,24 @@ def unpack_headers(packed: bytes | None) -> dict[str, str]:
         headers = msgpack.unpackb(packed)
     except Exception as error:
         raise EntryInvalid("undecodable", f"the headers are not msgpack: {error}") from None
-    if not isinstance(headers, dict):
-        raise EntryInvalid("undecodable", "the headers are not a map")
+    if not isinstance(headers, dict) or not all(isinstance(part, str) for pair in headers.items() for part in pair):
+        raise EntryInvalid("undecodable", "the headers do not map strings to strings")
     return headers
 
 
 def key_text(value: object, field: str) -> str:
-    """The key as it is hashed and stored. Raises `KeyMissing` for None and the empty string."""
-    if isinstance(value, str) and value:
-        text = str.__str__(value)  # a str enum counts by its value, not its name
-    elif value is None or value == "":
-        raise KeyMissing(f"the event has no {field!r}, which is the key of this stream: set it")
-    else:
-        text = str(to_jsonable_python(value))
+    """The key as it is hashed and stored. Raises `KeyMissing` for None and what is empty or no text."""
     try:
+        # str.__str__: a str enum counts by its value, not its name
+        plain = str.__str__(value) if isinstance(value, str) else to_jsonable_python(value)
+        text = "" if plain is None else str(plain)
         text.encode()
-    except UnicodeEncodeError as error:
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
         raise KeyMissing(f"the key {field!r} is not valid text: {error.reason}") from None
+    except Exception as error:
+        raise KeyMissing(f"the key {field!r} cannot be written as text: {error}") from None
+    if not text:
+        raise KeyMissing(f"the event has no {field!r}, which is the key of this stream: set it")
     return text
 
 
@@ -142,4 +156,5 @@ def explain(error: ValidationError) -> str:
     """pydantic's complaint in one line, without the values (they may be private)."""
     found = error.errors(include_url=False, include_input=False)
     shown = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'event'}: {item['msg']}" for item in found[:3])
+    shown = " ".join(shown.split())  # names and messages may have line breaks in them
     return shown + (f" (and {len(found) - 3} more)" if len(found) > 3 else "")

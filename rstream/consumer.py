@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import typing
 import weakref
@@ -15,8 +16,8 @@ import anyio.to_thread
 from pydantic import BaseModel
 
 from rstream.codec import Codec, ModelCodec
-from rstream.errors import ConfigError
-from rstream.position import Position
+from rstream.errors import ConfigError, PositionError
+from rstream.position import Position, bound
 from rstream.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -52,8 +53,13 @@ class Consumer:
             raise ConfigError(f"{where}: lease is {self.lease} s, it must be between 0.5 s and a day")
         if self.prefetch is not None and self.prefetch < 0:
             raise ConfigError(f"{where}: prefetch is {self.prefetch}, it must not be negative")
+        try:
+            bound(self.start, "start", 0)
+        except PositionError as error:
+            raise ConfigError(f"{where}: start: {error}") from None
         _takes_delivery(self.handler)  # refuses what cannot be called
-        _declared[self.handler] = self
+        with contextlib.suppress(TypeError):  # an object that cannot be hashed: `codec_of` goes by its annotation
+            _declared[self.handler] = self
 
 
 def caller(handler: Handler, threads: int) -> Callable[[Any, Delivery], Awaitable[Any]]:
@@ -67,7 +73,9 @@ def caller(handler: Handler, threads: int) -> Callable[[Any, Delivery], Awaitabl
 
     async def in_thread(event: Any, delivery: Delivery) -> Any:
         call = partial(handler, event, delivery) if two else partial(handler, event)
-        return await anyio.to_thread.run_sync(call, limiter=limiter)
+        result = await anyio.to_thread.run_sync(call, limiter=limiter)
+        # a plain function around an async one: without the await, the work would be acked and not done
+        return await result if inspect.isawaitable(result) else result
 
     return in_thread
 
@@ -78,6 +86,8 @@ def _takes_delivery(handler: Handler) -> bool:
         signature = inspect.signature(handler)
     except (TypeError, ValueError):
         raise ConfigError(f"handler {name} cannot be called as handler(event, delivery)") from None
+    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise ConfigError(f"handler {name} is a generator: calling it would not run it. Remove its yield")
     for arguments in ((None, None), (None,)):
         try:
             signature.bind(*arguments)
@@ -91,12 +101,12 @@ def codec_of(handler: Handler) -> Codec[Any] | None:
     """How this handler wants its events: as the consumer it was declared for, or as the model that its first
     parameter is annotated with. None: no wish.
     """
-    if consumer := _declared.get(handler):
-        return consumer.stream.codec
     try:
+        if consumer := _declared.get(handler):
+            return consumer.stream.codec
         hints = typing.get_type_hints(handler)
         first = next(iter(inspect.signature(handler).parameters))
-    except (NameError, StopIteration, TypeError):
+    except Exception:  # annotations that do not resolve, an object that cannot be hashed
         return None
     model = hints.get(first)
     return ModelCodec(model) if inspect.isclass(model) and issubclass(model, BaseModel) else None

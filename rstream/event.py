@@ -58,7 +58,10 @@ class EntryId(NamedTuple):
         match = _ID.fullmatch(text)
         if match is None or None in match.groups():
             raise PositionError(f"{text!r} is not an entry id: expected ms-seq@generation.shard")
-        return cls(*map(int, match.groups()))
+        parts = [*map(int, match.groups())]
+        if max(parts) > MAX_PART:
+            raise PositionError(f"{text!r} is not an entry id: its parts are at most {MAX_PART}")
+        return cls(*parts)
 
 
 class Entry(Generic[E]):

@@ -7,7 +7,7 @@ plain tuple comparison decides. Both ends are inclusive.
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from rstream.errors import PositionError
@@ -15,6 +15,7 @@ from rstream.event import _ID, MAX_PART, EntryId
 
 Position = EntryId | datetime | timedelta | str | None
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", re.ASCII)
 _HELP = (
@@ -32,10 +33,20 @@ def bound(at: Position, side: Literal["start", "end"], now_ms: int) -> EntryId:
     if isinstance(at, EntryId):
         return at
     if isinstance(at, datetime):
-        return _at_ms(int(at.timestamp() * 1000), low)
+        try:
+            return _at_ms(_ms(at), low)
+        except (ValueError, OverflowError, OSError):  # year 1 or 9999, local time
+            raise PositionError(f"{at} is no time that this machine can count: {_HELP}") from None
     if isinstance(at, timedelta):
         return _at_ms(now_ms - int(abs(at).total_seconds() * 1000), low)
+    if not isinstance(at, str):
+        raise PositionError(f"{at!r} is neither an id nor a time: {_HELP}")
     return _parse(at.strip(), low, now_ms)
+
+
+def _ms(at: datetime) -> int:
+    # In whole numbers: for some times after 2038 `int(at.timestamp() * 1000)` is a millisecond short.
+    return (at.astimezone(UTC) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _at_ms(ms: int, low: bool) -> EntryId:
@@ -55,7 +66,7 @@ def _parse(text: str, low: bool, now_ms: int) -> EntryId:
     if (span := _span_ms(text)) is not None:
         return _at_ms(now_ms - span, low)
     try:
-        return _at_ms(int(datetime.fromisoformat(text).timestamp() * 1000), low)
+        return _at_ms(_ms(datetime.fromisoformat(text)), low)
     except (ValueError, OverflowError, OSError):
         raise PositionError(f"{text!r} is neither an id nor a time: {_HELP}") from None
 
@@ -79,4 +90,5 @@ def _span_ms(text: str) -> int | None:
         return None
     if not body or _SPAN.sub("", body):
         return None
-    return int(sum(float(count) * _UNITS[unit] for count, unit in _SPAN.findall(body)))
+    span = sum(float(count) * _UNITS[unit] for count, unit in _SPAN.findall(body))
+    return int(min(span, MAX_PART))

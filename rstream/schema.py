@@ -54,7 +54,8 @@ class SchemaCodec:
         error = best_match(self._validator.iter_errors(event))
         if error is not None:
             where = ".".join(map(str, error.absolute_path)) or "event"
-            raise EventInvalid(f"{where}: {error.message}")
+            told = error.message  # it quotes the value
+            raise EventInvalid(f"{where}: {told if len(told) < 400 else told[:200] + ' … ' + told[-200:]}")
 
     def _convert(self, value: Any, schema: Any) -> Any:
         """The JSON value as the payload carries it: base64 text becomes bytes, defaults are filled in."""

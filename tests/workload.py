@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from rstream import Delivery, Event, RetryPolicy, RStream
 from tests.servers import Server
@@ -41,7 +43,8 @@ _raw: redis.Redis | None = None
 def note(what: str, event: Job, delivery: Delivery) -> None:
     global _raw
     if _raw is None:
-        _raw = redis.Redis.from_url(os.environ["WORKLOAD_HISTORY"])
+        # redis-py's own retry would write a line twice when Redis restarts in between.
+        _raw = redis.Redis.from_url(os.environ["WORKLOAD_HISTORY"], retry=Retry(NoBackoff(), 0))
     _raw.rpush(f"history:{app.settings.namespace}", f"{what} {event.n} {delivery.attempt} {os.getpid()} {time.time()}")
 
 

@@ -122,7 +122,7 @@ async def _run(make: Callable[[Any], Replay], as_json: bool) -> int:
     else:
         click.echo(_summary(result))
     if stopped_by and not result.finished:
-        at = f"at {result.position}" if result.position else "before the first entry was done"
+        at = f"at {result.position}" if result.position else "before it had done an entry"
         _say(f"stopped {at}: run the same command again to go on")
         return 128 + stopped_by[0]
     return 1 if result.failed or result.invalid else 0
@@ -195,6 +195,8 @@ class _Bar:
 
 
 def _summary(result: ReplayResult) -> str:
+    if result.start is None and not result.finished:
+        return f"{result.name}: handled nothing"
     if result.start is None:
         return f"{result.name}: nothing to do, stream {result.stream} has no entries in this window"
     text = f"{result.name}: handled {result.handled:,} of window {result.start} to {result.end} of {result.stream}"

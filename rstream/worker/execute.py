@@ -29,7 +29,7 @@ async def slot(run: ConsumerRun) -> None:
         run.room_made.set()
         outcome = await _deliver(run, entry)
         if outcome is None:
-            run.let_go(entry.shard, entry.id)
+            run.give_up(entry)
         else:
             run.settle(outcome)
         now = time.perf_counter()
@@ -41,7 +41,6 @@ async def slot(run: ConsumerRun) -> None:
 async def _deliver(run: ConsumerRun, entry: Fetched) -> Outcome | None:
     """Run one delivery; None where this worker may not start it."""
     if not run.may_start(entry):
-        run.adopt()  # whoever has it by now starts it; if that is us, adoption brings it back
         return None
     attempt = entry.deliveries
     if entry.source is not None:
@@ -64,7 +63,6 @@ async def _begin(run: ConsumerRun, entry: Fetched) -> bool:
             return True
     except (StoreUnavailable, GroupMissing) as error:
         log.warning("%s: entry %s not started: %s", run.name, entry.id.decode(), error)
-        run.adopt()
         return False
     run.counts.refused += 1
     lost = LeaseLost(f"entry {entry.id.decode()} was taken over by another worker before it was started here")

@@ -58,8 +58,10 @@ async def _take_over(run: ConsumerRun, turn: int) -> float | None:
         if not run.lease.holds():
             return None
         lease_ms = int(run.consumer.lease * 1000)
-        term = run.lease.term
+        term, unsure = run.lease.term, run.unsure
+        run.unsure = True  # until the answer is there
         found = await run.link.run(run.ops.recover(room, turn % run.layout.shards, lease_ms))
+        run.unsure = unsure
         run.take(found.claimed, term)
     taken = sum(1 for entry in found.claimed if not (entry.source or "~").startswith("~"))
     if taken:
@@ -75,6 +77,7 @@ async def _adopt(run: ConsumerRun, term: int) -> None:
 
     After a lost lease the unstarted were dropped, after a broken read the answer was: both are found here.
     """
+    source, run.unsure = ("~unsure" if run.unsure else None), False
     run.watch(True)
     try:
         for shard in range(run.layout.shards):
@@ -87,7 +90,7 @@ async def _adopt(run: ConsumerRun, term: int) -> None:
                         _lost(run, shard, id)
                         run.settle(Outcome(shard, id, deliveries, "ack"))
                     else:
-                        run.take([Fetched(shard, id, flat, deliveries, None)], term)
+                        run.take([Fetched(shard, id, flat, deliveries, source)], term)
                 start = "(" + page[-1][0].decode()
     finally:
         run.watch(False)

@@ -33,6 +33,9 @@ class ConsumerRun:
         self.to_settle = asyncio.Event()
         self.room_made = asyncio.Event()
         self.adoption_due = False
+        # Whether an entry pending for us that is not in hand may be one that was begun elsewhere: then the attempt
+        # that its delivery count names is used up, and its next run is another one.
+        self.unsure = False
         self.look = asyncio.Event()
         self.look_at = float("-inf")
         self.drained = asyncio.Event()
@@ -136,6 +139,13 @@ class ConsumerRun:
         if at < self.look_at:
             self.look_at = at
             self.look.set()
+
+    def give_up(self, entry: Fetched) -> None:
+        """Do not start this entry: whoever has it by now does; if that is us, adoption brings it back."""
+        if entry.source is not None:
+            self.unsure = True
+        self.let_go(entry.shard, entry.id)
+        self.adopt()
 
     def adopt(self) -> None:
         """Something may be pending for this worker that it does not have in hand: have the recovery find it."""

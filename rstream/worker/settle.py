@@ -70,7 +70,12 @@ def _looks_done(refusal: Refusal) -> bool:
 def release(run: ConsumerRun) -> None:
     """Hand over what was not started: at once, and without burning an attempt."""
     for entry in run.lanes.drain():
-        if entry.source is None:
-            run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "release"))
-        else:  # taken over and not begun: its attempts so far stay as they are
-            run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "retry", 0))
+        hand_over(run, entry.shard, entry.id, entry.deliveries, begun=entry.source is not None)
+
+
+def hand_over(run: ConsumerRun, shard: int, id: bytes, deliveries: int, *, begun: bool) -> None:
+    """Let somebody else start an entry. `begun`: the attempt that its delivery count names was begun already."""
+    if begun:
+        run.settle(Outcome(shard, id, deliveries, "retry", 0))
+    else:
+        run.settle(Outcome(shard, id, deliveries, "release"))

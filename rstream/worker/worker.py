@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from rstream.app import RStream
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
-from rstream.store.deliveries import GroupOps, Outcome
+from rstream.store.deliveries import GroupOps
 from rstream.worker import groups
 from rstream.worker.counts import Counts
 from rstream.worker.execute import slot
@@ -25,7 +25,7 @@ from rstream.worker.fetch import fetch_loop
 from rstream.worker.lease import LeaseKeeper
 from rstream.worker.recover import PAGE, recover_loop
 from rstream.worker.run import ConsumerRun
-from rstream.worker.settle import flush, release, settle_loop
+from rstream.worker.settle import flush, hand_over, release, settle_loop
 
 log = logging.getLogger("rstream")
 
@@ -160,7 +160,7 @@ class Worker:
             with anyio.move_on_after(max(MIN_LEAVE, self.grace)):
                 for shard in range(run.layout.shards):
                     for id, deliveries, _ in await run.link.run(run.ops.mine(shard, "-", PAGE)):
-                        run.settle(Outcome(shard, id, deliveries, "release"))
+                        hand_over(run, shard, id, deliveries, begun=run.unsure)
                 await flush(run)
                 await run.link.run(run.ops.leave())
         except StoreError as error:

@@ -1,0 +1,132 @@
+"""Long runs of everything at once (`make torture`), seeded; a short one is part of the suite."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import redis
+
+from rstream import RStream
+from tests.proxy import ChaosProxy
+from tests.servers import Server
+from tests.waiting import eventually
+from tests.workload import FREEZE, THAW, History, Job, Spawner, WorkerProcess, workers
+
+
+class Storm:
+    """Workers that are killed, frozen, stopped and started again; a Redis that is cut off and restarted."""
+
+    def __init__(self, spawn: Spawner, proxy: ChaosProxy, server: Server, seed: int) -> None:
+        self.spawn, self.proxy, self.server, self.rng = spawn, proxy, server, random.Random(seed)
+        self.live: list[WorkerProcess] = []
+        self.done: Counter[str] = Counter()
+
+    def start(self) -> None:
+        self.live.append(self.spawn("--grace", "0.3", lease=1, concurrency=8))
+
+    def strike(self) -> None:
+        blow = self.rng.choices(
+            ["kill", "freeze", "stop", "cut", "blackhole", "restart", "pause"], [3, 3, 2, 2, 1, 1, 1]
+        )[0]
+        self.done[blow] += 1
+        getattr(self, blow)(self.rng.choice(self.live))
+
+    def kill(self, victim: WorkerProcess) -> None:
+        victim.signal(signal.SIGKILL)
+        self._replace(victim)
+
+    def stop(self, victim: WorkerProcess) -> None:
+        victim.signal(signal.SIGTERM)
+        self._replace(victim)
+
+    def _replace(self, victim: WorkerProcess) -> None:
+        self.live.remove(victim)
+        self.start()
+
+    def freeze(self, victim: WorkerProcess) -> None:
+        victim.signal(FREEZE)
+        pause(self.rng.uniform(0.1, 2.5))
+        victim.signal(THAW)
+
+    def cut(self, victim: WorkerProcess) -> None:
+        self.proxy.cut_all()
+
+    def blackhole(self, victim: WorkerProcess) -> None:
+        self.proxy.blackhole(True)
+        pause(self.rng.uniform(0.1, 1.5))
+        self.proxy.blackhole(False)
+        self.proxy.cut_all()
+
+    def restart(self, victim: WorkerProcess) -> None:
+        self.server.restart()
+
+    def pause(self, victim: WorkerProcess) -> None:
+        self.server.pause()
+        pause(self.rng.uniform(0.1, 2.5))
+        self.server.resume()
+
+
+def pause(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() >= until, seconds + 5)
+
+
+def weather(server: Server, namespace: str, folder: Path, *, jobs: int, blows: int, seed: int) -> None:
+    with (
+        ChaosProxy(server.upstream) as proxy,
+        workers(server, namespace, folder, url=f"{proxy.url}?socket_timeout=0.5") as spawn,
+        RStream(server.url, namespace=namespace) as app,
+        redis.Redis.from_url(server.url) as raw,
+    ):
+        storm = Storm(spawn, proxy, server, seed)
+        stream = app.stream("jobs", Job, shards=4)
+        rng = random.Random(seed)
+        kinds = ["wait"] * 97 + ["fail"] * 3
+        stream.sync.publish_many(
+            Job(n=n, seconds=rng.choice((0, 0.02, 0.1, 0.3)), kind=rng.choice(kinds)) for n in range(jobs)
+        )
+        for _ in range(3):
+            storm.start()
+        for worker in storm.live:
+            worker.ready()
+        for _ in range(blows):
+            pause(storm.rng.uniform(0.05, 0.8))
+            storm.strike()
+        history = History(raw, namespace)
+        layout = stream.sync.layout()
+
+        def settled() -> bool:
+            return sum(raw.xpending(keys.stream, "async")["pending"] for keys in layout.keys) == 0
+
+        eventually(lambda: len(history.counts("start")) == jobs and settled(), 120)
+        for worker in storm.live:
+            worker.ready().signal(signal.SIGTERM)
+        assert [worker.wait() for worker in storm.live] == [0] * len(storm.live)
+
+        starts = Counter((line.n, line.attempt) for line in history.lines() if line.what == "start")
+        dead = {entry[b"e"] for keys in layout.keys for _, entry in raw.xrange(keys.dead("async"))}
+        ended = set(history.counts("end"))
+        stored = {entry.event.n: entry.payload for entry in stream.sync.read()}
+        # Nothing lost: every job ended well, or was set aside; nothing that nobody published.
+        assert {n for n in range(jobs) if n not in ended and stored[n] not in dead} == set(), storm.done
+        assert ended <= set(range(jobs))
+        # Each attempt was begun once, in one place.
+        twice = [line for line in history.lines() if starts[line.n, line.attempt] > 1]
+        assert twice == [], storm.done
+
+
+@pytest.mark.timeout(240)
+def test_a_short_storm(own_server: Server, namespace: str, tmp_path: Path) -> None:
+    weather(own_server, namespace, tmp_path, jobs=2000, blows=12, seed=20261120)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_long_storm(own_server: Server, namespace: str, tmp_path: Path, seed: int) -> None:
+    weather(own_server, namespace, tmp_path, jobs=20_000, blows=120, seed=seed)
