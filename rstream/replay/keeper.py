@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 
 from rstream.errors import StoreError
+from rstream.process import clock
 from rstream.store.connect import Endpoint
 from rstream.store.link import SyncLink
 from rstream.store.replays import Progress, ReplayOps
-from rstream.worker.lease import clock
 
 
 class Keeper(threading.Thread):

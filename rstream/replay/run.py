@@ -14,6 +14,7 @@ from rstream.delivery import Delivery
 from rstream.errors import ConfigError, EntryInvalid, PositionError, ReplayBusy, RStreamError, StoreError
 from rstream.event import Entry, EntryId
 from rstream.position import Position, bound
+from rstream.process import clock, worker_id
 from rstream.replay.backlog import Backlog
 from rstream.replay.keeper import Keeper
 from rstream.replay.mark import ASIDE, Mark
@@ -26,8 +27,6 @@ from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.log import PAGE, Cursor
 from rstream.store.replays import Held, Outcome, Progress, ReplayOps, Saved, Window
-from rstream.worker.lease import clock
-from rstream.worker.worker import worker_id
 
 if TYPE_CHECKING:
     from rstream.stream import Stream

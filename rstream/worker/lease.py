@@ -9,22 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 
 from rstream.errors import StoreError
+from rstream.process import clock
 from rstream.store.connect import Endpoint
 from rstream.store.deliveries import GroupOps
 from rstream.store.link import SyncLink
 
 log = logging.getLogger("rstream")
-
-# Counts while the machine is suspended, where the system has such a clock: Redis's does, too.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def clock() -> float:
-    """Seconds on the clock that leases are measured by; never the wall clock."""
-    return time.clock_gettime(_CLOCK)
 
 
 class Lease:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import signal
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -17,6 +15,7 @@ from anyio.abc import TaskGroup
 from rstream.app import RStream
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
+from rstream.process import worker_id
 from rstream.store.deliveries import GroupOps
 from rstream.worker import groups
 from rstream.worker.counts import Counts
@@ -31,11 +30,6 @@ log = logging.getLogger("rstream")
 
 MIN_LEAVE = 2.0
 """Seconds that settling and leaving may take at least, however short the grace for handlers is."""
-
-
-def worker_id() -> str:
-    """Unique per start and never reused: host-pid-random."""
-    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 class Worker:

@@ -1,0 +1,21 @@
+"""Who this process is to others, and the clock by which it judges its leases."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+
+# Counts while the machine is suspended, where the system has such a clock: Redis's does, too.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Seconds on the clock that leases are measured by; never the wall clock."""
+    return time.clock_gettime(_CLOCK)
+
+
+def worker_id() -> str:
+    """Unique per start and never reused: host-pid-random."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
