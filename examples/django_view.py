@@ -16,9 +16,7 @@ from pydantic import ValidationError
 
 from rstream import Event, RStream
 
-settings.configure(
-    DEBUG=False, ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="for this example only"
-)
+settings.configure(DEBUG=False, ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="for this example only")
 
 log = RStream()
 

@@ -60,6 +60,8 @@ class RStream:
         if name in self.streams:
             raise ConfigError(f"stream {name!r} is declared already in this app: declare it once and import it")
         schema = model.model_json_schema(by_alias=False)
+        if "$ref" in schema:  # a model that contains its own kind
+            schema |= schema["$defs"][schema.pop("$ref").rpartition("/")[2]]
         self.streams[name] = Stream(self, name, ModelCodec(model), schema, key, shards)
         return self.streams[name]
 

@@ -101,7 +101,10 @@ def _jsonable(value: object) -> object:
 def unpack_payload(payload: bytes) -> tuple[int, dict[str, Any]]:
     """(schema version, fields). Raises `EntryInvalid`."""
     try:
-        version, fields = msgpack.unpackb(payload, strict_map_key=False)
+        try:
+            version, fields = msgpack.unpackb(payload, strict_map_key=False)
+        except TypeError:  # a key that is a tuple
+            version, fields = msgpack.unpackb(payload, strict_map_key=False, use_list=False)
     except Exception as error:
         raise EntryInvalid(
             "undecodable", f"the payload is not msgpack [version, fields]: {type(error).__name__}: {error}"

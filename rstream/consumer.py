@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import typing
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[..., Any]
 
-_declared: weakref.WeakKeyDictionary[Handler, Consumer] = weakref.WeakKeyDictionary()
+_declared: weakref.WeakKeyDictionary[Handler, list[Stream[Any]]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Consumer:
             raise ConfigError(f"{where}: start: {error}") from None
         _takes_delivery(self.handler)  # refuses what cannot be called
         with contextlib.suppress(TypeError):  # an object that cannot be hashed: `codec_of` goes by its annotation
-            _declared[self.handler] = self
+            _declared.setdefault(self.handler, []).append(self.stream)
 
 
 def caller(handler: Handler, threads: int) -> Callable[[Any, Delivery], Awaitable[Any]]:
@@ -101,12 +100,18 @@ def codec_of(handler: Handler) -> Codec[Any] | None:
     """How this handler wants its events: as the consumer it was declared for, or as the model that its first
     parameter is annotated with. None: no wish.
     """
+    with contextlib.suppress(TypeError):  # an object that cannot be hashed
+        if len(streams := set(_declared.get(handler, ()))) == 1:
+            return streams.pop().codec
+    plain = inspect.unwrap(handler)
+    while isinstance(plain, partial):
+        plain = plain.func
+    if not inspect.isroutine(plain):
+        plain = type(plain).__call__
     try:
-        if consumer := _declared.get(handler):
-            return consumer.stream.codec
-        hints = typing.get_type_hints(handler)
-        first = next(iter(inspect.signature(handler).parameters))
-    except Exception:  # annotations that do not resolve, an object that cannot be hashed
+        # Only this one: others may be known to type checkers alone, as `Delivery` often is.
+        wish = next(iter(inspect.signature(handler).parameters.values())).annotation
+        model = eval(wish, getattr(plain, "__globals__", {})) if isinstance(wish, str) else wish
+    except Exception:
         return None
-    model = hints.get(first)
     return ModelCodec(model) if inspect.isclass(model) and issubclass(model, BaseModel) else None

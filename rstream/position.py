@@ -38,7 +38,7 @@ def bound(at: Position, side: Literal["start", "end"], now_ms: int) -> EntryId:
         except (ValueError, OverflowError, OSError):  # year 1 or 9999, local time
             raise PositionError(f"{at} is no time that this machine can count: {_HELP}") from None
     if isinstance(at, timedelta):
-        return _at_ms(now_ms - int(abs(at).total_seconds() * 1000), low)
+        return _at_ms(now_ms - abs(at) // timedelta(milliseconds=1), low)
     if not isinstance(at, str):
         raise PositionError(f"{at!r} is neither an id nor a time: {_HELP}")
     return _parse(at.strip(), low, now_ms)
@@ -91,4 +91,4 @@ def _span_ms(text: str) -> int | None:
     if not body or _SPAN.sub("", body):
         return None
     span = sum(float(count) * _UNITS[unit] for count, unit in _SPAN.findall(body))
-    return int(min(span, MAX_PART))
+    return round(min(span, MAX_PART))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -26,9 +27,11 @@ class SchemaCodec:
 
     @cached_property
     def _validator(self) -> Any:
-        from jsonschema import Draft202012Validator
+        from jsonschema import Draft202012Validator, validators
 
-        return Draft202012Validator(self.schema, format_checker=_format_checker())
+        lengths = {name: _length(name, Draft202012Validator) for name in ("minLength", "maxLength")}
+        kind = validators.extend(Draft202012Validator, lengths)
+        return kind(self.schema, format_checker=_format_checker())
 
     def encode(self, event: Mapping[str, Any], version: int) -> bytes:
         """Raises `EventInvalid` naming the field and the remedy."""
@@ -36,7 +39,10 @@ class SchemaCodec:
         return pack_payload(version, self._convert(event, self.schema))
 
     def key(self, event: Mapping[str, Any], field: str) -> object:
-        return event.get(field, self.schema.get("properties", {}).get(field, {}).get("default"))
+        """As the model would have it: a key decides about the shard, whoever publishes."""
+        schema = self.schema.get("properties", {}).get(field, {})
+        value = event.get(field, schema.get("default"))
+        return _canonical(value, self._pick(value, schema))
 
     def decode(self, payload: bytes) -> dict[str, Any]:
         """The fields as stored. Raises `EntryInvalid` where they cannot be unpacked."""
@@ -83,6 +89,39 @@ class SchemaCodec:
             if self._validator.evolve(schema={**option, "$defs": self.schema.get("$defs", {})}).is_valid(value):
                 return self._pick(value, option)
         return schema
+
+
+def _length(name: str, base: Any) -> Any:
+    """pydantic counts the bytes of a bytes field, not the letters of their base64."""
+    check = base.VALIDATORS[name]
+
+    def checked(validator: Any, limit: int, value: Any, schema: Any) -> Any:
+        if isinstance(value, str) and schema.get("format") in ("base64", "base64url"):
+            with contextlib.suppress(ValueError):
+                value = unbase64(value).decode("latin-1")
+        return check(validator, limit, value, schema)
+
+    return checked
+
+
+def _canonical(value: Any, schema: Mapping[str, Any]) -> Any:
+    """A checked JSON value as its model holds it."""
+    import datetime
+    import uuid
+
+    from pydantic import TypeAdapter
+
+    kind, form = schema.get("type"), schema.get("format")
+    try:
+        if kind in ("number", "integer"):
+            return float(value) if kind == "number" else int(value)
+        if form in ("base64", "base64url"):
+            return unbase64(value)
+        if form in _FORMATS:
+            return TypeAdapter(getattr(datetime, _FORMATS[form])).validate_python(value)
+        return uuid.UUID(value) if form == "uuid" else value
+    except (ValueError, TypeError, AttributeError):
+        return value  # `encode` tells what is wrong with it
 
 
 def unbase64(text: str) -> bytes:

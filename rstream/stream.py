@@ -83,10 +83,10 @@ class Stream(Generic[E]):
         sized by the measured handler time). Raises `ConfigError`.
         """
         check_name("group", group)
-        if any(consumer.group == group for consumer in self.consumers):
-            raise ConfigError(f"group {group!r} of stream {self.name!r} has a handler already: name another group")
 
         def declare(handler: H) -> H:
+            if any(consumer.group == group for consumer in self.consumers):
+                raise ConfigError(f"group {group!r} of stream {self.name!r} has a handler already: name another group")
             self.consumers.append(
                 Consumer(self, group, handler, concurrency, lease, start, retry or RetryPolicy(), prefetch)
             )

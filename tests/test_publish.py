@@ -184,9 +184,7 @@ def test_a_key_for_a_stream_that_has_a_key_field_is_refused(app: RStream) -> Non
         declare(app).sync.publish(Seen(device="a", n=1), key="b")
 
 
-def test_the_stored_layout_wins(
-    app: RStream, server: Server, namespace: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_stored_layout_wins(app: RStream, server: Server, namespace: str, caplog: pytest.LogCaptureFixture) -> None:
     declare(app, shards=4).sync.publish(Seen(device="a", n=1))
     with RStream(server.url, namespace=namespace) as other:
         assert declare(other, shards=16).sync.layout().shards == 4

@@ -136,9 +136,7 @@ def _check(tally: report.Tally, replayed: report.Tally) -> None:
         raise Failed(f"{tally.published:,} images in the stream, expected {expected:,}")
     for what, result in (("classified", tally), ("replayed", replayed)):
         if result.missing:
-            raise Failed(
-                f"{len(result.missing):,} of {result.published:,} not {what}: {result.missing[:3]} …"
-            )
+            raise Failed(f"{len(result.missing):,} of {result.published:,} not {what}: {result.missing[:3]} …")
         if result.unknown:
             raise Failed(f"{len(result.unknown):,} {what} that should not be: {result.unknown[:3]} …")
     if not tally.redelivered:

@@ -56,9 +56,7 @@ def tally(published: Sequence[str], predictions: Sequence[Prediction]) -> Tally:
     )
 
 
-def score(
-    window: Mapping[str, DigitSeen], predictions: Iterable[Prediction], learned: AbstractSet[int]
-) -> Score:
+def score(window: Mapping[str, DigitSeen], predictions: Iterable[Prediction], learned: AbstractSet[int]) -> Score:
     """Accuracy over the window, each image once, without the images that a model has learned from."""
     counted = {id: event.truth for id, event in window.items() if event.image not in learned}
     answers = {prediction.source: prediction.digit for prediction in first_of_each(predictions)}

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from rstream.errors import (
     ConfigError,
@@ -34,6 +34,7 @@ COMMAND_TIMEOUT = 5.0
 GREETING: tuple[Call, ...] = (("INFO", "server"), ("INFO", "memory"))
 
 _HELP = "a URL is redis://HOST:PORT/DB, rediss://…, unix:///PATH, or embedded:DIR for a server that rstream starts"
+_QUOTE = "in a password, / ? # : @ [ are written %2F %3F %23 %3A %40 %5B"
 _MISSING = ("NOGROUP ", "UNBLOCKED ", "ERR no such key", "no such key")
 _UNREADY = ("LOADING ", "READONLY ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ", "BUSY ", "FAILOVER ")
 
@@ -53,22 +54,41 @@ class Endpoint:
         scheme = self.url.partition("://")[0]
         if scheme not in ("redis", "rediss", "unix") or "://" not in self.url:
             raise ConfigError(f"{self.label!r} is no URL of a Redis: {_HELP}")
+        database = self.url.partition("://")[2].rpartition("@")[2].partition("?")[0].partition("/")[2].strip("/")
+        if scheme != "unix" and database and not database.isdecimal():
+            raise ConfigError(f"{self.label!r} cannot be used: its database is no number; {_HELP}")
         try:
-            self.kwargs()
+            self._check_options()
         except ValueError as error:
-            raise ConfigError(f"{self.label!r} cannot be used: {error}; {_HELP}") from None
+            # urllib quotes what it cannot read, which may be half a password.
+            why = str(error) if "connection URL" in str(error) else f"its host or port cannot be read ({_QUOTE})"
+            raise ConfigError(f"{self.label!r} cannot be used: {why}; {_HELP}") from None
+
+    def _check_options(self) -> None:
+        """Raises `ValueError`."""
+        from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+
+        kinds: dict[str, Any] = {"tcp": Connection, "tls": SSLConnection, "unix": UnixDomainSocketConnection}
+        try:
+            kinds[self.transport](**self.kwargs())  # connects nothing yet
+        except TypeError as error:
+            # After a ? with an @ behind it may be a password that was not quoted.
+            name = "it" if "@" in self.url.partition("?")[2] else str(error).rpartition(" ")[2]
+            raise ValueError(f"{name} is no option of a connection URL") from None
 
     @property
     def label(self) -> str:
         """The URL for messages: without user, password and options."""
         if self.url.startswith("embedded:"):
             return f"embedded:{self.embedded.directory}" if self.embedded else self.url
-        try:
-            parts = urlsplit(self.url)
-            port = f":{parts.port}" if parts.port else ""
-        except ValueError:
-            return self.url.rpartition("@")[2]
-        return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}" if parts.scheme else parts.path
+        # By hand: of a password with an unquoted / ? # or @, urlsplit takes a part for host, port or path.
+        scheme, separator, rest = self.url.rpartition("://")
+        user, _, place = rest.rpartition("@")
+        if "?" in user or "#" in user:
+            place = "…"
+        if scheme and not scheme.isalpha():
+            scheme = "…"
+        return scheme + separator + place.partition("?")[0].partition("#")[0]
 
     def kwargs(self) -> dict[str, Any]:
         """What redis-py's connection classes want. Where the target is an embedded server, it runs afterwards (this
