@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import weakref
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -12,7 +10,8 @@ from pydantic import BaseModel
 from rstream.codec import ModelCodec
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, UnknownStream
-from rstream.schema import SchemaCodec
+from rstream.perloop import PerLoop
+from rstream.schema import SchemaCodec, describe
 from rstream.settings import Settings
 from rstream.store import layout as layouts
 from rstream.store.connect import Endpoint
@@ -44,7 +43,7 @@ class RStream:
         )
         self.endpoint = Endpoint(self.settings.url)
         self.streams: dict[str, Stream[Any]] = {}
-        self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Link] = weakref.WeakKeyDictionary()
+        self._links: PerLoop[Link] = PerLoop()
         self._sync_link: SyncLink | None = None
 
     def __repr__(self) -> str:
@@ -59,10 +58,7 @@ class RStream:
         """
         if name in self.streams:
             raise ConfigError(f"stream {name!r} is declared already in this app: declare it once and import it")
-        schema = model.model_json_schema(by_alias=False)
-        if "$ref" in schema:  # a model that contains its own kind
-            schema |= schema["$defs"][schema.pop("$ref").rpartition("/")[2]]
-        self.streams[name] = Stream(self, name, ModelCodec(model), schema, key, shards)
+        self.streams[name] = Stream(self, name, ModelCodec(model), describe(model, key), key, shards)
         return self.streams[name]
 
     def open(self, name: str) -> Stream[Any]:
@@ -91,10 +87,7 @@ class RStream:
     @property
     def link(self) -> Link:
         """The connections of the running event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._links:
-            self._links[loop] = Link(self.endpoint)
-        return self._links[loop]
+        return self._links.get(lambda: Link(self.endpoint))
 
     @property
     def sync_link(self) -> SyncLink:
@@ -111,7 +104,7 @@ class RStream:
 
     async def aclose(self) -> None:
         """Close all connections of this event loop, and what `close` closes. Idempotent."""
-        link = self._links.pop(asyncio.get_running_loop(), None)
+        link = self._links.pop()
         if link is not None:
             await link.aclose()
         self.close()

@@ -6,18 +6,21 @@ decimals, UUIDs, sets, enums) travels as its JSON form, and pydantic turns it ba
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgpack
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rstream.errors import EntryInvalid, EventInvalid, KeyMissing
 
 E = TypeVar("E")
 M = TypeVar("M", bound=BaseModel)
+
+_VALUE = re.compile(r"input_value=.*?, (?=input_type=)")  # values may be private
 
 
 class Codec(Protocol[E]):
@@ -47,9 +50,14 @@ class ModelCodec(Generic[M]):
             event = self._validate(event)
         try:
             # round_trip: what validation will accept again (no computed fields, Json stays text)
-            return pack_payload(version, self._dump(event, round_trip=True, by_alias=False))
+            # warnings: an instance that was changed or constructed without validation could not be read again
+            fields = self._dump(event, round_trip=True, by_alias=False, warnings="error")
+            return pack_payload(version, fields)
         except EventInvalid:
             raise
+        except PydanticSerializationError as error:
+            told = _VALUE.sub("", " ".join(str(error).split()))
+            raise EventInvalid(f"{self.model.__name__} cannot be encoded: {told}") from None
         except Exception as error:
             raise EventInvalid(f"{self.model.__name__} cannot be encoded: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Consumer:
 
 def caller(handler: Handler, threads: int) -> Callable[[Any, Delivery], Awaitable[Any]]:
     """How to call a handler: `async def` on the loop, `def` in one of `threads` threads of its own;
-    with the delivery or, where it takes one argument, without.
+    with the delivery or, where it takes one argument (or its second is an option of its own), without.
     """
     two = _takes_delivery(handler)
     if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
@@ -72,7 +73,8 @@ def caller(handler: Handler, threads: int) -> Callable[[Any, Delivery], Awaitabl
 
     async def in_thread(event: Any, delivery: Delivery) -> Any:
         call = partial(handler, event, delivery) if two else partial(handler, event)
-        result = await anyio.to_thread.run_sync(call, limiter=limiter)
+        # Only a worker that stops cancels; a thread cannot be, so then it is left behind.
+        result = await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
         # a plain function around an async one: without the await, the work would be acked and not done
         return await result if inspect.isawaitable(result) else result
 
@@ -92,8 +94,22 @@ def _takes_delivery(handler: Handler) -> bool:
             signature.bind(*arguments)
         except TypeError:
             continue
-        return len(arguments) == 2
+        return len(arguments) == 2 and _second_is_delivery(signature)
     raise ConfigError(f"handler {name}{signature} cannot be called: it must take (event, delivery) or (event)")
+
+
+def _second_is_delivery(signature: inspect.Signature) -> bool:
+    """An option of the handler's own is no place for a delivery: it must be required, or say that it is one."""
+    places = [
+        each
+        for each in signature.parameters.values()
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(places) < 2:  # *args
+        return True
+    second = places[1]
+    said = second.name == "delivery" or re.search(r"\bDelivery\b", str(second.annotation))
+    return second.default is second.empty or bool(said)
 
 
 def codec_of(handler: Handler) -> Codec[Any] | None:

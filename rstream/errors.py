@@ -91,8 +91,13 @@ class ReplayBusy(RStreamError):
 
 
 class StoreError(RStreamError):
-    """Redis could not do what was asked; after `publish_many`, `published` surely are in the stream."""
+    """Redis could not do what was asked.
 
+    `sent`: an earlier sending of the same may have been applied all the same, only its answer was lost. After
+    `publish_many`, `published` are the ids of those events that surely are in the stream.
+    """
+
+    sent = False
     published: Sequence[EntryId] = ()
 
 
@@ -121,12 +126,10 @@ class GroupMissing(StoreError):
 
 
 class StoreUnavailable(StoreError):
-    """Redis did not answer in time; `sent` tells whether the command may have reached it."""
-
-    sent = False
+    """Redis did not answer in time."""
 
 
 class PublishUncertain(StoreUnavailable):
-    """Redis went away in mid-publish: what was sent last may or may not be in the stream."""
+    """The connection broke in mid-publish, and the retry failed: what was sent last may or may not be in the stream."""
 
     sent = True

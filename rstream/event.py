@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -111,7 +112,9 @@ def new_event_ids(count: int) -> list[bytes]:
 
 
 def jsonable(value: Any) -> Any:
-    """Any decoded payload as JSON can carry it (bytes as base64), for people and scripts to read."""
-    from pydantic_core import to_jsonable_python
+    """Any decoded payload as JSON can carry it, for people and scripts to read: bytes as base64, and as text the
+    numbers that JSON does not have ("NaN", "Infinity").
+    """
+    from pydantic_core import to_json
 
-    return to_jsonable_python(value, bytes_mode="base64", serialize_unknown=True)
+    return json.loads(to_json(value, bytes_mode="base64", inf_nan_mode="strings", serialize_unknown=True))

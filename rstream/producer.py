@@ -10,33 +10,29 @@ import concurrent.futures
 import os
 import threading
 
-from rstream.errors import PublishUncertain, StoreUnavailable
+from rstream.errors import PublishUncertain
 from rstream.event import EntryId
 from rstream.store.layout import Layout
 from rstream.store.link import Link, SyncLink
 from rstream.store.log import Outbox, Parcel, Record
 
 
-def _verdict(error: BaseException) -> BaseException:
-    """What callers of a failed flush are told."""
-    if isinstance(error, StoreUnavailable) and error.sent:
-        return PublishUncertain(
-            f"{error}. What was sent last may or may not have been added: "
-            "publish it again only if twice is better than never"
-        )
-    return error
-
-
 class Producer:
     """The publisher of one stream in one event loop."""
 
     def __init__(self, link: Link, layout: Layout, timeout: float) -> None:
-        self._link, self._timeout = link, timeout
-        self._outbox = Outbox(layout)
+        self._link, self._layout, self._timeout = link, layout, timeout
+        self._renew()
+
+    def _renew(self) -> None:
+        self._outbox = Outbox(self._layout)
         self._flusher: asyncio.Task[None] | None = None
+        self._pid = os.getpid()
 
     async def send(self, shards: dict[int, list[Record]]) -> list[tuple[Parcel, EntryId | BaseException]]:
         """Publish records to their shards; each parcel with the id of its first record, or its error."""
+        if self._pid != os.getpid():
+            self._renew()  # see SyncProducer
         make = asyncio.get_running_loop().create_future
         parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make)]
         self._outbox.add(parcels)
@@ -54,7 +50,7 @@ class Producer:
                 try:
                     await self._link.run(op, within=self._timeout)
                 except Exception as error:
-                    self._outbox.fail(_verdict(error))
+                    self._outbox.fail(error)
                 except BaseException as error:  # the loop is ending
                     self._outbox.fail(PublishUncertain(f"publish was interrupted: {type(error).__name__}"))
                     raise
@@ -105,6 +101,6 @@ class SyncProducer:
         except BaseException as error:
             uncertain = PublishUncertain(f"publish was interrupted: {type(error).__name__}")
             with self._adding:
-                self._outbox.fail(_verdict(error) if isinstance(error, Exception) else uncertain)
+                self._outbox.fail(error if isinstance(error, Exception) else uncertain)
             if not isinstance(error, Exception):
                 raise

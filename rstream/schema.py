@@ -1,7 +1,10 @@
-"""Events without their Python class: a stored JSON Schema checks and converts what the CLI is given. Pure.
+"""The schema that is stored of a stream, and events without their Python class: the CLI's are checked and converted
+by it. Pure.
 
-Where the model's bytes fields are base64 text in JSON, the payload carries the bytes themselves, exactly
-as `ModelCodec` writes them.
+What is stored is the model's JSON Schema, and marks: `x-rstream-key` says that the key, `x-rstream-default` that a
+field's default is computed in Python, so that only the model can make it. Validators written in Python are not in it:
+they run in the consumer. Where the model's bytes fields are base64 text in JSON, the
+payload carries the bytes themselves, exactly as `ModelCodec` writes them.
 """
 
 from __future__ import annotations
@@ -9,14 +12,114 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from functools import cache, cached_property
 from typing import Any
 
-from rstream.codec import pack_payload, unpack_payload
-from rstream.errors import EventInvalid
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import MISSING, SchemaError, SchemaValidator, core_schema, from_json
 
-_FORMATS = {"date-time": "datetime", "date": "date", "time": "time", "duration": "timedelta"}
+from rstream.codec import pack_payload, unpack_payload
+from rstream.errors import ConfigError, EventInvalid
+
+KEY_MARK, DEFAULT_MARK = "x-rstream-key", "x-rstream-default"
+
+_PLAIN_KEYS = (
+    "str",
+    "int",
+    "float",
+    "bool",
+    "bytes",
+    "date",
+    "datetime",
+    "time",
+    "timedelta",
+    "uuid",
+    "enum",
+    "literal",
+)
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_BASE64 = ("base64", "base64url")
+
+
+# -- what is stored of a model
+
+
+def describe(model: type[BaseModel], key: str | None) -> dict[str, Any]:
+    """The schema to store of a stream of this model. Raises `ConfigError`."""
+    schema = model.model_json_schema(by_alias=False, schema_generator=_Describe)
+    if "$ref" in schema:  # a model that contains its own kind
+        schema |= schema["$defs"][schema.pop("$ref").rpartition("/")[2]]
+    if lost := next(_lost(model.__pydantic_core_schema__), None):
+        raise ConfigError(
+            f"{model.__name__}: the field {lost!r} is required and has exclude=True: it would not be stored, and no "
+            "event could be read again. Give it a default, or leave out exclude"
+        )
+    if key is not None and key in schema.get("properties", {}) and not _is_plain(model, key):
+        schema[KEY_MARK] = "python"
+    return schema
+
+
+class _Describe(GenerateJsonSchema):
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 - as pydantic has it
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> dict[str, Any]:
+        if (factory := schema.get("default_factory")) in (list, dict, set, frozenset, tuple):
+            schema = {"type": "default", "schema": schema["schema"], "default": factory()}
+        found = super().default_schema(schema)
+        if "default" not in found and schema.get("default") is not MISSING:
+            found[DEFAULT_MARK] = "python"
+        return found
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
+        found = super().decimal_schema(schema)
+        number, text = found["anyOf"]
+        text |= {"format": "decimal"} | {name: number[name] for name in _BOUNDS if name in number}
+        return found
+
+
+def _is_plain(model: type[BaseModel], key: str) -> bool:
+    """Whether the key is what stands in the JSON, so that the stored schema routes as the model does."""
+    node: Any = model.__pydantic_core_schema__
+    known = {each["ref"]: each for each in node.get("definitions", ())}
+
+    def unwrapped(node: Any, *kinds: str) -> Any:
+        while node["type"] in (*kinds, "definition-ref"):
+            if any(node.get(name) for name in ("custom_init", "post_init", "default_factory")):
+                break
+            node = node.get("schema") or known[node["schema_ref"]]
+        return node
+
+    node = unwrapped(node, "definitions", "model")
+    if node["type"] != "model-fields":  # a validator of the whole model
+        return False
+    node = unwrapped(node["fields"][key]["schema"], "default", "nullable")
+    if node["type"] == "str":
+        changes = ("to_lower", "to_upper", "strip_whitespace")
+        return not any(node.get(name) or model.model_config.get(f"str_{name}") for name in changes)
+    if node["type"] in ("enum", "literal"):
+        kinds = {type(getattr(each, "value", each)) for each in node.get("members") or node["expected"]}
+        return kinds in ({str}, {int})
+    return node["type"] in _PLAIN_KEYS
+
+
+def _lost(node: Any) -> Iterator[str]:
+    """The fields that are required and never stored, at any depth."""
+    if isinstance(node, dict):
+        for name, inner in node.items():
+            if name == "default" and node.get("type") == "default":  # a value, not a schema
+                continue
+            if isinstance(inner, dict) and inner.get("serialization_exclude") and inner["schema"]["type"] != "default":
+                yield name
+            yield from _lost(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _lost(inner)
+
+
+# -- events without their class
 
 
 class SchemaCodec:
@@ -27,11 +130,13 @@ class SchemaCodec:
 
     @cached_property
     def _validator(self) -> Any:
-        from jsonschema import Draft202012Validator, validators
+        kind, formats = _checks()
+        return kind(self.schema, format_checker=formats)
 
-        lengths = {name: _length(name, Draft202012Validator) for name in ("minLength", "maxLength")}
-        kind = validators.extend(Draft202012Validator, lengths)
-        return kind(self.schema, format_checker=_format_checker())
+    @property
+    def key_is_computed(self) -> bool:
+        """Whether only the model can tell the key of an event."""
+        return KEY_MARK in self.schema
 
     def encode(self, event: Mapping[str, Any], version: int) -> bytes:
         """Raises `EventInvalid` naming the field and the remedy."""
@@ -39,7 +144,11 @@ class SchemaCodec:
         return pack_payload(version, self._convert(event, self.schema))
 
     def key(self, event: Mapping[str, Any], field: str) -> object:
-        """As the model would have it: a key decides about the shard, whoever publishes."""
+        """As the model would have it: a key decides about the shard, whoever publishes. Raises `EventInvalid`."""
+        if self.key_is_computed:
+            raise EventInvalid(
+                f"the key {field!r} is computed in Python: publish with the app that declares the stream"
+            )
         schema = self.schema.get("properties", {}).get(field, {})
         value = event.get(field, schema.get("default"))
         return _canonical(value, self._pick(value, schema))
@@ -59,14 +168,17 @@ class SchemaCodec:
 
         error = best_match(self._validator.iter_errors(event))
         if error is not None:
-            where = ".".join(map(str, error.absolute_path)) or "event"
-            told = error.message  # it quotes the value
+            place, told = [*error.absolute_path], error.message  # it quotes the value
+            if error.validator == "required":
+                missing = next(name for name in error.validator_value if name not in error.instance)
+                place, told = [*place, missing], "is missing"
+            where = ".".join(map(str, place)) or "event"
             raise EventInvalid(f"{where}: {told if len(told) < 400 else told[:200] + ' … ' + told[-200:]}")
 
     def _convert(self, value: Any, schema: Any) -> Any:
         """The JSON value as the payload carries it: base64 text becomes bytes, defaults are filled in."""
         schema = self._pick(value, schema)
-        if isinstance(value, str) and schema.get("format") in ("base64", "base64url"):
+        if isinstance(value, str) and schema.get("format") in _BASE64:
             return unbase64(value)
         if isinstance(value, Mapping):
             fields = schema.get("properties", {})
@@ -91,35 +203,16 @@ class SchemaCodec:
         return schema
 
 
-def _length(name: str, base: Any) -> Any:
-    """pydantic counts the bytes of a bytes field, not the letters of their base64."""
-    check = base.VALIDATORS[name]
-
-    def checked(validator: Any, limit: int, value: Any, schema: Any) -> Any:
-        if isinstance(value, str) and schema.get("format") in ("base64", "base64url"):
-            with contextlib.suppress(ValueError):
-                value = unbase64(value).decode("latin-1")
-        return check(validator, limit, value, schema)
-
-    return checked
-
-
 def _canonical(value: Any, schema: Mapping[str, Any]) -> Any:
     """A checked JSON value as its model holds it."""
-    import datetime
-    import uuid
-
-    from pydantic import TypeAdapter
-
-    kind, form = schema.get("type"), schema.get("format")
+    kind, form = schema.get("type"), schema.get("format", "")
     try:
         if kind in ("number", "integer"):
             return float(value) if kind == "number" else int(value)
-        if form in ("base64", "base64url"):
+        if form in _BASE64:
             return unbase64(value)
-        if form in _FORMATS:
-            return TypeAdapter(getattr(datetime, _FORMATS[form])).validate_python(value)
-        return uuid.UUID(value) if form == "uuid" else value
+        reader = _reader(form)
+        return value if reader is None else reader.validate_python(value)
     except (ValueError, TypeError, AttributeError):
         return value  # `encode` tells what is wrong with it
 
@@ -133,21 +226,153 @@ def unbase64(text: str) -> bytes:
         raise ValueError(f"not base64: {error}") from None
 
 
-def _format_checker() -> Any:
-    """The formats that pydantic writes, checked as pydantic reads them."""
-    import datetime
-    import uuid
+# -- what the keywords of JSON Schema mean to pydantic
 
-    from jsonschema import FormatChecker
+
+@cache
+def _checks() -> tuple[Any, Any]:
+    """(validator class, format checker)."""
+    from jsonschema import Draft202012Validator, FormatChecker, validators
+
+    base = Draft202012Validator.VALIDATORS
+    own = {name: _counted(base[name]) for name in ("minLength", "maxLength")}
+    own |= {name: _bounded(base[name]) for name in _BOUNDS}
+    own |= {"pattern": _pattern, "patternProperties": _pattern_properties, "contentMediaType": _content}
+    own |= {"properties": _properties(base["properties"])}
+    formats = FormatChecker(formats=())
+    for name in _formats():
+        formats.checks(name, raises=ValueError)(lambda value, name=name: _is_readable(value, name))
+    for name in _BASE64:
+        formats.checks(name, raises=ValueError)(lambda v: not isinstance(v, str) or unbase64(v) is not None)
+    return validators.extend(Draft202012Validator, own), formats
+
+
+@cache
+def _formats() -> dict[str, Any]:
+    """The formats that pydantic writes, and what it reads them as. A path may be any text."""
+    import datetime
+    import fractions
+    import ipaddress
+    import re
+    import uuid
+    import zoneinfo
+
+    import pydantic
+    from pydantic_core import MultiHostUrl
+
+    found: dict[str, Any] = {
+        **{
+            "date-time": datetime.datetime,
+            "date": datetime.date,
+            "time": datetime.time,
+            "duration": datetime.timedelta,
+        },
+        **{f"uuid{n}": getattr(pydantic, f"UUID{n}") for n in (1, 3, 4, 5, 6, 7, 8)},
+        **{"uuid": uuid.UUID, "decimal": Decimal, "fraction": fractions.Fraction, "zoneinfo": zoneinfo.ZoneInfo},
+        **{"uri": pydantic.AnyUrl, "multi-host-uri": MultiHostUrl, "regex": re.Pattern, "json-string": pydantic.Json},
+        **{"email": pydantic.EmailStr, "name-email": pydantic.NameEmail},
+    }
+    for what in ("Address", "Network", "Interface"):
+        found[f"ipvany{what.lower()}"] = getattr(pydantic, f"IPvAny{what}")
+        for number in (4, 6):
+            name = f"ipv{number}" + ("" if what == "Address" else what.lower())
+            found[name] = getattr(ipaddress, f"IPv{number}{what}")
+    return found
+
+
+@cache
+def _reader(form: str) -> Any | None:
+    """What reads this format; None for one that is not checked."""
     from pydantic import TypeAdapter
 
-    checker = FormatChecker(formats=())
-    for name, kind in _FORMATS.items():
-        adapter: TypeAdapter[Any] = TypeAdapter(getattr(datetime, kind))
-        checker.checks(name, raises=ValueError)(
-            lambda v, a=adapter: not isinstance(v, str) or bool(a.validate_python(v) or 1)
-        )
-    checker.checks("uuid", raises=ValueError)(lambda v: not isinstance(v, str) or bool(uuid.UUID(v)))
-    for name in ("base64", "base64url"):
-        checker.checks(name, raises=ValueError)(lambda v: not isinstance(v, str) or unbase64(v) is not None)
-    return checker
+    try:
+        return TypeAdapter(_formats()[form])
+    except (KeyError, ImportError):  # mail addresses need a package that is not always there
+        return None
+
+
+def _is_readable(value: Any, form: str) -> bool:
+    """Raises `ValueError` unless it is."""
+    if isinstance(value, str) and (reader := _reader(form)):
+        reader.validate_python(value)
+    return True
+
+
+def _counted(check: Any) -> Any:
+    """pydantic counts the bytes of a bytes field, not the letters of their base64."""
+
+    def checked(validator: Any, limit: int, value: Any, schema: Any) -> Any:
+        if isinstance(value, str) and schema.get("format") in _BASE64:
+            with contextlib.suppress(ValueError):
+                value = unbase64(value).decode("latin-1")
+        return check(validator, limit, value, schema)
+
+    return checked
+
+
+def _bounded(check: Any) -> Any:
+    """The bounds of a decimal hold also where it is text."""
+
+    def checked(validator: Any, limit: float, value: Any, schema: Any) -> Any:
+        if isinstance(value, str) and schema.get("format") == "decimal":
+            with contextlib.suppress(ArithmeticError):
+                value = Decimal(value)
+        return check(validator, limit, value, schema)
+
+    return checked
+
+
+@cache
+def _matcher(pattern: str) -> Any:
+    """str -> bool, by the rules of pydantic's regular expressions; Python's where the model must use those."""
+    import re
+
+    try:
+        return SchemaValidator(core_schema.str_schema(pattern=pattern)).isinstance_python
+    except SchemaError:
+        return re.compile(pattern).search
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if isinstance(value, str) and not _matcher(pattern)(value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, patterns: Any, value: Any, schema: Any) -> Iterator[Any]:
+    """The names of a dict whose keys have a pattern: pydantic refuses others."""
+    from jsonschema import ValidationError
+
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        fitting = [pattern for pattern in patterns if _matcher(pattern)(name)]
+        if not fitting:
+            yield ValidationError(f"the name {name!r} does not match {' or '.join(map(repr, patterns))}")
+        for pattern in fitting:
+            yield from validator.descend(inner, patterns[pattern], path=name, schema_path=pattern)
+
+
+def _content(validator: Any, kind: str, value: Any, schema: Any) -> Iterator[Any]:
+    """Text that is JSON, and what it must hold."""
+    from jsonschema import ValidationError
+
+    if isinstance(value, str) and kind == "application/json":
+        try:
+            inner = from_json(value)
+        except ValueError as error:
+            yield ValidationError(f"is not JSON text: {error}")
+        else:
+            yield from validator.descend(inner, schema.get("contentSchema", {}))
+
+
+def _properties(check: Any) -> Any:
+    """A value that only the model can make would be another on each attempt, made when it is read."""
+    from jsonschema import ValidationError
+
+    def checked(validator: Any, fields: Any, value: Any, schema: Any) -> Iterator[Any]:
+        yield from check(validator, fields, value, schema)
+        for name, field in fields.items() if isinstance(value, Mapping) else ():
+            if name not in value and DEFAULT_MARK in field:
+                yield ValidationError("its default is made in Python: give it, or --app MODULE:APP", path=[name])
+
+    return checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import weakref
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -12,6 +12,7 @@ from rstream.codec import Codec, key_text, pack_headers
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, EventInvalid, EventTooLarge, StoreError, StreamMismatch
 from rstream.event import Entry, EntryId, new_event_ids
+from rstream.perloop import PerLoop
 from rstream.position import Position, bound
 from rstream.producer import Producer, SyncProducer
 from rstream.retry import RetryPolicy
@@ -28,6 +29,9 @@ E = TypeVar("E")
 H = TypeVar("H", bound=Callable[..., Any])
 
 log = logging.getLogger("rstream")
+
+CLOCK_TICK = 0.0015
+"""Seconds after which Redis's clock surely shows another millisecond; see `Cursor`."""
 
 
 class Stream(Generic[E]):
@@ -52,10 +56,8 @@ class Stream(Generic[E]):
         self.sync = SyncStream(self)
         self._schema = schema
         self._layout: Layout | None = None
-        self._loading: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._producers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Producer] = weakref.WeakKeyDictionary()
+        self._loading: PerLoop[asyncio.Task[None]] = PerLoop()
+        self._producers: PerLoop[Producer] = PerLoop()
         self._turn = 0
 
     def __repr__(self) -> str:
@@ -101,16 +103,15 @@ class Stream(Generic[E]):
         """What is stored of this stream; stores the declaration on first use. Raises `StreamMismatch`."""
         if self._layout is None:
             # One task for all who wait: a thousand first publishes cost one round trip, and go on in their order.
-            loop = asyncio.get_running_loop()
-            if loop not in self._loading:
-                self._loading[loop] = loop.create_task(self._load())
-                self._loading[loop].add_done_callback(lambda _: self._loading.pop(loop, None))
-            await asyncio.shield(self._loading[loop])
+            await asyncio.shield(self._loading.get(lambda: asyncio.create_task(self._load())))
         assert self._layout is not None
         return self._layout
 
     async def _load(self) -> None:
-        self.adopt(await self.app.link.run(self.declaration(), within=self.app.settings.publish_timeout))
+        try:
+            self.adopt(await self.app.link.run(self.declaration(), within=self.app.settings.publish_timeout))
+        finally:
+            self._loading.pop()
 
     def adopt(self, layout: Layout) -> None:
         """Take what is stored for the truth: it wins over what was declared. Raises `StreamMismatch`."""
@@ -153,11 +154,7 @@ class Stream(Generic[E]):
         """
         layout = self._layout or await self.layout()
         records, places = self._prepare(layout, events, key, headers)
-        loop = asyncio.get_running_loop()
-        producer = self._producers.get(loop)
-        if producer is None:
-            producer = Producer(self.app.link, layout, self.app.settings.publish_timeout)
-            self._producers[loop] = producer
+        producer = self._producers.get(lambda: Producer(self.app.link, layout, self.app.settings.publish_timeout))
         return _ids(await producer.send(records), places)
 
     def _prepare(
@@ -215,21 +212,22 @@ class Stream(Generic[E]):
     ) -> AsyncIterator[Entry[E]]:
         """The entries from `start` to `end`, both included, merged over all shards in id order.
 
-        Bounds are ids, datetimes, "2h ago", "earliest" or "latest"; without an end, up to what is newest now.
+        Bounds are ids, datetimes, "2h ago", "earliest" or "latest"; without an end, up to what was published when
+        the reading began. Whoever goes on after the last id misses nothing.
         `key`: only this key's entries. Raises `PositionError`, `StoreUnavailable`.
         """
         layout = await self.layout()
         now = await self.app.link.run(layouts.clock(), within=self.app.settings.publish_timeout)
-        cursor = self.cursor(layout, bound(start, "start", now), bound(end, "end", now), key)
+        last = bound(end, "end", now)
+        if last.ms >= now:
+            await asyncio.sleep(CLOCK_TICK)
+        cursor = Cursor(layout, bound(start, "start", now), last, self.codec.decode, key, now=now, limit=limit)
         left = limit
         while (left is None or left > 0) and (op := cursor.op()):
             await self.app.link.run(op, within=self.app.settings.publish_timeout)
             for entry in cursor.ready()[:left]:
                 yield entry
                 left = None if left is None else left - 1
-
-    def cursor(self, layout: Layout, start: EntryId, end: EntryId, key: str | None) -> Cursor[E]:
-        return Cursor(layout, start, end, self.codec.decode, key)
 
 
 class SyncStream(Generic[E]):
@@ -285,7 +283,10 @@ class SyncStream(Generic[E]):
         layout, link = self.layout(), self._stream.app.sync_link
         wait = self._stream.app.settings.publish_timeout
         now = link.run(layouts.clock(), within=wait)
-        cursor = self._stream.cursor(layout, bound(start, "start", now), bound(end, "end", now), key)
+        last, decode = bound(end, "end", now), self._stream.codec.decode
+        if last.ms >= now:
+            time.sleep(CLOCK_TICK)
+        cursor = Cursor(layout, bound(start, "start", now), last, decode, key, now=now, limit=limit)
         left = limit
         while (left is None or left > 0) and (op := cursor.op()):
             link.run(op, within=wait)

@@ -16,6 +16,7 @@ from rstream.event import MAX_PART
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.log import Cursor
+from rstream.store.scripts import RANGE
 
 GENERATION = 2
 KEYS = ["ada", "bob", "eve", None]
@@ -24,7 +25,7 @@ FIRST, LAST = EntryId(0, 0, 0, 0), EntryId(MAX_PART, MAX_PART, MAX_PART, MAX_PAR
 
 @dataclass
 class Log:
-    """A stream in lists. `run` answers the two commands that a cursor sends, as Redis would."""
+    """A stream in lists. `run` answers the two calls that a cursor sends, as Redis would."""
 
     shards: int
     rows: list[list[tuple[tuple[int, int], list[bytes]]]] = field(default_factory=list)
@@ -49,19 +50,29 @@ class Log:
         self.asked += 1
         op.parse([self._answer(*call) for call in op.calls])
 
-    def _answer(self, command: Any, stream: Any, one: Any, other: Any, count: Any, limit: Any) -> list[Any]:
-        assert count == "COUNT" and limit >= 1
+    def _answer(self, command: Any, *rest: Any) -> Any:
+        if command == "XREVRANGE":
+            stream, high, low, count, limit = rest
+            assert (count, limit) == ("COUNT", 1)
+            return self._between(stream, low, high)[::-1][:1]
+        sha, keys, stream, low, high, limit, budget = rest
+        assert (command, sha, keys) == ("EVALSHA", RANGE.sha, 1) and limit >= 1
+        found: list[Any] = []
+        for entry in self._between(stream, low, high):
+            if len(found) == limit or budget <= 0:
+                return found, 1
+            found.append(entry)
+            budget -= len(entry[1][1])
+        return found, 0
+
+    def _between(self, stream: str, low: str, high: str) -> list[Any]:
         row = self.rows[[keys.stream for keys in self.layout.keys].index(stream)]
-        low, high = (other, one) if command == "XREVRANGE" else (one, other)
         ids = [id for id, _ in row]
         start = bisect_right(ids, parsed(low[1:])) if low.startswith("(") else bisect_left(ids, parsed(low))
-        found = row[start : bisect_right(ids, parsed(high))]
-        found = found[::-1] if command == "XREVRANGE" else found
-        assert command in ("XRANGE", "XREVRANGE")
-        return [(b"%d-%d" % id, flat) for id, flat in found[:limit]]
+        return [(b"%d-%d" % id, flat) for id, flat in row[start : bisect_right(ids, parsed(high))]]
 
     def read(self, start: EntryId, end: EntryId, key: str | None = None, page: int = 3) -> list[EntryId]:
-        cursor = Cursor(self.layout, start, end, bytes.decode, key, page)
+        cursor = Cursor(self.layout, start, end, bytes.decode, key, limit=page)
         return [entry.id for entry in drive(cursor, self, page)]
 
     def ids(self) -> list[EntryId]:
@@ -131,7 +142,7 @@ def test_what_is_published_meanwhile_does_not_prolong_the_window(
     shards: int, events: list[Any], later: list[tuple[str | None, int]], end: EntryId, page: int
 ) -> None:
     log, by_id = filled(shards, events)
-    cursor = Cursor(log.layout, FIRST, end, bytes.decode, None, page)
+    cursor = Cursor(log.layout, FIRST, end, bytes.decode, limit=page)
 
     def publish() -> None:
         if later:
@@ -164,9 +175,10 @@ def test_one_key_reads_one_shard() -> None:
     log = Log(7)
     for n in range(40):
         log.add(n, ["ada", "bob", "eve"][n % 3], 0)
-    cursor = Cursor(log.layout, FIRST, LAST, bytes.decode, "ada", 3)
+    cursor = Cursor(log.layout, FIRST, LAST, bytes.decode, "ada", limit=3)
     while op := cursor.op():
-        assert [call[1] for call in op.calls] == [log.layout.keys[log.layout.shard("ada")].stream]
+        streams = [call[3] if call[0] == "EVALSHA" else call[1] for call in op.calls]
+        assert streams == [log.layout.keys[log.layout.shard("ada")].stream]
         log.run(op)
         assert {entry.key for entry in cursor.ready()} <= {"ada"}
 

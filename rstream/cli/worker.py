@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 
 import click
 
@@ -70,6 +71,15 @@ def _run(spec: str, groups: tuple[str, ...], concurrency: int | None, burst: boo
     worker = Worker(app, groups or None, concurrency=concurrency, burst=burst, grace=grace)
     if not os.environ.pop(CHECK_ONLY, None):
         worker.run()
+        _leave_threads_behind()
+
+
+def _leave_threads_behind() -> None:
+    """A `def` handler that outlived the grace runs elsewhere by now: the process must not wait for it."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        logging.getLogger("rstream").warning("a handler still runs in its thread: the process ends without it")
+        logging.shutdown()
+        os._exit(0)
 
 
 def _log_to_stderr(level: str) -> None:

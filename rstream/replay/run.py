@@ -25,7 +25,7 @@ from rstream.store import layout as layouts
 from rstream.store import replays
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import PAGE, Cursor
+from rstream.store.log import Cursor
 from rstream.store.replays import Held, Outcome, Progress, ReplayOps, Saved, Window
 
 if TYPE_CHECKING:
@@ -40,9 +40,6 @@ LEASE = 5.0
 
 SPAN = 4096
 """Entries from the first that is not done to the newest that was begun: bounds what is stored beyond the position."""
-
-PAGE_BYTES = 32 * 1024 * 1024
-"""What one read should bring at most, over all shards."""
 
 TURN_SECONDS = 0.005
 """Handlers that never wait let the loop's other tasks run this often."""
@@ -228,8 +225,7 @@ class Replay:
             raise PositionError(
                 f"the window from {self._spec['from']!r} to {self._spec['to']!r} ends before it begins: swap them"
             )
-        found = await self._send(replays.window(layout, start, end, self.key))
-        return saved.window._replace(sample=found.sample if found else 0) if saved.window else found
+        return saved.window or await self._send(replays.window(layout, start, end, self.key))
 
     # -- running ------------------------------------------------------------------------------------------------
 
@@ -277,9 +273,7 @@ class Replay:
         """The window from `start` on, in id order."""
         if window is None or start is None:
             return
-        shards = 1 if self.key is not None else layout.shards
-        page = max(1, min(PAGE, PAGE_BYTES // (shards * max(1, window.sample))))
-        cursor = Cursor(layout, start, window.end, self._decode, self.key, page)
+        cursor = Cursor(layout, start, window.end, self._decode, self.key)
         while op := cursor.op():
             await self._send(op)
             yield cursor.ready()

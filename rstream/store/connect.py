@@ -36,7 +36,17 @@ GREETING: tuple[Call, ...] = (("INFO", "server"), ("INFO", "memory"))
 _HELP = "a URL is redis://HOST:PORT/DB, rediss://…, unix:///PATH, or embedded:DIR for a server that rstream starts"
 _QUOTE = "in a password, / ? # : @ [ are written %2F %3F %23 %3A %40 %5B"
 _MISSING = ("NOGROUP ", "UNBLOCKED ", "ERR no such key", "no such key")
-_UNREADY = ("LOADING ", "READONLY ", "MASTERDOWN ", "CLUSTERDOWN ", "TRYAGAIN ", "BUSY ", "FAILOVER ")
+_UNREADY = (
+    "LOADING ",
+    "READONLY ",
+    "MASTERDOWN ",
+    "CLUSTERDOWN ",
+    "TRYAGAIN ",
+    "BUSY ",
+    "FAILOVER ",
+    "NOREPLICAS ",
+    "MISCONF ",
+)
 
 
 class Endpoint:
@@ -133,13 +143,14 @@ class Endpoint:
         """The error for a Redis that does not answer; `sent`: the command may have reached it."""
         why = str(error).rstrip(".") or type(error).__name__
         result = StoreUnavailable(
-            f"Redis at {self.label} does not answer: {why}. Is it running, and is this its address?"
+            f"Redis at {self.label} does not answer: {why} (is it running, and is this its address?)"
         )
         result.sent = sent
         return result
 
     def refused(self, error: BaseException) -> StoreRefused:
-        return StoreRefused(f"Redis at {self.label} refused: {error}. Check user, password and rights in the URL")
+        why = str(error).rstrip(".")
+        return StoreRefused(f"Redis at {self.label} refused: {why}. Check user, password and rights in the URL")
 
     def reply_error(self, error: BaseException) -> StoreError:
         """What an error reply means to us."""

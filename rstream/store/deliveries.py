@@ -1,4 +1,4 @@
-"""The queue half: groups, fetch, settle, recover. See docs/DESIGN of leases in docs/delivery.md.
+"""The queue half: groups, fetch, settle, recover. docs/delivery.md explains it to users.
 
 The rule that all of it rests on: an entry pending for a worker that is alive is nobody else's business; an
 entry pending for one that is not may be claimed by anyone; and whoever ends a delivery must still own it.
@@ -12,12 +12,14 @@ from typing import Any, Literal, NamedTuple
 
 import msgpack
 
-from rstream.errors import StoreError
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.scripts import BEAT, BEGIN, FETCH, LEAVE, MINE, RECOVER, SETTLE, Call
+from rstream.store.scripts import BEAT, BEGIN, FETCH, GROUP, LEAVE, MINE, RECOVER, SETTLE, Call
 
 Kind = Literal["ack", "retry", "dead", "release"]
+
+READ_BYTES = 4 * 1024 * 1024
+"""Payload that one call brings at most (and one entry, or the entries of one small read, more)."""
 
 PSEUDO = ("~released", "~again", "~retry")
 """Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due)."""
@@ -72,15 +74,7 @@ class GroupOps:
 
     def create(self, start: str) -> Op[bool]:
         """Make the group on every shard, reading from `start` (an id, "0" or "$"). True if it was not there."""
-        calls: list[Call] = [("XGROUP", "CREATE", stream, self.group, start, "MKSTREAM") for stream in self._streams]
-
-        def parse(replies: list[Any]) -> bool:
-            for reply in replies:
-                if isinstance(reply, StoreError) and "BUSYGROUP" not in str(reply):
-                    raise reply
-            return any(not isinstance(reply, StoreError) for reply in replies)
-
-        return Op(calls, parse, partial=True)
+        return Op([GROUP([stream], self.group, start) for stream in self._streams], any)
 
     def beat(self, lease_ms: int) -> Op[bool]:
         """Say that this worker lives, in every shard. True where it was known to live in all of them already."""
@@ -89,7 +83,7 @@ class GroupOps:
 
     def fetch(self, limit: int, first: int) -> Op[list[Fetched]]:
         """At most `limit` new entries, shard `first` served first. Sent twice it strands entries: see `mine`."""
-        call = FETCH(self._streams, self.group, self.worker, limit, first)
+        call = FETCH(self._streams, self.group, self.worker, limit, first, READ_BYTES)
         return Op([call], lambda replies: _fresh(replies[0]))
 
     def wait(self, count: int, block_ms: int) -> Op[list[Fetched]]:
@@ -103,13 +97,13 @@ class GroupOps:
 
     def mine(self, shard: int, start: str, limit: int) -> Op[list[tuple[bytes, int, Sequence[bytes] | None]]]:
         """What is pending for this worker: (id, deliveries, fields or None where they were trimmed)."""
-        call = MINE([self._streams[shard]], self.group, self.worker, start, limit)
+        call = MINE([self._streams[shard]], self.group, self.worker, start, limit, READ_BYTES)
         return Op([call], lambda replies: [(id, count, flat or None) for id, count, flat in replies[0]])
 
     def recover(self, limit: int, first: int, lease_ms: int) -> Op[Recovered]:
-        """Claim up to `limit` deliveries that nobody alive holds."""
+        """Claim up to `limit` deliveries that nobody alive holds; without a lease, not those of silent workers."""
         keys = [key for shard in self.layout.keys for key in (shard.stream, shard.retry(self.group))]
-        call = RECOVER(keys, self.group, self.worker, limit, lease_ms, first)
+        call = RECOVER(keys, self.group, self.worker, limit, lease_ms, first, READ_BYTES)
         return Op([call], lambda replies: _recovered(*replies[0]))
 
     def begin(self, entry: Fetched) -> Op[bool]:

@@ -54,9 +54,11 @@ def backoff(cap: float = 1.0) -> Iterator[float]:
         delay = min(cap, delay * 2)
 
 
-def _judge(op: Op[T], replies: list[Any]) -> T:
+def _judge(op: Op[T], replies: list[Any], sent: bool) -> T:
+    """`sent`: the answer to an earlier sending was lost, so that a refusal now does not mean that nothing was done."""
     errors = [reply for reply in replies if isinstance(reply, StoreError)]
     for error in errors:
+        error.sent = sent
         if isinstance(error, StoreUnavailable) or not op.partial:
             raise error
     return op.parse(replies)
@@ -95,9 +97,11 @@ class Link:
         sent = waiting = False
         for delay in backoff():
             try:
-                return _judge(op, await self.exchange(op.calls, timeout))
-            except StoreUnavailable as error:
+                return _judge(op, await self.exchange(op.calls, timeout), sent)
+            except StoreError as error:
                 sent = error.sent = error.sent or sent
+                if not isinstance(error, StoreUnavailable):
+                    raise
                 if time.monotonic() + delay > deadline:
                     raise
                 if not waiting:
@@ -222,9 +226,11 @@ class SyncLink:
         sent = waiting = False
         for delay in backoff():
             try:
-                return _judge(op, self.exchange(op.calls))
-            except StoreUnavailable as error:
+                return _judge(op, self.exchange(op.calls), sent)
+            except StoreError as error:
                 sent = error.sent = error.sent or sent
+                if not isinstance(error, StoreUnavailable):
+                    raise
                 if time.monotonic() + delay > deadline:
                     raise
                 if not waiting:

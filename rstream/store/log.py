@@ -6,6 +6,7 @@ the entries. So a resend gets the first answer back, and a packet that arrives l
 
 from __future__ import annotations
 
+import copy
 import heapq
 import secrets
 from collections import deque
@@ -16,11 +17,11 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import msgpack
 
 from rstream.codec import unpack_headers
-from rstream.errors import EntryInvalid, StoreError, StoreUnavailable
-from rstream.event import Entry, EntryId
+from rstream.errors import EntryInvalid, PublishUncertain, StoreError
+from rstream.event import MAX_PART, Entry, EntryId
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.scripts import PUBLISH, Call
+from rstream.store.scripts import PUBLISH, RANGE, Call
 
 E = TypeVar("E")
 
@@ -35,6 +36,11 @@ SEQ_TTL_MS = 15 * 60 * 1000
 """How long Redis remembers a producer's last flush; far more than `publish_timeout` allows a resend to take."""
 
 PAGE = 500
+READ_BYTES = 8 * 1024 * 1024
+"""A page of all shards together: entries of a shard, and payload of all of them."""
+
+CLOCK_SLACK = 1000
+"""Milliseconds; ids that far ahead of Redis's clock show that it was set back."""
 
 
 class Record(NamedTuple):
@@ -149,7 +155,7 @@ class Outbox:
         self._taken = []
 
     def _answer(self, flush: _Flush, reply: bytes) -> None:
-        ms, seq = map(int, reply.split(b"-"))
+        ms, seq = _parts(reply)
         for parcel in flush.parcels:
             if not parcel.promise.done():
                 parcel.promise.set_result(EntryId(ms, seq, self.layout.generation, flush.shard))
@@ -160,25 +166,41 @@ class Outbox:
         for flush in self._taken:
             _reject(flush.parcels, error)
         self._taken = []
-        unsent: BaseException = error
-        if isinstance(error, StoreUnavailable):
-            unsent = type(error)(*error.args)  # theirs was never sent
+        unsent = copy.copy(error)
+        if isinstance(unsent, StoreError):
+            unsent.sent = False
         for waiting in self._waiting.values():
             _reject(waiting, unsent)
         self._waiting.clear()
 
 
 def _reject(parcels: Iterable[Parcel], error: BaseException) -> None:
+    """Tell callers, each with an error of its own: they put into it what they had published."""
     for parcel in parcels:
         if not parcel.promise.done():
-            parcel.promise.set_exception(error)
+            parcel.promise.set_exception(_verdict(error))
+
+
+def _verdict(error: BaseException) -> BaseException:
+    if isinstance(error, StoreError) and error.sent and not isinstance(error, PublishUncertain):
+        return PublishUncertain(
+            f"{error}. The connection broke before that: what was sent last may or may not have been added. "
+            "Publish it again only if twice is better than never"
+        )
+    twin: BaseException = copy.copy(error)
+    return twin
+
+
+def _parts(id: bytes) -> tuple[int, int]:
+    ms, seq = id.split(b"-")
+    return int(ms), int(seq)
 
 
 def make_entry(id: bytes, shard: int, generation: int, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:
     """An entry from Redis's reply. One that rstream did not write says so when its event is touched: it must not
     end the reading of all the others.
     """
-    ms, seq = id.split(b"-")
+    ms, seq = _parts(id)
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     key = fields.get(b"k")
     headers: Mapping[str, str] = {}
@@ -187,7 +209,7 @@ def make_entry(id: bytes, shard: int, generation: int, flat: Sequence[bytes], de
     except EntryInvalid as error:
         decode = _raising(error)
     return Entry(
-        EntryId(int(ms), int(seq), generation, shard),
+        EntryId(ms, seq, generation, shard),
         fields.get(b"e", b""),
         None if key is None else key.decode(errors="replace"),
         fields.get(b"i", b""),
@@ -207,7 +229,8 @@ class Cursor(Generic[E]):
     """Reads a window of a stream, merged over shards in id order. No I/O: whoever drives it runs `op()` until
     it is None, and takes what is `ready()` after each.
 
-    start, end: inclusive bounds · key: only this key's entries (one shard is read). Memory: a page a shard.
+    start, end: inclusive bounds · key: only this key's entries (one shard is read) · now: Redis's clock, where the
+    window reaches up to it: see `_bound` · limit: entries that will be taken at most. Memory: READ_BYTES.
     """
 
     def __init__(
@@ -217,18 +240,22 @@ class Cursor(Generic[E]):
         end: EntryId,
         decode: Callable[[bytes], E],
         key: str | None = None,
-        page: int = PAGE,
+        *,
+        now: int | None = None,
+        limit: int | None = None,
     ) -> None:
         self._layout, self._start, self._end = layout, start, end
-        self._decode, self._key, self._page = decode, key, page
+        self._decode, self._key, self._now = decode, key, now
         shards = range(layout.shards) if key is None else (layout.shard(key),)
+        self._page = PAGE if limit is None else max(1, min(PAGE, limit))
+        self._budget = max(1, READ_BYTES // len(shards))
         self._next: dict[int, str] = dict.fromkeys(shards, start.redis)
-        self._last: dict[int, str] | None = None
+        self._bounded = False
         self._pages: dict[int, deque[Entry[E]]] = {shard: deque() for shard in shards}
 
     def op(self) -> Op[None] | None:
         """The next read: the newest id of each shard first (where the window ends), then pages."""
-        if self._last is None:
+        if not self._bounded:
             return Op([self._newest(shard) for shard in self._next], self._bound)
         hungry = [shard for shard in self._next if not self._pages[shard]]
         if not hungry:
@@ -240,29 +267,34 @@ class Cursor(Generic[E]):
         return ("XREVRANGE", stream, self._end.redis, self._start.redis, "COUNT", 1)
 
     def _bound(self, replies: list[Any]) -> None:
-        """Fix the end now: a reader behind a fast producer would otherwise never arrive."""
-        self._last = {}
-        for shard, reply in zip(list(self._next), replies, strict=True):
-            if reply:
-                self._last[shard] = reply[0][0].decode()
-            else:
-                del self._next[shard]
+        """Fix the end now: a reader behind a fast producer would otherwise never arrive.
+
+        A window up to now ends with the last millisecond that was over when the reading began: of a later one, some
+        shards may have been read already when others get its next entry, and who goes on after the last id would
+        miss that. Unless Redis's clock was set back: then ids run ahead of it, and all there is counts.
+        """
+        newest = {shard: reply[0][0] for shard, reply in zip(list(self._next), replies, strict=True) if reply}
+        self._next = {shard: at for shard, at in self._next.items() if shard in newest}
+        end = max((_parts(id) for id in newest.values()), default=(0, 0))
+        if self._now is not None and end[0] <= self._now + CLOCK_SLACK:
+            end = min(end, (self._now, MAX_PART))
+        self._end = min(self._end, EntryId(*end, MAX_PART, MAX_PART))
+        self._bounded = True
 
     def _range(self, shard: int) -> Call:
-        assert self._last is not None
         stream = self._layout.keys[shard].stream
-        return ("XRANGE", stream, self._next[shard], self._last[shard], "COUNT", self._page)
+        return RANGE([stream], self._next[shard], self._end.redis, self._page, self._budget)
 
     def _feed(self, shards: list[int], replies: list[Any]) -> None:
-        for shard, reply in zip(shards, replies, strict=True):
-            for id, flat in reply:
+        for shard, (found, more) in zip(shards, replies, strict=True):
+            for id, flat in found:
                 entry = make_entry(id, shard, self._layout.generation, flat, self._decode)
                 if self._start <= entry.id <= self._end and self._key in (None, entry.key):
                     self._pages[shard].append(entry)
-            if len(reply) < self._page:
-                del self._next[shard]
+            if more:
+                self._next[shard] = "(" + found[-1][0].decode()
             else:
-                self._next[shard] = "(" + reply[-1][0].decode()
+                del self._next[shard]
 
     def ready(self) -> list[Entry[E]]:
         """The entries whose turn has come: up to the end of the shortest page that has a successor."""

@@ -45,11 +45,10 @@ class Progress:
 
 
 class Window(NamedTuple):
-    """Inclusive bounds; `sample` is the size of the largest payload seen on finding them."""
+    """Inclusive bounds."""
 
     start: EntryId
     end: EntryId
-    sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +167,11 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
         calls.append(("XREVRANGE", stream, end.redis, start.redis, "COUNT", 1))
 
     def parse(replies: list[Any]) -> Window | None:
-        found = [(n // 2, *reply[0]) for n, reply in enumerate(replies) if reply]
+        found = [(shards[n // 2], reply[0][0].decode()) for n, reply in enumerate(replies) if reply]
         if not found:
             return None
-        ids = [_id(f"{id.decode()}@{layout.generation}.{shards[n]}") for n, id, _ in found]
-        sample = max(sum(map(len, flat)) for _, _, flat in found)
-        return Window(max(start, min(ids)), min(end, max(ids)), sample)
+        ids = [_id(f"{id}@{layout.generation}.{shard}") for shard, id in found]
+        return Window(max(start, min(ids)), min(end, max(ids)))
 
     return Op(calls, parse)
 

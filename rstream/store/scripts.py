@@ -27,7 +27,9 @@ class Script:
 BY_SHA: dict[str, Script] = {}
 
 PUBLISH = Script("publish")
+RANGE = Script("range")
 DECLARE = Script("declare")
+GROUP = Script("group")
 BEAT = Script("beat")
 FETCH = Script("fetch")
 SETTLE = Script("settle")

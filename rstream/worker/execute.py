@@ -10,8 +10,7 @@ from typing import Any
 
 from rstream.codec import unpack_headers
 from rstream.delivery import Delivery
-from rstream.errors import EntryInvalid, GroupMissing, LeaseLost, StoreUnavailable
-from rstream.event import EntryId
+from rstream.errors import EntryInvalid, LeaseLost, StoreError
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.worker.run import ConsumerRun
 
@@ -51,21 +50,23 @@ async def _deliver(run: ConsumerRun, entry: Fetched) -> Outcome | None:
         event, delivery = _unpack(run, entry, attempt)
     except EntryInvalid as error:
         run.counts.dead += 1
-        log.error("%s: entry %s set aside as %s: %s", run.name, entry.id.decode(), error.reason, error)
+        where = run.entry_id(entry.shard, entry.id)
+        log.error("%s: entry %s set aside as %s: %s", run.name, where, error.reason, error)
         return Outcome(entry.shard, entry.id, attempt, "dead", error.reason, str(error))
     return await _handle(run, entry, event, delivery)
 
 
 async def _begin(run: ConsumerRun, entry: Fetched) -> bool:
     """Burn the attempt of a taken-over entry before it is run, fenced."""
+    where = run.entry_id(entry.shard, entry.id)
     try:
         if await run.link.run(run.ops.begin(entry), within=run.consumer.lease):
             return True
-    except (StoreUnavailable, GroupMissing) as error:
-        log.warning("%s: entry %s not started: %s", run.name, entry.id.decode(), error)
+    except StoreError as error:
+        log.warning("%s: entry %s not started: %s", run.name, where, error)
         return False
     run.counts.refused += 1
-    lost = LeaseLost(f"entry {entry.id.decode()} was taken over by another worker before it was started here")
+    lost = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
     log.warning("%s: LeaseLost: %s", run.name, lost)
     return False
 
@@ -77,9 +78,8 @@ def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delive
     if payload is None:
         raise EntryInvalid("undecodable", f"it has no field 'e', only {[*fields][:5]}: rstream did not write it")
     key = fields.get(b"k")
-    ms, seq = entry.id.split(b"-")
     delivery = Delivery(
-        EntryId(int(ms), int(seq), run.layout.generation, entry.shard),
+        run.entry_id(entry.shard, entry.id),
         run.layout.name,
         run.ops.group,
         None if key is None else key.decode(errors="replace"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from rstream.errors import GroupMissing, StoreUnavailable
+from rstream.errors import GroupMissing, StoreError
 from rstream.store.link import backoff
 from rstream.worker.groups import heal
 from rstream.worker.run import ConsumerRun
@@ -17,6 +17,7 @@ log = logging.getLogger("rstream")
 
 BLOCK_MS = 5000
 BURST_BLOCK_MS = 100
+WAKE = 8
 
 
 async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
@@ -29,8 +30,9 @@ async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
             await _fetch(run, turn, burst)
             pauses = backoff()
         except GroupMissing as error:
-            await heal(run, error)
-        except StoreUnavailable as error:
+            if not await heal(run, error):
+                await asyncio.sleep(next(pauses))
+        except StoreError as error:
             # The answer may have been on its way: what it carried is pending for us, unseen.
             run.adopt()
             log.warning("%s: %s", run.name, error)
@@ -38,6 +40,8 @@ async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
 
 
 async def _fetch(run: ConsumerRun, turn: int, burst: bool) -> None:
+    # What a broken read stranded comes first: it is not in hand, and so would not be counted.
+    await run.adopted.wait()
     # The lock is fair, so fetching and recovering take turns: a long backlog cannot starve a dead worker's deliveries.
     async with run.intake:
         room = await run.wait_for_room()
@@ -50,8 +54,8 @@ async def _fetch(run: ConsumerRun, turn: int, burst: bool) -> None:
     if burst:
         await _check_drained(run)
     block = BURST_BLOCK_MS if burst else BLOCK_MS
-    # COUNT is per shard here. Shards are seldom woken together, so this seldom brings more than `room`.
-    count = max(1, room // run.layout.shards)
+    # COUNT is per shard here, and entries may be large: this only wakes, the next fetch brings the rest.
+    count = max(1, min(WAKE, room // run.layout.shards))
     term = run.lease.term
     found = await run.link.run(run.ops.wait(count, block), timeout=block / 1000 + 5)
     run.take(found, term)

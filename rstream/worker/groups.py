@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from rstream.errors import GroupMissing, StoreUnavailable
+from rstream.errors import GroupMissing, StoreError
 from rstream.position import Position, bound
 from rstream.store import layout as layouts
 from rstream.store.link import Link
@@ -33,10 +33,10 @@ async def first_unread(link: Link, start: Position) -> str:
     return f"{at.ms - 1}-{2**64 - 1}" if at.ms else "0"
 
 
-async def heal(run: ConsumerRun, error: GroupMissing) -> None:
+async def heal(run: ConsumerRun, error: GroupMissing) -> bool:
     """Redis lost a shard or the group: say so, count it, and go on from the start of what is left.
 
-    Never from `$`: what was published since would be skipped silently.
+    Never from `$`: what was published since would be skipped silently. False where Redis does not let us yet.
     """
     run.counts.resets += 1
     log.error(
@@ -48,5 +48,7 @@ async def heal(run: ConsumerRun, error: GroupMissing) -> None:
     try:
         await run.link.run(run.consumer.stream.declaration())
         await run.link.run(run.ops.create("0"))
-    except StoreUnavailable as unavailable:
-        log.warning("%s: %s", run.name, unavailable)
+        return True
+    except StoreError as failure:
+        log.warning("%s: the group could not be made: %s", run.name, failure)
+        return False

@@ -69,7 +69,7 @@ class LeaseKeeper(threading.Thread):
     def run(self) -> None:
         while not self._stop_asked.wait(max(0.0, min(lease.next_beat for lease in self._leases) - clock())):
             for lease in self._leases:
-                if lease.next_beat <= clock():
+                if lease.next_beat <= clock() and not self._stop_asked.is_set():
                     self._beat(lease)
 
     def _beat(self, lease: Lease) -> None:
@@ -81,7 +81,8 @@ class LeaseKeeper(threading.Thread):
                 log.warning("group %s: the lease ran out and could not be renewed: %s", lease.ops.group, error)
 
     def stop(self) -> None:
+        """End the renewals. A beat that waits for a Redis that is away is not waited for."""
         self._stop_asked.set()
         if self.is_alive():
-            self.join()
+            self.join(timeout=1.0)
         self._link.close()

@@ -1,7 +1,7 @@
 """Takes over what nobody alive holds, and finds again what is pending for this worker unseen.
 
 A dead worker's alive keys are gone after one lease; looking every lease/4 or oftener has its deliveries running
-elsewhere within 1.5 leases. Cost: one Lua call per look and group, O(shards · consumers).
+elsewhere within 1.5 leases. Cost: one Lua call per look and group, O(shards); every lease/4 also O(consumers).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 
-from rstream.errors import GroupMissing, StoreUnavailable
+from rstream.errors import GroupMissing, StoreError
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.worker.run import ConsumerRun
 
@@ -23,24 +23,31 @@ INTERVAL_MAX = 1.0
 
 async def recover_loop(run: ConsumerRun) -> None:
     """Runs until cancelled."""
-    term, turn = run.lease.term, 0
-    interval = min(run.consumer.lease / 4, INTERVAL_MAX)
+    term, turn, search_at = run.lease.term, 0, float("-inf")
+    search_every = run.consumer.lease / 4
+    interval = min(search_every, INTERVAL_MAX)
     while True:
         await _time_to_look(run)
-        run.look_at, turn = asyncio.get_running_loop().time() + interval, turn + 1
+        now = asyncio.get_running_loop().time()
+        run.look_at, turn = now + interval, turn + 1
+        search = now >= search_at
         try:
-            if run.adoption_due or term != run.lease.term:
+            if term != run.lease.term or not run.adopted.is_set():
                 await run.lease.held()
-                run.adoption_due, term = False, run.lease.term
+                term, asked = run.lease.term, run.adoptions_asked
                 await _adopt(run, term)
-            next_due = await _take_over(run, turn)
+                if asked == run.adoptions_asked:
+                    run.adopted.set()
+            next_due = await _take_over(run, turn, search=search)
             if next_due is not None:
                 run.look_in(next_due + 0.001)
-        except StoreUnavailable as error:
-            run.adoption_due = True  # the answer may have carried deliveries
-            log.warning("%s: %s", run.name, error)
+            if search:
+                search_at = now + search_every
         except GroupMissing:
             continue  # the fetch loop meets the same error, and heals
+        except StoreError as error:
+            run.ask_adoption()  # the answer may have carried deliveries
+            log.warning("%s: %s", run.name, error)
 
 
 async def _time_to_look(run: ConsumerRun) -> None:
@@ -51,15 +58,18 @@ async def _time_to_look(run: ConsumerRun) -> None:
             await asyncio.wait_for(run.look.wait(), wait)
 
 
-async def _take_over(run: ConsumerRun, turn: int) -> float | None:
-    """Claim what there is room for; seconds until the next waiting retry is due, or None."""
+async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> float | None:
+    """Claim what there is room for; seconds until the next waiting retry is due, or None.
+
+    `search`: also among the deliveries of silent workers, which costs Redis more.
+    """
     async with run.intake:
         room = await run.wait_for_room()
         if not run.lease.holds():
             return None
-        lease_ms = int(run.consumer.lease * 1000)
         term, unsure = run.lease.term, run.unsure
         run.unsure = True  # until the answer is there
+        lease_ms = int(run.consumer.lease * 1000) if search else 0
         found = await run.link.run(run.ops.recover(room, turn % run.layout.shards, lease_ms))
         run.unsure = unsure
         run.take(found.claimed, term)
@@ -77,25 +87,32 @@ async def _adopt(run: ConsumerRun, term: int) -> None:
 
     After a lost lease the unstarted were dropped, after a broken read the answer was: both are found here.
     """
-    source, run.unsure = ("~unsure" if run.unsure else None), False
+    unsure, run.unsure = run.unsure, False
     run.watch(True)
     try:
         for shard in range(run.layout.shards):
             start = "-"
             while page := await run.link.run(run.ops.mine(shard, start, PAGE)):
                 for id, deliveries, flat in page:
-                    if run.has(shard, id):
-                        continue
-                    if flat is None:
-                        _lost(run, shard, id)
-                        run.settle(Outcome(shard, id, deliveries, "ack"))
-                    else:
-                        run.take([Fetched(shard, id, flat, deliveries, source)], term)
+                    _adopt_one(run, Fetched(shard, id, flat or (), deliveries, "~unsure" if unsure else None), term)
                 start = "(" + page[-1][0].decode()
+    except BaseException:
+        run.unsure = run.unsure or unsure
+        raise
     finally:
         run.watch(False)
 
 
+def _adopt_one(run: ConsumerRun, entry: Fetched, term: int) -> None:
+    if run.has(entry.shard, entry.id):
+        return
+    if entry.flat:
+        run.take([entry], term)
+    else:
+        _lost(run, entry.shard, entry.id)
+        run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "ack"))
+
+
 def _lost(run: ConsumerRun, shard: int, id: bytes) -> None:
     run.counts.lost += 1
-    log.error("%s: entry %s of shard %d was trimmed before it was processed: it is lost", run.name, id.decode(), shard)
+    log.error("%s: entry %s was trimmed before it was processed: it is lost", run.name, run.entry_id(shard, id))

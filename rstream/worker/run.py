@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from rstream.consumer import Consumer, caller
+from rstream.event import EntryId
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from rstream.store.layout import Layout
 from rstream.store.link import Link
@@ -32,7 +33,6 @@ class ConsumerRun:
         self.outcomes: list[Outcome] = []
         self.to_settle = asyncio.Event()
         self.room_made = asyncio.Event()
-        self.adoption_due = False
         # Whether an entry pending for us that is not in hand may be one that was begun elsewhere: then the attempt
         # that its delivery count names is used up, and its next run is another one.
         self.unsure = False
@@ -42,7 +42,11 @@ class ConsumerRun:
         self.intake = asyncio.Lock()
         self.stopping = False
         self.finished = False
+        self.adoptions_asked = 0
+        self.adopted = asyncio.Event()
+        self.adopted.set()
         self._in_hand: dict[Place, int] = {}
+        self._back: dict[Place, tuple[Fetched, int]] = {}
         self._let_go: set[Place] | None = None
         self._mean_seconds = float("inf")
 
@@ -54,10 +58,15 @@ class ConsumerRun:
     def name(self) -> str:
         return f"{self.layout.name}/{self.ops.group}"
 
+    def entry_id(self, shard: int, id: bytes) -> EntryId:
+        """The full id of an entry."""
+        ms, seq = id.split(b"-")
+        return EntryId(int(ms), int(seq), self.layout.generation, shard)
+
     # What is in hand: from fetch to the answer to its settle.
 
     def take(self, entries: Iterable[Fetched], term: int) -> None:
-        """Entries that are this worker's; those it has already are left alone.
+        """Entries that are this worker's.
 
         `term`: the lease's when they were asked for. An answer may have waited in a socket while this process was
         frozen, and a buffer may have: what came in under an earlier term is not started.
@@ -68,17 +77,25 @@ class ConsumerRun:
             if place not in self._in_hand:
                 self._in_hand[place] = term
                 new.append(entry)
+            elif entry.source is not None:
+                # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
+                # the next attempt begins when that one is let go.
+                self._back[place] = (entry, term)
         self.lanes.put(new)
 
     def may_start(self, entry: Fetched) -> bool:
         """Whether the entry is surely still this worker's."""
         return self.lease.holds() and self._in_hand.get((entry.shard, entry.id)) == self.lease.term
 
-    def let_go(self, shard: int, id: bytes) -> None:
-        """An entry that was settled, or that this worker may not start any more."""
-        self._in_hand.pop((shard, id), None)
+    def let_go(self, shard: int, id: bytes, *, ended: bool = False) -> None:
+        """An entry that was settled, or that this worker may not start any more. `ended`: acked or dead."""
+        place = (shard, id)
+        self._in_hand.pop(place, None)
         if self._let_go is not None:
-            self._let_go.add((shard, id))
+            self._let_go.add(place)
+        back = self._back.pop(place, None)
+        if back is not None and not ended:
+            self.take([back[0]], back[1])
         self.room_made.set()
 
     def has(self, shard: int, id: bytes) -> bool:
@@ -149,5 +166,10 @@ class ConsumerRun:
 
     def adopt(self) -> None:
         """Something may be pending for this worker that it does not have in hand: have the recovery find it."""
-        self.adoption_due = True
+        self.ask_adoption()
         self.look_in(0)
+
+    def ask_adoption(self) -> None:
+        """As `adopt`, at the recovery's next look: for when Redis just did not answer."""
+        self.adoptions_asked += 1
+        self.adopted.clear()

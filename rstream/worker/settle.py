@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from rstream.errors import GroupMissing, LeaseLost, StoreUnavailable
+from rstream.errors import GroupMissing, LeaseLost, StoreError
 from rstream.store.deliveries import PSEUDO, Outcome, Refusal
 from rstream.store.link import backoff
-from rstream.worker.run import ConsumerRun
+from rstream.worker.run import ConsumerRun, Place
 
 log = logging.getLogger("rstream")
 
@@ -29,40 +29,49 @@ async def flush(run: ConsumerRun) -> None:
     batch, run.outcomes = run.outcomes, []
     if not batch:
         return
-    resent = False
-    for pause in backoff():
-        try:
-            for refusal in await run.link.run(run.ops.settle(batch)):
-                _refused(run, refusal, resent)
-            break
-        except StoreUnavailable as error:
-            resent = resent or error.sent
-            log.warning("%s: %d outcomes wait: %s", run.name, len(batch), error)
-            await asyncio.sleep(pause)
-        except GroupMissing as error:
-            # The fetch loop meets the same error and heals the group; these entries will be read again, or are gone.
-            log.warning("%s: %d outcomes have nothing to settle any more: %s", run.name, len(batch), error)
-            break
+    refused = await _send(run, batch)
     for outcome in batch:
-        run.let_go(outcome.shard, outcome.id)
+        ended = outcome.kind in ("ack", "dead") and (outcome.shard, outcome.id) not in refused
+        run.let_go(outcome.shard, outcome.id, ended=ended)
         if outcome.kind == "retry":
             run.look_in(int(outcome.a) / 1000)
 
 
-def _refused(run: ConsumerRun, refusal: Refusal, resent: bool) -> None:
-    if resent and _looks_done(refusal):
-        return  # the first sending did it, only its answer was lost
+async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
+    """Which of the outcomes were refused."""
+    resent = False
+    for pause in backoff():
+        try:
+            refusals = await run.link.run(run.ops.settle(batch))
+        except GroupMissing as error:
+            # The fetch loop meets the same error and heals the group; these will be read again, or are gone.
+            log.warning("%s: %d outcomes have nothing to settle any more: %s", run.name, len(batch), error)
+            return {(outcome.shard, outcome.id) for outcome in batch}
+        except StoreError as error:
+            resent = resent or error.sent
+            log.warning("%s: %d outcomes wait: %s", run.name, len(batch), error)
+            await asyncio.sleep(pause)
+            continue
+        refusals = [refusal for refusal in refusals if not (resent and _looks_done(refusal))]
+        for refusal in refusals:
+            _tell(run, refusal)
+        return {(refusal.outcome.shard, refusal.outcome.id) for refusal in refusals}
+    raise AssertionError("backoff never ends")
+
+
+def _tell(run: ConsumerRun, refusal: Refusal) -> None:
     run.counts.refused += 1
     outcome = refusal.outcome
     holder = f"pending for {refusal.owner}" if refusal.owner else "settled by another"
     lost = LeaseLost(
-        f"{outcome.kind} of entry {outcome.id.decode()}, attempt {outcome.attempt}, was refused and changed nothing: "
-        f"the lease ran out and the entry is {holder} (deliveries: {refusal.deliveries})"
+        f"{outcome.kind} of entry {run.entry_id(outcome.shard, outcome.id)}, attempt {outcome.attempt}, was refused "
+        f"and changed nothing: the lease ran out and the entry is {holder} (deliveries: {refusal.deliveries})"
     )
     log.warning("%s: LeaseLost: %s", run.name, lost)
 
 
 def _looks_done(refusal: Refusal) -> bool:
+    """Whether an earlier sending of this outcome did it, and only its answer was lost."""
     kind = refusal.outcome.kind
     return refusal.owner == "" if kind in ("ack", "dead") else refusal.owner in PSEUDO
 

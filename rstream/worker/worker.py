@@ -28,8 +28,8 @@ from rstream.worker.settle import flush, hand_over, release, settle_loop
 
 log = logging.getLogger("rstream")
 
-MIN_LEAVE = 2.0
-"""Seconds that settling and leaving may take at least, however short the grace for handlers is."""
+LEAVE = 2.0
+"""Seconds that settling the last outcomes, and then leaving, may take each; Redis may be away."""
 
 
 class Worker:
@@ -37,7 +37,8 @@ class Worker:
 
     groups: only these, as `group` or `stream/group` (default: all) · concurrency: overrides what the consumers
     declare · burst: end when the groups are drained, i.e. nothing is unread and nothing pending · grace: seconds that
-    running handlers get to finish after SIGTERM; a second signal ends the process at once. Raises `ConfigError`.
+    running handlers get to finish after SIGTERM (a `def` handler that runs on is left to its thread); a second signal
+    ends the process at once. Raises `ConfigError`.
     """
 
     def __init__(
@@ -116,9 +117,13 @@ class Worker:
             for run in runs:
                 run.finished = True
                 run.to_settle.set()
-            settling.cancel_scope.deadline = anyio.current_time() + max(MIN_LEAVE, self.grace)
+            settling.cancel_scope.deadline = anyio.current_time() + LEAVE
         for run in runs:
-            await self._leave(run)
+            run.unsure = run.unsure or settling.cancel_scope.cancelled_caught
+        with anyio.move_on_after(LEAVE):
+            async with anyio.create_task_group() as leaving:
+                for run in runs:
+                    leaving.start_soon(self._leave, run)
 
     async def _take_in(self, runs: list[ConsumerRun]) -> None:
         """Fetch and recover until told to stop or, with burst, until all is drained."""
@@ -151,12 +156,11 @@ class Worker:
     async def _leave(self, run: ConsumerRun) -> None:
         """Settle what is left, hand over what a cancelled read may have brought, and go."""
         try:
-            with anyio.move_on_after(max(MIN_LEAVE, self.grace)):
-                for shard in range(run.layout.shards):
-                    for id, deliveries, _ in await run.link.run(run.ops.mine(shard, "-", PAGE)):
-                        hand_over(run, shard, id, deliveries, begun=run.unsure)
-                await flush(run)
-                await run.link.run(run.ops.leave())
+            for shard in range(run.layout.shards):
+                for id, deliveries, _ in await run.link.run(run.ops.mine(shard, "-", PAGE)):
+                    hand_over(run, shard, id, deliveries, begun=run.unsure)
+            await flush(run)
+            await run.link.run(run.ops.leave())
         except StoreError as error:
             log.warning("%s: left without saying so, others take over after the lease: %s", run.name, error)
 

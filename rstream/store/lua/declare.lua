@@ -1,5 +1,6 @@
-#!lua
--- Declare a stream, or learn what is stored of it: the stored truth wins.
+#!lua flags=allow-oom
+-- Declare a stream, or learn what is stored of it: the stored truth wins. Also when memory is full: a worker that
+-- could not start then could not drain either.
 --
 -- KEYS[1] ns:stream:<name>  hash: generation, shards:<g>, key, versions, schema:<v>, version:<digest>
 -- ARGV[1] shards  of the first generation

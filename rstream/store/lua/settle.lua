@@ -29,10 +29,13 @@ local function hand_to(name, id, count)
   redis.call('XCLAIM', key, group, name, 0, id, 'RETRYCOUNT', count, 'JUSTID')
 end
 
+local PARTS = 100 -- fields and values copied of an entry: rstream's own have at most 8, and unpack() has a limit
+
 local function bury(id, attempt, reason, cause)
   local letter = {'id', id, 'reason', reason, 'error', cause, 'attempts', attempt, 'worker', worker}
   local entry = redis.call('XRANGE', key, id, id)[1]
-  for _, part in ipairs(entry and entry[2] or {}) do letter[#letter + 1] = part end
+  local parts = entry and entry[2] or {}
+  for n = 1, math.min(#parts, PARTS) do letter[#letter + 1] = parts[n] end
   redis.call('XADD', graveyard, '*', unpack(letter))
 end
 

@@ -1,0 +1,28 @@
+"""Something that belongs to an event loop, one of it for each loop. Those of closed loops are let go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """`get` makes it for the running loop. (A WeakKeyDictionary would not do: its values hold the loop.)"""
+
+    def __init__(self) -> None:
+        self._held: dict[asyncio.AbstractEventLoop, T] = {}
+
+    def get(self, make: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        if loop not in self._held:
+            # list(): another thread's loop may be added meanwhile
+            self._held = {held: value for held, value in list(self._held.items()) if not held.is_closed()}
+            self._held[loop] = make()
+        return self._held[loop]
+
+    def pop(self) -> T | None:
+        """Take out what belongs to the running loop."""
+        return self._held.pop(asyncio.get_running_loop(), None)
