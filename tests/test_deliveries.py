@@ -328,3 +328,41 @@ def test_draining_goes_on_when_memory_is_full(bench: Bench) -> None:
         assert len(bench.fetch("b")) == 2
     finally:
         bench.raw.config_set("maxmemory", 0)
+
+
+class Big(Event):
+    pad: bytes
+
+
+def test_calls_are_bounded_in_bytes(app: RStream, raw: redis.Redis) -> None:
+    stream = app.stream("big", Big, shards=2)
+    stream.sync.publish_many(Big(pad=bytes(400_000)) for _ in range(200))
+    layout = stream.sync.layout()
+    ops, other = GroupOps(layout, "g", "a"), GroupOps(layout, "g", "b")
+    run = app.sync_link.run
+    run(ops.create("0"))
+    fetched = run(ops.fetch(1000, 0))
+    assert 10 <= len(fetched) <= 64
+    while more := run(ops.fetch(1000, 0)):
+        fetched += more
+    assert len(fetched) == 200
+
+    pages, start = [], "-"
+    while page := run(ops.mine(0, start, 500)):
+        pages.append(len(page))
+        start = "(" + page[-1][0].decode()
+    assert max(pages) <= 12
+    raw.set(layout.keys[0].alive("g", "b"), 1)
+    raw.set(layout.keys[1].alive("g", "b"), 1)
+    assert 0 < len(run(other.recover(1000, 0, LEASE)).claimed) <= 24
+
+
+def test_an_entry_with_thousands_of_fields_is_buried_and_spoils_nothing(bench: Bench) -> None:
+    bench.publish(1)
+    bench.raw.xadd(bench.key.stream, {f"field{n}": n for n in range(5000)})
+    bench.publish(1)
+    first, wide, last = (entry.id for entry in bench.fetch("a"))
+    outcomes = Outcome(0, first, 1, "ack"), Outcome(0, wide, 1, "dead", "undecodable", "x"), Outcome(0, last, 1, "ack")
+    assert settle(bench, "a", *outcomes) == []
+    assert bench.pending() == {}
+    assert bench.raw.xlen(bench.key.dead("g")) == 1

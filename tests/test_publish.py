@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import random
@@ -27,6 +28,7 @@ from rstream.errors import (
 from rstream.store.scripts import PUBLISH
 from tests.proxy import ChaosProxy
 from tests.servers import Server
+from tests.waiting import eventually
 
 
 class Seen(Event):
@@ -333,3 +335,75 @@ def test_a_full_redis_is_told_at_once_and_nothing_is_half_written(own_server: Se
         assert numbers(seen) == [1]
         seen.sync.publish(Seen(device="a", n=2))
         assert numbers(seen) == [1, 2]
+
+
+# -- what a failure says --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refusal", ["memory", "password"])
+def test_a_resend_that_is_refused_does_not_claim_that_nothing_was_written(
+    own_server: Server, namespace: str, refusal: str
+) -> None:
+    with (
+        ChaosProxy(own_server.upstream) as proxy,
+        redis.Redis.from_url(own_server.url) as raw,
+        RStream(f"{proxy.url}?socket_timeout=0.5", namespace=namespace, publish_timeout=5) as app,
+    ):
+        seen = declare(app)
+        seen.sync.publish(Seen(device="a", n=1))
+        proxy.delay_replies(2.0)  # the event arrives, its answer does not
+        failed: list[BaseException] = []
+
+        def publish() -> None:
+            try:
+                seen.sync.publish(Seen(device="a", n=2))
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        eventually(lambda: numbers(declare(RStream(own_server.url, namespace=namespace))) == [1, 2])
+        if refusal == "memory":
+            raw.config_set("maxmemory", 1)
+        else:
+            raw.config_set("requirepass", "another")
+        proxy.delay_replies(0.0)
+        thread.join()
+        assert [type(error) for error in failed] == [PublishUncertain]
+
+
+async def test_each_caller_learns_what_of_its_own_was_published(own_server: Server, namespace: str) -> None:
+    with redis.Redis.from_url(own_server.url) as raw:
+        async with RStream(own_server.url, namespace=namespace) as app:
+            seen = declare(app, shards=2)
+            await seen.publish(Seen(device="a", n=-1))
+            raw.config_set("maxmemory", raw.info("memory")["used_memory"] + 600_000)
+
+            async def publish(caller: int) -> tuple[int, MemoryFull]:
+                events = [Seen(device=f"c{caller}", n=n, pixels=bytes(50_000)) for n in range(10)]
+                with pytest.raises(MemoryFull) as caught:
+                    await seen.publish_many(events)
+                return caller, caught.value
+
+            told = await asyncio.gather(*(publish(caller) for caller in range(5)))
+            raw.config_set("maxmemory", 0)
+            assert len({id(error) for _, error in told}) == 5
+            for caller, error in told:
+                assert list(error.published) == [entry.id async for entry in seen.read(key=f"c{caller}")]
+            assert any(error.published for _, error in told)  # or this showed nothing
+
+
+def test_loops_that_end_leave_no_connections(app: RStream, raw: redis.Redis) -> None:
+    seen = declare(app)
+    asyncio.run(_publish_one(seen))
+    gc.collect()
+    before = raw.info("clients")["connected_clients"]
+    for _ in range(30):
+        asyncio.run(_publish_one(seen))
+    gc.collect()
+    eventually(lambda: raw.info("clients")["connected_clients"] <= before + 1)
+    assert len(numbers(seen)) == 31
+
+
+async def _publish_one(stream: Stream[Seen]) -> None:
+    await stream.publish(Seen(device="a", n=1))

@@ -16,7 +16,9 @@ import redis
 
 from rstream import Delivery, Event, RetryPolicy, RStream
 from rstream.errors import ConfigError, StoreUnavailable
+from rstream.store.scripts import MINE, RECOVER
 from rstream.worker.worker import Worker
+from tests.proxy import ChaosProxy
 from tests.servers import Server
 from tests.waiting import eventually_async
 
@@ -341,3 +343,107 @@ async def test_the_stop_of_a_worker_leaves_nothing_behind(app: RStream, caplog: 
         assert not raw.keys(f"{{{app.settings.namespace}:*alive*")
     assert "handled 50" in caplog.text
     assert not [thread for thread in threading.enumerate() if thread.name == "rstream-lease"]
+
+
+# -- trouble on the line --------------------------------------------------------------------------------------------
+
+
+async def test_a_retry_that_is_claimed_before_its_settle_was_answered_is_run(server: Server, namespace: str) -> None:
+    with ChaosProxy(server.upstream) as proxy:
+        proxy.delay_replies(0.02)
+        async with RStream(proxy.url, namespace=namespace) as app:
+            items = app.stream("items", Item, shards=4)
+            done: list[int] = []
+
+            @items.consumer("g", lease=2.0, retry=RetryPolicy(initial_delay=0, max_attempts=5))
+            async def handle(event: Item, delivery: Delivery) -> None:
+                if delivery.attempt < 3:
+                    raise ValueError
+                done.append(event.n)
+
+            await items.publish_many(Item(n=n) for n in range(100))
+            worker = await drain(app)
+    assert sorted(done) == list(range(100))
+    assert worker.counts.refused == 0
+
+
+@pytest.mark.parametrize("refusal", ["min-replicas-to-write", "maxmemory"])
+async def test_what_redis_refuses_for_a_while_ends_no_worker(own_server: Server, namespace: str, refusal: str) -> None:
+    with redis.Redis.from_url(own_server.url) as raw:
+        async with RStream(own_server.url, namespace=namespace) as app:
+            items = app.stream("items", Item, shards=2)
+            started, done = set(), set()
+            gate = asyncio.Event()
+
+            @items.consumer("g", lease=1.0)
+            async def handle(event: Item) -> None:
+                started.add(event.n)
+                await gate.wait()
+                done.add(event.n)
+
+            await items.publish_many(Item(n=n) for n in range(4))
+            async with working(app) as worker:
+                await eventually_async(lambda: len(started) == 4)
+                raw.config_set(refusal, 1)
+                if refusal == "maxmemory":  # and the group has to be made anew, which Redis may refuse too
+                    raw.delete((await items.layout()).keys[0].stream)
+                    await eventually_async(lambda: worker.counts.resets >= 1, 10)
+                gate.set()
+                await eventually_async(lambda: len(done) == 4)
+                raw.config_set(refusal, 0)
+                await items.publish_many(Item(n=n) for n in range(4, 8))
+                await eventually_async(lambda: done == set(range(8)), 10)
+            assert worker.counts.failed == 0
+
+
+async def test_a_worker_that_starts_when_memory_is_full_drains(own_server: Server, namespace: str) -> None:
+    with redis.Redis.from_url(own_server.url) as raw:
+        async with RStream(own_server.url, namespace=namespace) as app:
+            items = app.stream("items", Item, shards=2)
+
+            @items.consumer("g")
+            async def handle(event: Item) -> None: ...
+
+            await items.publish_many(Item(n=n) for n in range(100))
+            raw.config_set("maxmemory", 1)
+            async with RStream(own_server.url, namespace=namespace) as fresh:
+                fresh.stream("items", Item, shards=2).consumer("g")(handle)
+                assert (await drain(fresh)).counts.handled == 100
+
+
+async def test_what_lost_answers_carried_is_found_again_under_the_right_attempt(
+    app: RStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = app.stream("items", Item, shards=4)
+    attempts: dict[bool, list[int]] = {True: [], False: []}
+    begun: set[str] = set()
+
+    @items.consumer("g", lease=1.0, concurrency=40)
+    async def handle(event: Item, delivery: Delivery) -> None:
+        attempts[delivery.id.redis + str(delivery.id.shard) in begun].append(delivery.attempt)
+
+    await items.publish_many(Item(n=n) for n in range(40))
+    layout = await items.layout()
+    with redis.Redis.from_url(app.settings.url or "") as raw:
+        for shard, keys in enumerate(layout.keys):  # all were begun once, by a worker that is dead
+            raw.xgroup_create(keys.stream, "g", "0")
+            found = raw.xreadgroup("g", "dead-worker", {keys.stream: ">"})
+            begun |= {id.decode() + str(shard) for _, entries in found for id, _ in entries}
+
+    # The answers to the first take-over and to the second page of the search for it get lost on the way.
+    exchange, lost = app.link.exchange, {RECOVER.sha: [1], MINE.sha: [2]}
+    seen: dict[Any, int] = {}
+
+    async def lossy(calls: Any, timeout: float | None = None) -> Any:
+        replies = await exchange(calls, timeout)
+        sha = next(iter(calls[0][1:2]), "")
+        if sha in lost and (sha != RECOVER.sha or replies[0][0]):
+            seen[sha] = seen.get(sha, 0) + 1
+            if seen[sha] in lost[sha]:
+                raise app.endpoint.unavailable("lost", sent=True)
+        return replies
+
+    monkeypatch.setattr(app.link, "exchange", lossy)
+    assert (await drain(app)).counts.handled == 40
+    assert seen[RECOVER.sha] >= 1 and seen[MINE.sha] >= 2
+    assert attempts == {True: [2] * 40, False: []}

@@ -237,3 +237,38 @@ def test_black_holed_and_cut_connections_cost_neither_a_loss_nor_a_double(
         assert worker.wait() == 0
         assert "refused 0" in worker.log
         bench.close()
+
+
+def test_an_entry_that_comes_back_while_its_old_attempt_still_runs_here_is_run_again(bench: Bench) -> None:
+    first = bench.spawn(lease=1, concurrency=4).ready()
+    bench.publish(1, seconds=6)
+    eventually(lambda: bench.history.running(first.pid) == {0})
+    second = bench.spawn(lease=1, concurrency=4).ready()
+    eventually(lambda: alive_for(bench, second.pid) > 1.0, 10)
+    first.signal(FREEZE)
+    eventually(lambda: bench.history.running(second.pid) == {0}, 10)
+    first.signal(THAW)
+    second.signal(signal.SIGKILL)
+    eventually(lambda: bench.pending() == 0, 30)
+    attempts = [(line.what, line.attempt) for line in bench.history.lines()]
+    assert attempts == [("start", 1), ("start", 2), ("end", 1), ("start", 3), ("end", 3)]
+
+
+def test_sigterm_keeps_to_the_grace_while_redis_stands_still(bench: Bench, own_server: Server) -> None:
+    worker = bench.spawn("--grace", "0.5", lease=30).ready()
+    own_server.pause()
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(15) == 0
+    own_server.resume()
+
+
+def test_a_handler_in_a_thread_does_not_outlive_the_grace(bench: Bench) -> None:
+    worker = bench.spawn("--grace", "0.5", group="thread", lease=30).ready()
+    bench.publish(1, seconds=60)
+    eventually(lambda: bench.history.running(worker.pid) == {0})
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+    assert bench.raw.xpending_range(bench.jobs.sync.layout().keys[0].stream, "thread", "-", "+", 1) is not None
+    other = bench.spawn(group="thread", lease=30).ready()
+    eventually(lambda: bench.history.running(other.pid) == {0}, 10)
+    assert max(line.attempt for line in bench.history.lines()) == 2

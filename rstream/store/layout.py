@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rstream.errors import MemoryFull, StoreError
 from rstream.store import keys
 from rstream.store.keys import ShardKeys, shard_keys, shard_of
 from rstream.store.link import Op
@@ -51,12 +52,17 @@ def declare(namespace: str, name: str, shards: int, key: str | None, schema: Map
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def parse(replies: list[Any]) -> Layout:
-        generation, stored_shards, stored_key, version = replies[0]
+        declared, listed = replies
+        if isinstance(declared, StoreError):
+            raise declared
+        if isinstance(listed, StoreError) and not isinstance(listed, MemoryFull):
+            raise listed  # a full memory refuses also what is listed already; the next declaration lists the others
+        generation, stored_shards, stored_key, version = declared
         return Layout(namespace, name, generation, stored_shards, stored_key.decode() or None, version, schema)
 
     meta = keys.stream(namespace, name)
     calls = (DECLARE([meta], shards, key or "", text, digest), ("SADD", keys.streams(namespace), name))
-    return Op(calls, parse)
+    return Op(calls, parse, partial=True)
 
 
 def load(namespace: str, name: str) -> Op[Layout | None]:
