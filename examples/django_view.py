@@ -15,6 +15,7 @@ from django.views.decorators.http import require_POST
 from pydantic import ValidationError
 
 from rstream import Event, RStream
+from rstream.errors import EventError
 
 settings.configure(DEBUG=False, ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="for this example only")
 
@@ -27,16 +28,18 @@ class OrderPlaced(Event):
     quantity: int = 1
 
 
-orders = log.stream("orders", OrderPlaced, key="customer", shards=4)
+orders = log.stream("django-orders", OrderPlaced, key="customer", shards=4)
 
 
 @require_POST
 def place_order(request: HttpRequest) -> HttpResponse:
     try:
         order = OrderPlaced.model_validate_json(request.body)
+        return JsonResponse({"id": str(orders.sync.publish(order))}, status=202)
     except ValidationError as error:
         return HttpResponse(error.json(include_input=False), "application/json", status=422)
-    return JsonResponse({"id": str(orders.sync.publish(order))}, status=202)
+    except EventError as error:  # what no model checks: an empty key, an event that is too large
+        return JsonResponse({"detail": str(error)}, status=422)
 
 
 urlpatterns = [path("orders", place_order)]

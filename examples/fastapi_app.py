@@ -8,9 +8,11 @@ curl localhost:8000/orders --json '{"customer": "ada", "item": "tea"}'
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 from rstream import Event, RStream
+from rstream.errors import EventError
 
 log = RStream()
 
@@ -21,7 +23,7 @@ class OrderPlaced(Event):
     quantity: int = 1
 
 
-orders = log.stream("orders", OrderPlaced, key="customer", shards=4)
+orders = log.stream("fastapi-orders", OrderPlaced, key="customer", shards=4)
 
 
 @asynccontextmanager
@@ -31,6 +33,11 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
+
+
+@app.exception_handler(EventError)  # what no model checks: an empty key, an event that is too large
+async def refuse(_: Request, error: EventError) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=422)
 
 
 # An event is a pydantic model: FastAPI has checked it before this line runs.

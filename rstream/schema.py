@@ -3,8 +3,8 @@ by it. Pure.
 
 What is stored is the model's JSON Schema, and marks: `x-rstream-key` says that the key, `x-rstream-default` that a
 field's default is computed in Python, so that only the model can make it. Validators written in Python are not in it:
-they run in the consumer. Where the model's bytes fields are base64 text in JSON, the
-payload carries the bytes themselves, exactly as `ModelCodec` writes them.
+they run in the consumer. Where the model's bytes fields are base64 text in JSON, the payload carries the bytes
+themselves, exactly as `ModelCodec` writes them.
 """
 
 from __future__ import annotations
@@ -26,22 +26,10 @@ from rstream.errors import ConfigError, EventInvalid
 
 KEY_MARK, DEFAULT_MARK = "x-rstream-key", "x-rstream-default"
 
-_PLAIN_KEYS = (
-    "str",
-    "int",
-    "float",
-    "bool",
-    "bytes",
-    "date",
-    "datetime",
-    "time",
-    "timedelta",
-    "uuid",
-    "enum",
-    "literal",
-)
+_PLAIN_KEYS = ("str", "int", "float", "bool", "bytes", "uuid", "date", "datetime", "time", "timedelta")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _BASE64 = ("base64", "base64url")
+_ENCODING = "contentEncoding"
 
 
 # -- what is stored of a model
@@ -73,6 +61,11 @@ class _Describe(GenerateJsonSchema):
             found[DEFAULT_MARK] = "python"
         return found
 
+    def bytes_schema(self, schema: core_schema.BytesSchema) -> dict[str, Any]:
+        """Tells bytes that are base64 in JSON alone from a `Base64Bytes`, which is base64 in Python too."""
+        found = super().bytes_schema(schema)
+        return found | ({_ENCODING: "base64"} if found["format"] in _BASE64 else {})
+
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
         found = super().decimal_schema(schema)
         number, text = found["anyOf"]
@@ -99,6 +92,9 @@ def _is_plain(model: type[BaseModel], key: str) -> bool:
     if node["type"] == "str":
         changes = ("to_lower", "to_upper", "strip_whitespace")
         return not any(node.get(name) or model.model_config.get(f"str_{name}") for name in changes)
+    if node["type"] == "bytes":  # JSON Schema tells how they are written, not how they are read
+        written, read = (model.model_config.get(f"{way}_json_bytes", "utf8") for way in ("ser", "val"))
+        return written == read != "hex"
     if node["type"] in ("enum", "literal"):
         kinds = {type(getattr(each, "value", each)) for each in node.get("members") or node["expected"]}
         return kinds in ({str}, {int})
@@ -178,7 +174,7 @@ class SchemaCodec:
     def _convert(self, value: Any, schema: Any) -> Any:
         """The JSON value as the payload carries it: base64 text becomes bytes, defaults are filled in."""
         schema = self._pick(value, schema)
-        if isinstance(value, str) and schema.get("format") in _BASE64:
+        if isinstance(value, str) and schema.get(_ENCODING):
             return unbase64(value)
         if isinstance(value, Mapping):
             fields = schema.get("properties", {})
@@ -209,7 +205,7 @@ def _canonical(value: Any, schema: Mapping[str, Any]) -> Any:
     try:
         if kind in ("number", "integer"):
             return float(value) if kind == "number" else int(value)
-        if form in _BASE64:
+        if schema.get(_ENCODING):
             return unbase64(value)
         reader = _reader(form)
         return value if reader is None else reader.validate_python(value)
@@ -302,7 +298,7 @@ def _counted(check: Any) -> Any:
     """pydantic counts the bytes of a bytes field, not the letters of their base64."""
 
     def checked(validator: Any, limit: int, value: Any, schema: Any) -> Any:
-        if isinstance(value, str) and schema.get("format") in _BASE64:
+        if isinstance(value, str) and schema.get(_ENCODING):
             with contextlib.suppress(ValueError):
                 value = unbase64(value).decode("latin-1")
         return check(validator, limit, value, schema)
@@ -316,7 +312,8 @@ def _bounded(check: Any) -> Any:
     def checked(validator: Any, limit: float, value: Any, schema: Any) -> Any:
         if isinstance(value, str) and schema.get("format") == "decimal":
             with contextlib.suppress(ArithmeticError):
-                value = Decimal(value)
+                number = Decimal(value)
+                value = number if number.is_finite() else value  # the format refuses others
         return check(validator, limit, value, schema)
 
     return checked

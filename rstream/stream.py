@@ -77,12 +77,12 @@ class Stream(Generic[E]):
     ) -> Callable[[H], H]:
         """Declare the decorated function as the handler of `group`; it stays directly callable.
 
-        It is called as `handler(event, delivery)`, or `handler(event)` where it takes one argument: `async def`
-        on the event loop, `def` in a thread. `concurrency`: deliveries handled at once, per process · `lease`:
-        seconds a worker may be silent before its deliveries are taken over · `start`: where a group that does
-        not exist yet begins: "earliest" (of what is retained), "latest", an id, a datetime or "2h ago" ·
-        `retry`: what happens after a failure · `prefetch`: deliveries held beyond those being handled (default:
-        sized by the measured handler time). Raises `ConfigError`.
+        It is called as `handler(event, delivery)`, or `handler(event)` where it takes one argument (or others that
+        are not a delivery): `async def` on the event loop, `def` in a thread. `concurrency`: deliveries handled at
+        once, per process · `lease`: seconds a worker may be silent before its deliveries are taken over · `start`:
+        where a group that does not exist yet begins: "earliest" (of what is retained), "latest", an id, a datetime
+        or "2h ago" · `retry`: what happens after a failure · `prefetch`: deliveries held beyond those being handled
+        (default: sized by the measured handler time). Raises `ConfigError`.
         """
         check_name("group", group)
 

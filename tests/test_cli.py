@@ -129,7 +129,11 @@ def test_publish_prints_ids_as_asked(rs: Commands, orders: Stream[Order]) -> Non
 
 
 def test_publish_of_nothing_is_no_error(rs: Commands, orders: Stream[Order]) -> None:
-    assert rs.ok("publish", "orders", "--file", "-", stdin="\n \n") == ""
+    rs.write("empty.jsonl", "")
+    for source in (["--file", "-"], ["-"], ["--file", "empty.jsonl"]):
+        done = rs.run("publish", "orders", *source, stdin="\n \n")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr.startswith("published 0 events to orders")
     assert list(orders.sync.read()) == []
 
 
@@ -180,7 +184,15 @@ def test_read_takes_a_window_a_key_and_a_limit(rs: Commands, orders: Stream[Orde
 
     assert [row["id"] for row in window] == stored[5:10]
     assert [row["event"]["total"] for row in of_key] == [1, 4, 7, 10]
-    assert rs.ok("read", "orders", "--from", "now", "--to", "2h ago") == ""
+
+
+def test_what_json_cannot_say_is_read_as_text(rs: Commands, orders: Stream[Order]) -> None:
+    for total in (float("inf"), float("-inf"), float("nan")):
+        orders.sync.publish(Order(customer="c", total=total))
+
+    found = [json.loads(line, parse_constant=pytest.fail) for line in rs.ok("read", "orders", "--json").splitlines()]
+
+    assert [row["event"]["total"] for row in found] == ["Infinity", "-Infinity", "NaN"]
 
 
 def test_read_as_a_table_has_one_line_an_entry(rs: Commands, orders: Stream[Order]) -> None:
@@ -231,6 +243,22 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(rs: Commands, orders: Str
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+# -- replay
+
+
+def test_a_handler_that_names_no_model_is_told_to_get_dicts(rs: Commands, orders: Stream[Order]) -> None:
+    rs.write("free.py", "def show(event):\n    print(type(event).__name__)\n")
+    orders.sync.publish(Order(customer="c1", total=1))
+    window = ["replay", "orders", "--from", "1h ago", "--to", "now"]
+
+    free, known = rs.run(*window, "--handler", "free:show"), rs.run(*window, "--handler", "shop:bill")
+
+    assert (free.returncode, known.returncode) == (0, 0), free.stderr + known.stderr
+    assert free.stdout.startswith("dict\n")
+    assert "free:show names no model" in free.stderr
+    assert "names no model" not in known.stderr
 
 
 # -- streams

@@ -52,6 +52,7 @@ def refused(rs: Commands, *arguments: str, stdin: str | bytes = b"", code: int =
 
 BAD_EVENTS = [
     ("{nope", "not JSON"),
+    ('{"customer": "c1", "total": 1e999}', "1e999"),
     ("[1]", "JSON object"),
     ('"text"', "JSON object"),
     ('{"customer": "c1", "total": NaN}', "NaN"),
@@ -79,7 +80,9 @@ def test_a_bad_event_given_as_json_or_in_a_file(rs: Commands, orders: Stream[Ord
     path = rs.write("orders.jsonl", f"{GOOD}\n{{}}\n")
 
     assert "--json: not JSON" in refused(rs, "publish", "orders", "--json", "{nope")
-    assert "orders.jsonl line 2: " in refused(rs, "publish", "orders", "--file", path.name)
+    for blank in ("", " \n"):
+        assert "--json: not JSON: it is empty. Nothing" in refused(rs, "publish", "orders", "--json", blank)
+    assert "orders.jsonl line 2: customer: is missing" in refused(rs, "publish", "orders", "--file", path.name)
     assert "not UTF-8" in refused(rs, "publish", "orders", "-", stdin=GOOD.encode() + b'\n{"customer": "\xff"}')
     assert "nowhere.jsonl" in refused(rs, "publish", "orders", "--file", "nowhere.jsonl")
     assert list(orders.sync.read()) == []
@@ -116,6 +119,36 @@ def test_a_key_where_the_stream_takes_it_from_a_field(rs: Commands, orders: Stre
     assert list(orders.sync.read()) == []
 
 
+def test_a_key_that_is_empty(rs: Commands) -> None:
+    rs.ok("publish", "notes", "--app", "shop:app", "--json", '{"text": "a"}')
+    assert "--key is empty" in refused(rs, "publish", "notes", "--json", '{"text": "b"}', "--key", "", code=2)
+
+
+LOWER = """
+from typing import Annotated
+from pydantic import StringConstraints
+from rstream import Event, RStream
+
+app = RStream()
+
+class Login(Event):
+    user: Annotated[str, StringConstraints(to_lower=True)]
+
+logins = app.stream("logins", Login, key="user")
+"""
+
+
+def test_a_key_that_is_computed_in_python(rs: Commands) -> None:
+    rs.write("lower.py", LOWER)
+    rs.ok("publish", "logins", "--app", "lower:app", "--json", '{"user": "Ada"}')
+
+    line = refused(rs, "publish", "logins", "--json", '{"user": "Ada"}')
+
+    assert "the key of stream 'logins' is computed in Python: give --app MODULE:APP" in line
+    (entry,) = rs.ok("read", "logins", "--json").splitlines()
+    assert '"key": "ada"' in entry
+
+
 def test_a_header_that_is_no_pair(rs: Commands, orders: Stream[Order]) -> None:
     assert "NAME=VALUE" in refused(rs, "publish", "orders", "--json", GOOD, "--header", "nope", code=2)
     assert list(orders.sync.read()) == []
@@ -139,6 +172,11 @@ def test_a_position_that_does_not_parse(rs: Commands, orders: Stream[Order], whe
     assert "'teatime'" in line and "2h ago" in line
 
 
+def test_a_window_that_ends_before_it_begins(rs: Commands, orders: Stream[Order]) -> None:
+    line = refused(rs, "read", "orders", "--from", "now", "--to", "1h ago")
+    assert "the window from 'now' to '1h ago' ends before it begins" in line
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -157,6 +195,7 @@ def test_a_url_that_does_not_answer(rs: Commands, command: list[str]) -> None:
 
 def test_a_url_that_is_none(rs: Commands) -> None:
     assert "embedded:DIR" in refused(rs, "streams", "--url", "somewhere")
+    assert "'localhost:6379' is no URL" in refused(rs, "streams", "--url", "localhost:6379")
     assert "'a b'" in refused(rs, "streams", "--namespace", "a b")
 
 

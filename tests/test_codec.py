@@ -276,6 +276,16 @@ def test_what_has_no_fields_is_refused_before_it_is_stored() -> None:
             ModelCodec(type(event)).encode(event, 1)
 
 
+def test_an_instance_that_was_changed_to_the_wrong_types_is_refused_before_it_is_stored() -> None:
+    """No validation saw it, and every consumer would find it invalid."""
+    changed = Part(name="a")
+    changed.name = 5  # type: ignore[assignment]
+    for event in (changed, Part.model_construct(name=5), Part(name="a", parts=[Part.model_construct(name=5)])):
+        with pytest.raises(EventInvalid, match=r"^Part cannot be encoded: .*'name'.*input_type=int") as caught:
+            ModelCodec(Part).encode(event, 1)
+        assert "input_value" not in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_key_that_would_come_back_as_a_list_is_refused_before_it_is_stored() -> None:
     class Grid(Event):
         cells: dict[tuple[int, int], str]

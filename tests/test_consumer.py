@@ -77,6 +77,26 @@ def blocking_alone(event: Seen) -> Told:
     return told(event)
 
 
+async def with_an_option(event: Seen, verbose: bool = False) -> Told:
+    return told(event, verbose)
+
+
+def blocking_with_options(event: Seen, model: str = "v1", *rest: object) -> Told:
+    return told(event, model, *rest)
+
+
+async def optional_by_name(event: Seen, delivery: Any = None) -> Told:
+    return told(event, delivery)
+
+
+async def optional_by_annotation(event: Seen, about: Delivery | None = None) -> Told:
+    return told(event, about)
+
+
+async def required_without_a_name(event: Seen, d: Any) -> Told:
+    return told(event, d)
+
+
 class Model:
     async def __call__(self, event: Seen, delivery: Delivery) -> Told:
         return told(event, delivery)
@@ -123,6 +143,11 @@ BOTH, ALONE = (EVENT, DELIVERY), (EVENT,)
     [
         (asynchronous, BOTH),
         (asynchronous_alone, ALONE),
+        (with_an_option, (EVENT, False)),
+        (functools.partial(with_an_option, verbose=True), (EVENT, True)),
+        (optional_by_name, BOTH),
+        (optional_by_annotation, BOTH),
+        (required_without_a_name, BOTH),
         (Model(), BOTH),
         (Model().method, BOTH),
         (Model.static, ALONE),
@@ -140,6 +165,7 @@ def test_async_handlers_run_on_the_loop(handler: Callable[..., Any], given: tupl
     [
         (blocking, BOTH),
         (blocking_alone, ALONE),
+        (blocking_with_options, (EVENT, "v1")),
         (BlockingModel(), ALONE),
         (Model().blocking, ALONE),
         (functools.partial(blocking), BOTH),

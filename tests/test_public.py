@@ -19,7 +19,7 @@ MEMBERS = {
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",
     "RetryPolicy": "delay_after factor initial_delay max_attempts max_delay",
-    "Stream": "adopt consumer cursor declaration layout publish publish_many read",
+    "Stream": "adopt consumer declaration layout publish publish_many read",
 }
 
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, BaseException)]

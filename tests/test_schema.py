@@ -6,17 +6,41 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from datetime import datetime, timedelta
+from decimal import Decimal
+from ipaddress import IPv4Address, IPv6Network
+from pathlib import Path
 from typing import Annotated, Any
-from uuid import UUID
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    UUID4,
+    AfterValidator,
+    AnyUrl,
+    Base64Bytes,
+    Base64Str,
+    Base64UrlBytes,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyInterface,
+    Json,
+    PostgresDsn,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import TypedDict
 
 from rstream import Event, RStream
 from rstream.codec import ModelCodec, key_text, unpack_payload
-from rstream.errors import EntryInvalid, EventInvalid
+from rstream.errors import ConfigError, EntryInvalid, EventInvalid
 from rstream.schema import SchemaCodec
 from tests.test_codec import EVERYTHING, Colour, Everything, Part
 
@@ -82,8 +106,8 @@ GOOD = {"device": "d", "value": 1}
     ("given", "told"),
     [
         ({**GOOD, "devcie": "x"}, ["unknown field 'devcie'", "device, value, count"]),
-        ({"value": 1}, ["'device'", "required"]),
-        ({}, ["required"]),
+        ({"value": 1}, ["device: is missing"]),
+        ({}, ["is missing"]),
         ({**GOOD, "device": 5}, ["device: ", "string"]),
         ({**GOOD, "device": None}, ["device: ", "string"]),
         ({**GOOD, "value": "1"}, ["value: ", "number"]),
@@ -256,6 +280,17 @@ def test_names_not_aliases() -> None:
     assert (found.device, found.inner.inside) == ("d", 1)
 
 
+@pytest.mark.parametrize("base", [Event, BaseModel])
+def test_base64_that_the_model_decodes_itself(base: type[BaseModel]) -> None:
+    class Encoded(base):  # type: ignore[misc, valid-type]
+        plain: Base64Bytes
+        url: Base64UrlBytes
+        text: Base64Str
+
+    given = json.loads(Encoded(plain=b"aGk=", url=b"aGk=", text="aGk=").model_dump_json())
+    assert through(Encoded, given) == Encoded.model_validate_json(json.dumps(given))
+
+
 def test_a_plain_model_has_its_bytes_as_text() -> None:
     class Plain(BaseModel):
         raw: bytes
@@ -271,12 +306,111 @@ def test_extra_fields_where_the_model_takes_them() -> None:
     assert through(Open, {"name": "a", "more": [1]}).model_extra == {"more": [1]}
 
 
-def test_a_default_that_is_made_anew_is_left_to_the_reader() -> None:
-    class Made(Event):
-        name: str
-        tags: list[str] = Field(default_factory=lambda: ["new"])
+class Stamp(Event):
+    id: UUID = Field(default_factory=uuid4)
 
-    assert through(Made, {"name": "a"}) == Made(name="a")
+
+class Made(Event):
+    name: str
+    tags: list[str] = Field(default_factory=list)
+    stamp: Stamp | None = None
+    stamps: list[Stamp] = []
+    unwritten: object = object()
+
+
+def test_a_default_that_is_made_in_python_has_to_be_given() -> None:
+    """Made by the reader, it would be another on each attempt."""
+    made = "made in Python: give it, or --app MODULE:APP"
+    assert f"id: its default is {made}" in refusal(Stamp, {})
+    assert f"unwritten: its default is {made}" in refusal(Made, {"name": "a"})
+    assert f"stamps.0.id: its default is {made}" in refusal(Made, {"name": "a", "unwritten": 1, "stamps": [{}]})
+    id = {"id": str(UUID(int=5))}
+    found = through(Made, {"name": "a", "unwritten": 1, "stamp": id, "stamps": [id]})
+    assert found.stamps == [found.stamp] == [Stamp(id=UUID(int=5))]
+    assert found.tags == []  # an empty container is no secret
+
+
+def test_what_may_be_left_out_may() -> None:
+    class Sparse(TypedDict, total=False):
+        a: int
+
+    class Holder(Event):
+        sparse: Sparse
+
+    assert through(Holder, {"sparse": {}}) == Holder(sparse={})
+
+
+def test_a_required_field_that_is_never_stored_is_refused_at_declaration() -> None:
+    class Part(BaseModel):
+        secret: str = Field(exclude=True)
+
+    class Whole(Event):
+        parts: list[Part]
+
+    class Fine(Event):
+        secret: str = Field(default="", exclude=True)
+
+    for model in (Part, Whole):
+        with pytest.raises(ConfigError, match=r"the field 'secret' is required and has exclude=True"):
+            RStream("redis://nowhere.invalid").stream("s", model)
+    assert through(Fine, {}) == Fine()
+
+
+# -- formats and limits
+
+
+class Formats(Event):
+    link: AnyUrl | None = None
+    dsn: PostgresDsn | None = None
+    four: IPv4Address | None = None
+    six: IPv6Network | None = None
+    any: IPvAnyInterface | None = None
+    id: UUID4 | None = None
+    text: Json[list[int]] | None = None
+    price: Annotated[Decimal, Field(gt=1, le=10)] | None = None
+    pattern: re.Pattern[str] | None = None
+    zone: ZoneInfo | None = None
+    word: Annotated[str, Field(pattern=r"^\p{Lu}\w*$")] | None = None
+    digits: Annotated[str, Field(pattern=r"^\d+$")] | None = None
+    names: dict[Annotated[str, Field(pattern=r"^\p{Lu}")], int] = {}
+    path: Path | None = None
+
+
+GOOD_FORMATS: list[tuple[str, Any]] = [
+    *(("link", "https://example.com/a?b=c"), ("dsn", "postgres://a:b@c:1,d:2/e"), ("four", "10.0.0.1")),
+    *(("six", "2001:db8::/32"), ("any", "10.0.0.1/8"), ("id", "4ed5a4b8-8f2c-4ba0-a2ae-3ea12b6a9fc5")),
+    *(("text", "[1, 2]"), ("price", "1.05"), ("price", 2), ("price", "1e1"), ("pattern", "a+"), ("zone", "UTC")),
+    *(("word", "Ärger"), ("digits", "12"), ("names", {"Ä": 1}), ("path", "/nowhere/at all")),
+]
+BAD_FORMATS: list[tuple[str, Any]] = [
+    *(("link", "example"), ("dsn", "c"), ("four", "10.0.0.256"), ("four", "::1"), ("six", "2001:db8::/129")),
+    *(("any", "x"), ("id", "4ed5a4b8-8f2c-1ba0-a2ae-3ea12b6a9fc5"), ("text", "[1"), ("text", '["a"]')),
+    *(("price", "much"), ("price", "1"), ("price", "10.5"), ("price", 11), ("price", "NaN"), ("pattern", "a(")),
+    *(("zone", "Nowhere/Atall"), ("word", "ärger"), ("digits", "12\n"), ("digits", "1a"), ("names", {"ä": 1})),
+    *(("names", {"Ä": "x"}),),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), GOOD_FORMATS)
+def test_a_format_is_taken_as_the_model_takes_it(field: str, value: Any) -> None:
+    # repr: patterns and URLs of an equal text need not be equal
+    assert repr(through(Formats, {field: value})) == repr(Formats.model_validate_json(json.dumps({field: value})))
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_FORMATS)
+def test_what_the_format_does_not_allow_is_refused_as_by_the_model(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError):
+        Formats.model_validate_json(json.dumps({field: value}))
+    assert field in refusal(Formats, {field: value})
+
+
+def test_a_pattern_that_only_python_knows() -> None:
+    class Ahead(Event):
+        model_config = ConfigDict(regex_engine="python-re")
+        word: str = Field(pattern="^(?=a)..$")
+
+    assert through(Ahead, {"word": "ab"}) == Ahead(word="ab")
+    assert "word: 'bb' does not match" in refusal(Ahead, {"word": "bb"})
 
 
 # -- the key: an event goes to the same shard, whoever publishes it
@@ -318,6 +452,83 @@ def test_the_key_is_the_one_that_the_model_gives(field: str, value: Any) -> None
 def test_a_key_that_is_left_out_is_the_default(field: str) -> None:
     key = stored(Keyed).key({}, field)
     assert key_text(key, field) == key_text(getattr(Keyed(), field), field)
+
+
+class Changed(Event):
+    low: Annotated[str, StringConstraints(to_lower=True)] = "a"
+    bare: Annotated[str, StringConstraints(strip_whitespace=True)] = "a"
+    up: Annotated[str, StringConstraints(to_upper=True)] | None = None
+    before: Annotated[str, BeforeValidator(str.strip)] = "a"
+    after: Annotated[str, AfterValidator(str.strip)] = "a"
+    wrapped: str = "a"
+    link: AnyUrl = AnyUrl("http://a")
+    price: Decimal = Decimal(1)
+    either: int | str = 1
+    made: UUID = Field(default_factory=uuid4)
+
+    @field_validator("wrapped", mode="wrap")
+    @classmethod
+    def changed(cls, value: Any, handler: Any) -> Any:
+        return handler(value).lower()
+
+
+@pytest.mark.parametrize("field", list(Changed.model_fields))
+def test_a_key_that_is_computed_in_python_is_marked(field: str) -> None:
+    """Only the model can say which shard its event goes to."""
+    codec = stored(Changed, key=field)
+    assert codec.key_is_computed
+    assert not stored(Changed).key_is_computed
+    with pytest.raises(EventInvalid, match=f"the key '{field}' is computed in Python"):
+        codec.key({field: "A"}, field)
+
+
+@pytest.mark.parametrize("field", list(Keyed.model_fields))
+def test_a_plain_key_is_not(field: str) -> None:
+    assert not stored(Keyed, key=field).key_is_computed
+
+
+class Before(Event):
+    key: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def check(cls, value: Any) -> Any:
+        return value
+
+
+class After(Event):
+    key: str
+
+    @model_validator(mode="after")
+    def check(self) -> After:
+        return self
+
+
+class Late(Event):
+    key: str
+
+    def model_post_init(self, context: Any) -> None:
+        self.key = self.key.lower()
+
+
+class Lower(Event):
+    model_config = ConfigDict(str_to_lower=True)
+    key: str
+
+
+class Hex(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="utf8", val_json_bytes="hex")
+    key: bytes
+
+
+class Again(Event):
+    key: Annotated[str, AfterValidator(str.lower)]
+    more: list[Again] = []
+
+
+@pytest.mark.parametrize("model", [Before, After, Late, Lower, Hex, Again])
+def test_a_model_that_may_change_its_key_is_marked(model: type[BaseModel]) -> None:
+    assert stored(model, key="key").key_is_computed
 
 
 # -- reading without a model

@@ -145,6 +145,26 @@ def test_an_option_that_does_not_exist_is_named_when_the_url_is_read() -> None:
         Endpoint("redis://example?socket_timeuot=3")
 
 
+@pytest.mark.parametrize("option", ["max_connections=10", "timeout=20", "decode_responses=True"])
+def test_an_option_that_only_pools_and_clients_know_is_dropped(option: str) -> None:
+    kwargs = Endpoint(f"redis://example?{option}&socket_timeout=9").kwargs()
+    assert option.partition("=")[0] not in kwargs and kwargs["socket_timeout"] == 9
+
+
+def test_a_message_ends_once() -> None:
+    endpoint = Endpoint("redis://example")
+    told = str(endpoint.unavailable(OSError("Timed out.")))
+    assert told == ("Redis at redis://example does not answer: Timed out (is it running, and is this its address?)")
+    told = str(endpoint.refused(ValueError("NOAUTH Authentication required.")))
+    assert told.startswith("Redis at redis://example refused: NOAUTH Authentication required. Check user")
+
+
+@pytest.mark.parametrize("typed", ["localhost:6379", "10.0.0.1", "cache:6379/0"])
+def test_what_is_no_url_is_told_as_it_was_typed(typed: str) -> None:
+    with pytest.raises(ConfigError, match=f"^'{typed}' is no URL"):
+        Endpoint(typed)
+
+
 def test_a_database_that_is_no_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="staging"):
         Endpoint("redis://example/staging")

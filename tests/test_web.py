@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 GOOD = [{"customer": "ada", "item": "tea"}, {"customer": "bob", "item": "milk", "quantity": 3}]
-BAD: list[Any] = [{"customer": "ada"}, {"customer": "ada", "item": 5}, [], "text", None]
+BAD: list[Any] = [
+    {"customer": "ada"},
+    {"customer": "ada", "item": 5},
+    [],
+    "text",
+    None,
+    {"customer": "", "item": "tea"},
+]
 
 
 @pytest.fixture
@@ -37,10 +44,10 @@ def load(monkeypatch: pytest.MonkeyPatch, namespace: str) -> Any:
     return imported
 
 
-def stored(server: Server, namespace: str) -> list[tuple[str, str | None, str, str, int]]:
+def stored(server: Server, namespace: str, stream: str) -> list[tuple[str, str | None, str, str, int]]:
     """Read back by somebody else."""
     with RStream(server.url, namespace=namespace) as app:
-        found = app.open("orders").sync.read()
+        found = app.open(stream).sync.read()
         return [
             (str(entry.id), entry.key, entry.event["customer"], entry.event["item"], entry.event["quantity"])
             for entry in found
@@ -66,8 +73,10 @@ def test_fastapi(load: Any, server: Server, namespace: str) -> None:
             return [answer.json()["id"] for answer in answers]
 
     ids = anyio.run(run)
-    assert sorted(stored(server, namespace)) == sorted((id, *order) for id, order in zip(ids, WANTED, strict=True))
-    assert not example.log._links  # closed with the app
+    assert sorted(stored(server, namespace, "fastapi-orders")) == sorted(
+        (id, *order) for id, order in zip(ids, WANTED, strict=True)
+    )
+    assert not example.log._links._held  # closed with the app
 
 
 def test_fastapi_under_load(load: Any, one_server: Server, namespace: str) -> None:
@@ -91,7 +100,7 @@ def test_fastapi_under_load(load: Any, one_server: Server, namespace: str) -> No
         return ids
 
     ids = anyio.run(run)
-    found = stored(one_server, namespace)
+    found = stored(one_server, namespace, "fastapi-orders")
     assert len(ids) == 200 and {id for id, *_ in found} == ids
     assert sorted(int(item) for *_, item, _ in found) == list(range(200))
 
@@ -130,7 +139,9 @@ def test_django(server: Server, namespace: str) -> None:
     assert [(status, kind) for status, kind, _ in taken] == [(202, "application/json")] * 2
     ids = [answer["id"] for _, _, answer in taken]
     assert all(EntryId.parse(id) for id in ids)
-    assert sorted(stored(server, namespace)) == sorted((id, *order) for id, order in zip(ids, WANTED, strict=True))
+    assert sorted(stored(server, namespace, "django-orders")) == sorted(
+        (id, *order) for id, order in zip(ids, WANTED, strict=True)
+    )
 
 
 @pytest.mark.parametrize("example", ["fastapi_app", "django_view"])

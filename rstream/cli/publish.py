@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,9 @@ def publish(
     They are checked, and routed by their key, as the library does it: by the schema and key field that are stored of
     the stream. Unless all are valid, none is published. Bytes are base64 text.
 
+    The stored schema checks types, formats and limits. Validators written in Python run in the consumer, or here with
+    --app; a key or default that is computed in Python needs --app.
+
     \b
     Examples:
       rstream publish orders --json '{"customer": "c1", "total": 12.5}'
@@ -56,9 +60,11 @@ def publish(
       generate-orders | rstream publish orders -
       rstream publish orders --app shop.events:app --json '{"customer": "c1", "total": 12.5}'
     """
+    if key == "":
+        raise click.UsageError("--key is empty: give a key, or leave it out")
     lines = _lines(source, text, file)  # wrong usage is said before anything is looked up
     packed = _headers(headers)
-    target = _declared(spec, stream) if spec else stored_app().open(stream)
+    target = _declared(spec, stream) if spec else _stored(stream)
     if key is not None and target.key is not None:
         raise click.UsageError(f"{stream} takes its keys from the field {target.key!r} of the events: leave out --key")
     ids = _send(target, lines, _reader(target), key, packed)
@@ -83,6 +89,8 @@ class Lines:
                 raise EventInvalid(f"not UTF-8: {error.reason} at byte {error.start + 1}") from None
             if line:
                 yield line
+            elif not self._numbered:
+                raise EventInvalid("not JSON: it is empty")
         self.at = 0
 
     @property
@@ -116,6 +124,16 @@ def _headers(given: Sequence[str]) -> dict[str, str]:
     return headers
 
 
+def _stored(name: str) -> Stream[Any]:
+    from rstream.errors import ConfigError
+    from rstream.schema import SchemaCodec
+
+    stream = stored_app().open(name)
+    if isinstance(stream.codec, SchemaCodec) and stream.codec.key_is_computed:
+        raise ConfigError(f"the key of stream {name!r} is computed in Python: give --app MODULE:APP")
+    return stream
+
+
 def _declared(spec: str, name: str) -> Stream[Any]:
     from rstream.errors import UnknownStream
     from rstream.store import layout as layouts
@@ -140,8 +158,13 @@ def _read_object(line: str) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON value")
 
+    def real(number: str) -> float:
+        if math.isinf(value := float(number)):
+            raise ValueError(f"{number} is too large a number")
+        return value
+
     try:
-        event = json.loads(line, parse_constant=refuse)
+        event = json.loads(line, parse_constant=refuse, parse_float=real)
     except (ValueError, RecursionError) as error:
         raise EventInvalid(f"not JSON: {error}; an event is one object, {{…}}, on one line") from None
     if not isinstance(event, dict):
@@ -181,7 +204,8 @@ def _send(stream: Stream[Any], lines: Lines, read: Read, key: str | None, header
         return stream.sync.publish_many(walk(), key=key, headers=headers)
     except EventError as error:
         if lines.at:
-            error.args = (f"{lines.place}: {error}. Nothing was published",)
+            why = str(error).rstrip(".")
+            error.args = (f"{lines.place}: {why}. Nothing was published",)
         raise
     except StoreError as error:
         if error.published:
@@ -192,8 +216,10 @@ def _send(stream: Stream[Any], lines: Lines, read: Read, key: str | None, header
 
 
 def _report(ids: list[EntryId], stream: str, output: str) -> None:
-    if output == "summary":
-        window = f": first id {min(ids)}, last id {max(ids)}" if ids else ""
-        click.echo(f"published {len(ids):,} event{'' if len(ids) == 1 else 's'} to {stream}{window}")
-    elif ids:
+    if not ids:
+        click.echo(f"published 0 events to {stream}: there were none in the input", err=True)
+    elif output == "summary":
+        window = f"first id {min(ids)}, last id {max(ids)}"
+        click.echo(f"published {len(ids):,} event{'' if len(ids) == 1 else 's'} to {stream}: {window}")
+    else:
         click.echo("\n".join(json.dumps({"id": str(id)}) if output == "json" else str(id) for id in ids))

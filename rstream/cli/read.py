@@ -15,6 +15,7 @@ import click
 from rstream.cli.target import stored_app, target_options
 
 if TYPE_CHECKING:
+    from rstream.app import RStream
     from rstream.event import Entry, EntryId
 
 POSITION = "an id, an ISO time, '2h ago', 'earliest' or 'latest'"
@@ -38,7 +39,10 @@ def read(stream: str, start: str | None, end: str | None, key: str | None, limit
       rstream read orders --json | jq 'select(.event.total > 100) | .id'
     """
     with stored_app() as app:
-        entries = app.open(stream).sync.read(start, end, key=key, limit=limit)
+        opened = app.open(stream)
+        if start is not None and end is not None:
+            _check_window(app, start, end)
+        entries = opened.sync.read(start, end, key=key, limit=limit)
         show = _json_line if as_json else _table_line()
         shown, broken = 0, 0
         for entry in entries:
@@ -49,6 +53,17 @@ def read(stream: str, start: str | None, end: str | None, key: str | None, limit
         click.echo(f"{broken:,} of {shown:,} entries could not be decoded: see their errors", err=True)
     if not shown and not as_json:
         click.echo("No entries here: `rstream streams` shows what is stored.", err=True)
+
+
+def _check_window(app: RStream, start: str, end: str) -> None:
+    """Raises `PositionError` for a window that cannot have entries."""
+    from rstream.errors import PositionError
+    from rstream.position import bound
+    from rstream.store import layout as layouts
+
+    now = app.sync_link.run(layouts.clock())
+    if bound(start, "start", now) > bound(end, "end", now):
+        raise PositionError(f"the window from {start!r} to {end!r} ends before it begins: swap them")
 
 
 def _decoded(entry: Entry[Any]) -> tuple[Any, str | None]:
@@ -72,7 +87,8 @@ def _json_line(entry: Entry[Any], event: Any, error: str | None) -> str:
         "event_id": str(uuid.UUID(bytes=entry.event_id)) if len(entry.event_id) == 16 else None,
         "headers": jsonable(entry.headers),
     }
-    return json.dumps(row | ({"event": event} if error is None else {"error": error}), ensure_ascii=False)
+    told = {"event": event} if error is None else {"error": error}
+    return json.dumps(row | told, ensure_ascii=False, allow_nan=False)
 
 
 def _table_line() -> Callable[[Entry[Any], Any, str | None], str]:

