@@ -4,7 +4,18 @@ from rstream.app import RStream
 from rstream.delivery import Delivery
 from rstream.errors import RStreamError
 from rstream.event import Entry, EntryId, Event
-from rstream.retry import RetryPolicy
+from rstream.retry import Reject, Retry, RetryPolicy
 from rstream.stream import Stream
 
-__all__ = ["Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "RetryPolicy", "Stream"]
+__all__ = [
+    "Delivery",
+    "Entry",
+    "EntryId",
+    "Event",
+    "RStream",
+    "RStreamError",
+    "Reject",
+    "Retry",
+    "RetryPolicy",
+    "Stream",
+]

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 import weakref
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
-import anyio.to_thread
 from pydantic import BaseModel
 
+from rstream.calling import Handler, RunIn, caller
 from rstream.codec import Codec, ModelCodec
 from rstream.errors import ConfigError, PositionError
 from rstream.position import Position, bound
 from rstream.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from rstream.delivery import Delivery
     from rstream.stream import Stream
-
-Handler = Callable[..., Any]
 
 _declared: weakref.WeakKeyDictionary[Handler, list[Stream[Any]]] = weakref.WeakKeyDictionary()
 
@@ -33,7 +27,10 @@ _declared: weakref.WeakKeyDictionary[Handler, list[Stream[Any]]] = weakref.WeakK
 class Consumer:
     """stream, group, handler · concurrency: deliveries handled at once in one process · lease: seconds a worker may
     be silent before its deliveries are taken over · start: where a new group begins to read · retry: policy ·
-    prefetch: deliveries held beyond those being handled; None sizes it by the measured handler time.
+    prefetch: deliveries held beyond those being handled; None sizes it by the measured handler time · expires:
+    seconds after publishing after which an event is not started any more · run_in: loop, thread or process; None: as
+    the handler is written · timeout: seconds that a handler may
+    take · hard_timeout: seconds after which its process is ended.
     """
 
     stream: Stream[Any]
@@ -44,6 +41,10 @@ class Consumer:
     start: Position = "earliest"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     prefetch: int | None = None
+    expires: float | None = None
+    run_in: RunIn | None = None
+    timeout: float | None = None
+    hard_timeout: float | None = None
 
     def __post_init__(self) -> None:
         where = f"consumer {self.group!r} of stream {self.stream.name!r}"
@@ -53,63 +54,20 @@ class Consumer:
             raise ConfigError(f"{where}: lease is {self.lease} s, it must be between 0.5 s and a day")
         if self.prefetch is not None and self.prefetch < 0:
             raise ConfigError(f"{where}: prefetch is {self.prefetch}, it must not be negative")
+        if self.expires is not None and not self.expires > 0:
+            raise ConfigError(f"{where}: expires is {self.expires} s, it must be more than 0")
+        for name in ("timeout", "hard_timeout"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ConfigError(f"{where}: {name} is {getattr(self, name)} s, it must be more than 0")
         try:
             bound(self.start, "start", 0)
         except PositionError as error:
             raise ConfigError(f"{where}: start: {error}") from None
-        _takes_delivery(self.handler)  # refuses what cannot be called
+        caller(
+            self.handler, self.concurrency, run_in=self.run_in, timeout=self.timeout
+        )  # refuses what cannot be called
         with contextlib.suppress(TypeError):  # an object that cannot be hashed: `codec_of` goes by its annotation
             _declared.setdefault(self.handler, []).append(self.stream)
-
-
-def caller(handler: Handler, threads: int) -> Callable[[Any, Delivery], Awaitable[Any]]:
-    """How to call a handler: `async def` on the loop, `def` in one of `threads` threads of its own;
-    with the delivery or, where it takes one argument (or its second is an option of its own), without.
-    """
-    two = _takes_delivery(handler)
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
-        return handler if two else lambda event, delivery: handler(event)
-    limiter = anyio.CapacityLimiter(threads)
-
-    async def in_thread(event: Any, delivery: Delivery) -> Any:
-        call = partial(handler, event, delivery) if two else partial(handler, event)
-        # Only a worker that stops cancels; a thread cannot be, so then it is left behind.
-        result = await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
-        # a plain function around an async one: without the await, the work would be acked and not done
-        return await result if inspect.isawaitable(result) else result
-
-    return in_thread
-
-
-def _takes_delivery(handler: Handler) -> bool:
-    name = getattr(handler, "__qualname__", repr(handler))
-    try:
-        signature = inspect.signature(handler)
-    except (TypeError, ValueError):
-        raise ConfigError(f"handler {name} cannot be called as handler(event, delivery)") from None
-    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
-        raise ConfigError(f"handler {name} is a generator: calling it would not run it. Remove its yield")
-    for arguments in ((None, None), (None,)):
-        try:
-            signature.bind(*arguments)
-        except TypeError:
-            continue
-        return len(arguments) == 2 and _second_is_delivery(signature)
-    raise ConfigError(f"handler {name}{signature} cannot be called: it must take (event, delivery) or (event)")
-
-
-def _second_is_delivery(signature: inspect.Signature) -> bool:
-    """An option of the handler's own is no place for a delivery: it must be required, or say that it is one."""
-    places = [
-        each
-        for each in signature.parameters.values()
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(places) < 2:  # *args
-        return True
-    second = places[1]
-    said = second.name == "delivery" or re.search(r"\bDelivery\b", str(second.annotation))
-    return second.default is second.empty or bool(said)
 
 
 def codec_of(handler: Handler) -> Codec[Any] | None:

@@ -1,11 +1,13 @@
-"""What a handler is told about the entry it was given."""
+"""What a handler is told about the entry it was given, and how its attempts hand down what is done."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from rstream.event import EntryId
+from rstream.memo import Memo
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,9 @@ class Delivery:
 
     id: where the entry lies · stream, group: names · key: str or None · event_id: 16 bytes, the same over all
     attempts · headers: str -> str · attempt: from 1 · worker: the worker's id.
+
+    One that you make yourself, as in a unit test, keeps checkpoints and steps in memory; `dataclasses.replace(delivery,
+    attempt=2)` is then the next attempt, which finds them.
     """
 
     id: EntryId
@@ -24,3 +29,66 @@ class Delivery:
     headers: Mapping[str, str]
     attempt: int
     worker: str
+    _memo: Memo = field(default_factory=Memo, repr=False, compare=False)
+
+    @property
+    def idempotency_key(self) -> str:
+        """`stream/group/event id`: the same over all attempts and workers, another one for every group and entry."""
+        # Who writes entries without rstream may leave the event id out: then it is the place.
+        event = self.event_id.hex() if len(self.event_id) == 16 else str(self.id)
+        return f"{self.stream}/{self.group}/{event}"
+
+    @property
+    def fence(self) -> int:
+        """A number that grows with every attempt at this entry, whichever worker makes it, until the entry is
+        settled: of two writers, the one with the lower number is out of date.
+
+        Compare it only for one and the same `idempotency_key`. A dead letter that is redriven begins anew.
+        """
+        return self.attempt
+
+    @property
+    def checkpoint_value(self) -> Any:
+        """What the last `checkpoint` of this or an earlier attempt stored; None without one."""
+        return self._memo.checkpoint
+
+    def checkpoint(self, value: object) -> Awaitable[None]:
+        """Store how far the handler is, for the attempt after this one; overwrites what was stored.
+
+        It is gone when the entry is acked or dead-lettered. Raises `LeaseLost` (nothing was stored: stop here),
+        `MemoTooLarge`, `MemoInvalid`, `StoreError`.
+        """
+        self._memo.before_await()
+        return self._memo.save(value)
+
+    def step(self, name: str, fn: Callable[..., Any], *args: Any) -> Awaitable[Any]:
+        """The result of `fn(*args)`, awaited if need be; of a step that this or an earlier attempt finished, its stored
+        result, and `fn` is not called.
+
+        The result is always what was stored, as it decodes: a model comes as a dict, a tuple as a list. Raises what
+        `checkpoint` and `fn` raise, and `ConfigError` for a name that is running already.
+        """
+        self._memo.before_await()
+        return self._memo.step(name, fn, args)
+
+    @property
+    def sync(self) -> SyncDelivery:
+        """`checkpoint` and `step` for `def` handlers: the same calls, blocking."""
+        return SyncDelivery(self._memo)
+
+
+class SyncDelivery:
+    """A delivery for code without an event loop, from any thread."""
+
+    __slots__ = ("_memo",)
+
+    def __init__(self, memo: Memo) -> None:
+        self._memo = memo
+
+    def checkpoint(self, value: object) -> None:
+        """As `Delivery.checkpoint`."""
+        self._memo.save_sync(value)
+
+    def step(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        """As `Delivery.step`; `fn` must not be async."""
+        return self._memo.step_sync(name, fn, args)

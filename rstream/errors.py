@@ -11,7 +11,11 @@
 │   ├── `EventTooLarge`
 │   └── `KeyMissing`
 ├── `EntryInvalid`       an entry that cannot be turned into an event (`reason` says which kind)
+├── `MemoInvalid`        a checkpoint or the result of a step that cannot be stored, or be read again
+│   └── `MemoTooLarge`
 ├── `LeaseLost`          the delivery belongs to somebody else by now; nothing was changed
+├── `HandlerTimeout`     a handler that took longer than its consumer allows
+├── `HandlerDied`        the process that ran a handler died
 ├── `ReplayBusy`         the same replay is running elsewhere
 └── `StoreError`         Redis
     ├── `NoServer`       no server to embed
@@ -82,8 +86,24 @@ class EntryInvalid(RStreamError):
         self.reason = reason
 
 
+class MemoInvalid(RStreamError):
+    """A checkpoint or the result of a step that cannot be stored, or cannot be read again."""
+
+
+class MemoTooLarge(MemoInvalid):
+    """The checkpoint or the result of the step is above the size limit; nothing was stored."""
+
+
 class LeaseLost(RStreamError):
     """The delivery belongs to somebody else by now; the call changed nothing."""
+
+
+class HandlerTimeout(RStreamError):
+    """The handler took longer than its consumer's timeout."""
+
+
+class HandlerDied(RStreamError):
+    """The process that ran the handler died."""
 
 
 class ReplayBusy(RStreamError):

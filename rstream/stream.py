@@ -8,8 +8,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from rstream.calling import RunIn
 from rstream.codec import Codec, key_text, pack_headers
 from rstream.consumer import Consumer
+from rstream.deadletter import DeadLetters, SyncDeadLetters
 from rstream.errors import ConfigError, EventInvalid, EventTooLarge, StoreError, StreamMismatch
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
@@ -74,6 +76,10 @@ class Stream(Generic[E]):
         start: Position = "earliest",
         retry: RetryPolicy | None = None,
         prefetch: int | None = None,
+        expires: float | None = None,
+        run_in: RunIn | None = None,
+        timeout: float | None = None,
+        hard_timeout: float | None = None,
     ) -> Callable[[H], H]:
         """Declare the decorated function as the handler of `group`; it stays directly callable.
 
@@ -82,15 +88,34 @@ class Stream(Generic[E]):
         once, per process · `lease`: seconds a worker may be silent before its deliveries are taken over · `start`:
         where a group that does not exist yet begins: "earliest" (of what is retained), "latest", an id, a datetime
         or "2h ago" · `retry`: what happens after a failure · `prefetch`: deliveries held beyond those being handled
-        (default: sized by the measured handler time). Raises `ConfigError`.
+        (default: sized by the measured handler time) · `expires`: seconds after publishing after which an event is
+        worthless: it is counted and not started · `run_in`: "process" for CPU work and for code that may crash (the
+        handler is then defined at the top level of a module, and its event and delivery are pickled) · `timeout`:
+        seconds that the handler may take: then it fails with `HandlerTimeout`; see `rstream.calling` for how each kind
+        is interrupted · `hard_timeout`: seconds after which the worker process itself is ended, its stacks written to
+        stderr: for what no timeout can interrupt. Raises `ConfigError`.
         """
         check_name("group", group)
 
         def declare(handler: H) -> H:
             if any(consumer.group == group for consumer in self.consumers):
                 raise ConfigError(f"group {group!r} of stream {self.name!r} has a handler already: name another group")
+            policy = retry or RetryPolicy()
             self.consumers.append(
-                Consumer(self, group, handler, concurrency, lease, start, retry or RetryPolicy(), prefetch)
+                Consumer(
+                    self,
+                    group,
+                    handler,
+                    concurrency,
+                    lease,
+                    start,
+                    policy,
+                    prefetch,
+                    expires,
+                    run_in,
+                    timeout,
+                    hard_timeout,
+                )
             )
             return handler
 
@@ -202,6 +227,10 @@ class Stream(Generic[E]):
 
     # -- reading ------------------------------------------------------------------------------------------------
 
+    def dead(self, group: str) -> DeadLetters[E]:
+        """The dead letters of a group: what its consumer gave up, to be looked at, redriven or discarded."""
+        return DeadLetters(self, group)
+
     async def read(
         self,
         start: Position = None,
@@ -270,6 +299,10 @@ class SyncStream(Generic[E]):
             settings = self._stream.app.settings
             self._producer = SyncProducer(self._stream.app.sync_link, layout, settings.publish_timeout)
         return _ids(self._producer.send(records), places)
+
+    def dead(self, group: str) -> SyncDeadLetters[E]:
+        """As `Stream.dead`."""
+        return SyncDeadLetters(self._stream, group)
 
     def read(
         self,

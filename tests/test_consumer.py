@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 from rstream import Delivery, EntryId, Event, RetryPolicy, RStream, Stream
+from rstream.calling import caller
 from rstream.codec import ModelCodec
-from rstream.consumer import Consumer, caller, codec_of
+from rstream.consumer import Consumer, codec_of
 from rstream.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -193,11 +193,11 @@ def test_a_worker_claims_from_silent_ones_only_after_it_was_alive_for_a_lease(be
 
 def test_a_gap_in_the_own_heartbeat_begins_the_wait_anew(bench: Bench) -> None:
     ops = bench.alive("b")
-    assert bench.run(ops.beat(LEASE)) is True
+    assert bench.run(ops.beat(LEASE)).known
     bench.raw.delete(bench.key.alive("g", "b"))  # as if Redis had stood still, or its clock had jumped
     bench.publish(1)
     bench.fetch("silent")
-    assert bench.run(ops.beat(LEASE)) is False
+    assert not bench.run(ops.beat(LEASE)).known
     assert bench.recover(ops) == []
 
 
@@ -323,7 +323,7 @@ def test_draining_goes_on_when_memory_is_full(bench: Bench) -> None:
             Outcome(0, third.id, 1, "retry", 0),
         ]
         assert settle(bench, "a", *done) == []
-        assert bench.run(bench.ops("a").beat(LEASE)) is False
+        assert not bench.run(bench.ops("a").beat(LEASE)).known
         assert len(bench.recover(bench.ops("b"))) == 1
         assert len(bench.fetch("b")) == 2
     finally:

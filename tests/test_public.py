@@ -11,15 +11,20 @@ import pytest
 import rstream
 from rstream import errors
 
-PUBLIC = ["Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "RetryPolicy", "Stream"]
+PUBLIC = [
+    "Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "Reject", "Retry", "RetryPolicy", "Stream",
+]  # fmt: skip
 
 MEMBERS = {
-    "Delivery": "attempt event_id group headers id key stream worker",
+    "Delivery": (
+        "attempt checkpoint checkpoint_value event_id fence group headers id idempotency_key key step stream"
+        " sync worker"
+    ),
     "Entry": "event",
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",
-    "RetryPolicy": "delay_after factor initial_delay max_attempts max_delay",
-    "Stream": "adopt consumer declaration layout publish publish_many read",
+    "RetryPolicy": "delay_after factor initial_delay jitter max_attempts max_delay non_retryable total_timeout",
+    "Stream": "adopt consumer dead declaration layout publish publish_many read",
 }
 
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, BaseException)]

@@ -72,7 +72,7 @@ def test_only_the_store_talks_with_redis(path: Path) -> None:
         assert not {"redis", "valkey", "hiredis"} & found
 
 
-PURE = ["event", "errors", "settings", "retry", "position", "codec", "schema", "delivery"]
+PURE = ["event", "errors", "settings", "retry", "position", "codec", "schema", "memo", "delivery"]
 
 
 @pytest.mark.parametrize("name", PURE)

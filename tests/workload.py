@@ -53,6 +53,8 @@ async def on_loop(event: Job, delivery: Delivery) -> None:
     await asyncio.to_thread(note, "start", event, delivery)
     if event.kind == "block":
         time.sleep(event.seconds)  # noqa: ASYNC251 (what is tested is a handler that blocks the loop)
+    elif event.kind == "die":
+        os._exit(11)
     elif event.kind == "fail" and delivery.attempt == 1:
         raise ValueError(f"job {event.n} fails at first")
     else:
@@ -65,6 +67,11 @@ def in_thread(event: Job, delivery: Delivery) -> None:
     note("start", event, delivery)
     time.sleep(event.seconds)
     note("end", event, delivery)
+
+
+@jobs.consumer("limited", concurrency=CONCURRENCY, lease=LEASE, hard_timeout=1.0)
+async def on_loop_limited(event: Job, delivery: Delivery) -> None:
+    await on_loop(event, delivery)
 
 
 class Line(NamedTuple):
@@ -137,6 +144,8 @@ def workers(server: Server, namespace: str, folder: Path, *, url: str | None = N
 
 
 class Spawner:
+    target = "tests.workload:app"
+
     def __init__(self, server: Server, namespace: str, folder: Path, url: str) -> None:
         self._environ = {
             **os.environ,
@@ -150,7 +159,7 @@ class Spawner:
     def __call__(self, *options: str, group: str = "async", lease: float = 2.0, concurrency: int = 16) -> WorkerProcess:
         log = self._folder / f"worker-{len(self.started)}.log"
         environ = self._environ | {"WORKLOAD_LEASE": str(lease), "WORKLOAD_CONCURRENCY": str(concurrency)}
-        command = [sys.executable, "-m", "rstream", "worker", "tests.workload:app", "--group", group, *options]
+        command = [sys.executable, "-m", "rstream", "worker", self.target, "--group", group, *options]
         with log.open("wb") as out:
             process = subprocess.Popen(command, env=environ, stdout=out, stderr=out, cwd=Path(__file__).parent.parent)
         self.started.append(WorkerProcess(process, log))

@@ -23,6 +23,7 @@ COMMANDS = {
     "replay": ("rstream.cli.replay", "Run a handler over a window of a stream."),
     "streams": ("rstream.cli.inspect", "List the streams."),
     "groups": ("rstream.cli.inspect", "Show how far the groups of a stream are."),
+    "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
 }
 
 

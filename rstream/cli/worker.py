@@ -26,7 +26,11 @@ LEVELS = ["debug", "info", "warning", "error"]
               help="Worker processes; one that crashes is started again.")  # fmt: skip
 @click.option("--burst", is_flag=True, help="End when everything there is has been handled.")
 @click.option("--grace", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="SECONDS",
-              help="Time that running handlers get to finish after SIGTERM or Ctrl-C.")  # fmt: skip
+              help="Time that running handlers get to finish after SIGTERM, Ctrl-C or a limit below.")  # fmt: skip
+@click.option("--max-handled", type=click.IntRange(min=1), metavar="N",
+              help="For code that leaks: replace a process by a fresh one after about N deliveries.")  # fmt: skip
+@click.option("--max-rss", type=click.FloatRange(min=0, min_open=True), metavar="MB",
+              help="The same once it holds about so many MB of memory, as `top` shows it under RES.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
 @target_options
 def worker(
@@ -36,6 +40,8 @@ def worker(
     processes: int,
     burst: bool,
     grace: float,
+    max_handled: int | None,
+    max_rss: float | None,
     log_level: str,
 ) -> int:
     """Run the consumers of an app, until SIGTERM or Ctrl-C.
@@ -43,43 +49,62 @@ def worker(
     Then it finishes what runs, hands over what has not begun, and exits 0. A second signal ends it at once; another
     worker takes over after the lease.
 
+    --max-handled and --max-rss end a process in the same way, and another is started in its place. Each process draws
+    its own limit, up to 10 % lower, so that they do not all go at once, and waits for what runs, however long.
+
     \b
     Examples:
       rstream worker shop.events:app
       rstream worker shop.events:app --group billing --processes 4
       rstream worker shop.events:app --burst --log-level warning
+      rstream worker shop.events:app --processes 4 --max-rss 2000
     """
     from rstream.worker import supervisor
 
-    alone = supervisor.follow_parent() or processes == 1
+    recycling = max_handled is not None or max_rss is not None
+    alone = supervisor.follow_parent() or (processes == 1 and not recycling)
     _log_to_stderr(log_level)
     try:
         with raising(signal.SIGTERM):  # until the worker listens itself, there is nothing to finish
             if not alone:
                 return supervisor.supervise(sys.argv[1:], processes)
-            _run(app, groups, concurrency, burst, grace)
+            return _run(app, groups, concurrency, burst, grace, max_handled, max_rss)
     except Stopped:
         logging.getLogger("rstream").info("stopped before it began")
     return 0
 
 
-def _run(spec: str, groups: tuple[str, ...], concurrency: int | None, burst: bool, grace: float) -> None:
+def _run(
+    spec: str,
+    groups: tuple[str, ...],
+    concurrency: int | None,
+    burst: bool,
+    grace: float,
+    max_handled: int | None,
+    max_rss: float | None,
+) -> int:
     app = declared_app(spec)
-    from rstream.worker.supervisor import CHECK_ONLY
+    from rstream.worker.supervisor import CHECK_ONLY, RECYCLED
     from rstream.worker.worker import Worker
 
-    worker = Worker(app, groups or None, concurrency=concurrency, burst=burst, grace=grace)
-    if not os.environ.pop(CHECK_ONLY, None):
-        worker.run()
-        _leave_threads_behind()
+    worker = Worker(
+        app, groups or None, concurrency=concurrency, burst=burst, grace=grace,
+        max_handled=max_handled, max_rss_mb=max_rss,
+    )  # fmt: skip
+    if os.environ.pop(CHECK_ONLY, None):
+        return 0
+    worker.run()
+    code = RECYCLED if worker.recycled else 0  # whoever has limits has a supervisor
+    _leave_threads_behind(code)
+    return code
 
 
-def _leave_threads_behind() -> None:
+def _leave_threads_behind(code: int) -> None:
     """A `def` handler that outlived the grace runs elsewhere by now: the process must not wait for it."""
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         logging.getLogger("rstream").warning("a handler still runs in its thread: the process ends without it")
         logging.shutdown()
-        os._exit(0)
+        os._exit(code)
 
 
 def _log_to_stderr(level: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rstream.consumer import Handler
+from rstream.calling import Handler
 from rstream.position import Position
 from rstream.replay.result import ReplayPlan, ReplayResult
 from rstream.replay.run import Replay

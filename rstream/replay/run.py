@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rstream.consumer import Handler, caller, codec_of
+from rstream.calling import Handler, caller
+from rstream.consumer import codec_of
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError, EntryInvalid, PositionError, ReplayBusy, RStreamError, StoreError
 from rstream.event import Entry, EntryId

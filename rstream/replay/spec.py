@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from rstream.consumer import Handler
+from rstream.calling import Handler
 from rstream.errors import ConfigError
 from rstream.position import Position
 

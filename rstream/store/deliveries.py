@@ -37,7 +37,7 @@ class Fetched(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a delivery ended. retry: a = delay in ms · dead: a = reason, b = error text."""
+    """How a delivery ended. retry: a = delay in ms · dead: a = reason, b = error in one line, c = traceback."""
 
     shard: int
     id: bytes
@@ -45,6 +45,14 @@ class Outcome(NamedTuple):
     kind: Kind
     a: int | str = 0
     b: str = ""
+    c: str = ""
+
+
+class Beat(NamedTuple):
+    """known: the worker was known to live in all shards already · now: Redis's clock in ms."""
+
+    known: bool
+    now: int
 
 
 class Refusal(NamedTuple):
@@ -76,10 +84,10 @@ class GroupOps:
         """Make the group on every shard, reading from `start` (an id, "0" or "$"). True if it was not there."""
         return Op([GROUP([stream], self.group, start) for stream in self._streams], any)
 
-    def beat(self, lease_ms: int) -> Op[bool]:
-        """Say that this worker lives, in every shard. True where it was known to live in all of them already."""
+    def beat(self, lease_ms: int) -> Op[Beat]:
+        """Say that this worker lives, in every shard."""
         alive = [keys.alive(self.group, self.worker) for keys in self.layout.keys]
-        return Op([BEAT(alive, lease_ms)], lambda replies: bool(replies[0] == len(alive)))
+        return Op([BEAT(alive, lease_ms)], lambda replies: Beat(replies[0][0] == len(alive), replies[0][1]))
 
     def fetch(self, limit: int, first: int) -> Op[list[Fetched]]:
         """At most `limit` new entries, shard `first` served first. Sent twice it strands entries: see `mine`."""
@@ -130,7 +138,8 @@ class GroupOps:
     def _settle_call(self, shard: int, batch: list[Outcome]) -> Call:
         keys = self.layout.keys[shard]
         packed = msgpack.packb([outcome[1:] for outcome in batch], use_bin_type=False, unicode_errors="replace")
-        return SETTLE([keys.stream, keys.retry(self.group), keys.dead(self.group)], self.group, self.worker, packed)
+        names = [keys.stream, keys.retry(self.group), keys.dead(self.group), keys.memo(self.group, "")]
+        return SETTLE(names, self.group, self.worker, packed)
 
     def leave(self) -> Op[int]:
         """Leave the group; how many deliveries are still pending for this worker."""

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 @dataclass(slots=True)
 class Counts:
-    """handled: handlers that returned · failed: that raised · dead: entries dead-lettered · refused: settles that
+    """handled: handlers that returned · failed: that raised · dead: entries dead-lettered · expired: that were
+    too old to be started · refused: settles that
     the fence refused (`LeaseLost`) · recovered: deliveries taken over · lost: entries that were trimmed before they
     were processed · resets: times that groups were gone from Redis and made anew.
     """
@@ -15,6 +16,7 @@ class Counts:
     handled: int = 0
     failed: int = 0
     dead: int = 0
+    expired: int = 0
     refused: int = 0
     recovered: int = 0
     lost: int = 0

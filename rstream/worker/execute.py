@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from typing import Any
 
 from rstream.codec import unpack_headers
 from rstream.delivery import Delivery
 from rstream.errors import EntryInvalid, LeaseLost, StoreError
+from rstream.process import clock
 from rstream.store.deliveries import Fetched, Outcome
+from rstream.store.memo import StoredMemo
+from rstream.worker import failures
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
@@ -26,7 +28,10 @@ async def slot(run: ConsumerRun) -> None:
     while True:
         entry = await run.lanes.take()
         run.room_made.set()
-        outcome = await _deliver(run, entry)
+        try:
+            outcome = await _deliver(run, entry)
+        finally:
+            run.lanes.done(entry)
         if outcome is None:
             run.give_up(entry)
         else:
@@ -43,16 +48,20 @@ async def _deliver(run: ConsumerRun, entry: Fetched) -> Outcome | None:
         return None
     attempt = entry.deliveries
     if entry.source is not None:
+        if failures.used_up(run, entry):
+            why = f"every worker that ran it died, {attempt} of them" if attempt > 1 else "the worker that had it died"
+            return failures.set_aside(run, entry, attempt, "crashed", why)
         attempt += 1
         if not await _begin(run, entry):
             return None
     try:
         event, delivery = _unpack(run, entry, attempt)
     except EntryInvalid as error:
-        run.counts.dead += 1
-        where = run.entry_id(entry.shard, entry.id)
-        log.error("%s: entry %s set aside as %s: %s", run.name, where, error.reason, error)
-        return Outcome(entry.shard, entry.id, attempt, "dead", error.reason, str(error))
+        return failures.set_aside(run, entry, attempt, error.reason, str(error))
+    if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires:
+        return failures.expired(run, entry, attempt)
+    if attempt > 1 and not (await _recall(run, delivery) and run.may_start(entry)):
+        return None
     return await _handle(run, entry, event, delivery)
 
 
@@ -71,6 +80,16 @@ async def _begin(run: ConsumerRun, entry: Fetched) -> bool:
     return False
 
 
+async def _recall(run: ConsumerRun, delivery: Delivery) -> bool:
+    """Load the checkpoint and steps of earlier attempts."""
+    try:
+        await delivery._memo.load()
+    except StoreError as error:
+        log.warning("%s: entry %s not started: %s", run.name, delivery.id, error)
+        return False
+    return True
+
+
 def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delivery]:
     """The event, validated, and its delivery. Raises `EntryInvalid`."""
     fields = dict(zip(entry.flat[::2], entry.flat[1::2], strict=True))
@@ -87,38 +106,26 @@ def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delive
         unpack_headers(fields.get(b"h")),
         attempt,
         run.ops.worker,
+        StoredMemo(run.consumer.stream.app, run.lease, run.ops, entry.shard, entry.id, attempt),
     )
     return run.consumer.stream.codec.decode(payload), delivery
 
 
 async def _handle(run: ConsumerRun, entry: Fetched, event: Any, delivery: Delivery) -> Outcome:
-    started = time.perf_counter()
+    place = (entry.shard, entry.id)
+    started = run.running[place] = clock()
     try:
         await run.call(event, delivery)
     except asyncio.CancelledError:
         if not run.stopping:
-            return _failed(run, entry, delivery, asyncio.CancelledError("the handler was cancelled"))
+            return failures.judge(run, entry, delivery, asyncio.CancelledError("the handler was cancelled"))
         # The grace is over. The attempt counts, and somebody else may start the next at once.
         run.settle(Outcome(entry.shard, entry.id, delivery.attempt, "retry", 0))
         raise
     except BaseException as error:
-        return _failed(run, entry, delivery, error)
+        return failures.judge(run, entry, delivery, error)
     finally:
-        run.took(time.perf_counter() - started)
+        del run.running[place]
+        run.took(clock() - started)
     run.counts.handled += 1
     return Outcome(entry.shard, entry.id, delivery.attempt, "ack")
-
-
-def _failed(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
-    run.counts.failed += 1
-    text = "".join(traceback.format_exception(error))
-    delay = run.consumer.retry.delay_after(delivery.attempt)
-    if delay is None:
-        run.counts.dead += 1
-        log.error("%s: entry %s failed attempt %d, the last:\n%s", run.name, delivery.id, delivery.attempt, text)
-        return Outcome(entry.shard, entry.id, delivery.attempt, "dead", "failed", text)
-    log.warning(
-        "%s: entry %s failed attempt %d, next in %.1f s: %s", run.name, delivery.id, delivery.attempt, delay,
-        "".join(traceback.format_exception_only(error)).strip(),
-    )  # fmt: skip
-    return Outcome(entry.shard, entry.id, delivery.attempt, "retry", int(delay * 1000))

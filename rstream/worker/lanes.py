@@ -1,6 +1,7 @@
 """Deliveries that wait for a slot. Pure: no clock, no I/O.
 
-Unordered groups have one lane; lanes per key come with ordered groups.
+Unordered groups have one lane; lanes per key come with ordered groups. Beside it wait the suspects: entries that were
+taken over twice or more, so that any of them may be what killed its workers. They run one at a time in a process.
 """
 
 from __future__ import annotations
@@ -12,23 +13,54 @@ from collections.abc import Iterable
 from rstream.store.deliveries import Fetched
 
 
+class Gate:
+    """Lets one suspect of a whole process through at a time. Its lanes are told when it opens."""
+
+    def __init__(self) -> None:
+        self.open = True
+        self.lanes: list[Lanes] = []
+
+    def leave(self) -> None:
+        self.open = True
+        for lanes in self.lanes:
+            lanes.wake()
+
+
 class Lanes:
     """First in, first out; idle slots are woken one for each entry, never all for one."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate | None = None) -> None:
         self._waiting: deque[Fetched] = deque()
+        self._suspects: deque[Fetched] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._admitted: Fetched | None = None
+        self.gate = gate or Gate()
+        self.gate.lanes.append(self)
 
     def __len__(self) -> int:
+        """Entries that a free slot would take; suspects wait for more than that."""
         return len(self._waiting)
+
+    @property
+    def suspects(self) -> int:
+        return len(self._suspects)
 
     def put(self, entries: Iterable[Fetched]) -> None:
         before = len(self._waiting)
         self._waiting.extend(entries)
         for _ in range(len(self._waiting) - before):
-            self._wake()
+            self._wake_one()
 
-    def _wake(self) -> None:
+    def put_suspects(self, entries: Iterable[Fetched]) -> None:
+        self._suspects.extend(entries)
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake a slot where a suspect may run now."""
+        if self._suspects and self.gate.open:
+            self._wake_one()
+
+    def _wake_one(self) -> None:
         while self._idle:
             slot = self._idle.popleft()
             if not slot.done():
@@ -36,20 +68,33 @@ class Lanes:
                 return
 
     async def take(self) -> Fetched:
-        """The next entry, when there is one."""
-        while not self._waiting:
+        """The next entry, when there is one. Whoever takes it says when it is `done`."""
+        while True:
+            if self._suspects and self.gate.open:
+                self.gate.open, self._admitted = False, self._suspects.popleft()
+                if self._waiting:
+                    self._wake_one()  # what woke this slot may have been one of those
+                return self._admitted
+            if self._waiting:
+                return self._waiting.popleft()
             slot = asyncio.get_running_loop().create_future()
             self._idle.append(slot)
             try:
                 await slot
             except asyncio.CancelledError:
                 if slot.done() and not slot.cancelled():
-                    self._wake()  # the entry that woke this slot is for another
+                    self._wake_one()  # the entry that woke this slot is for another
                 raise
-        return self._waiting.popleft()
+
+    def done(self, entry: Fetched) -> None:
+        """A taken entry has been handled: the next suspect may run."""
+        if entry is self._admitted:
+            self._admitted = None
+            self.gate.leave()
 
     def drain(self) -> list[Fetched]:
         """Take everything that waits."""
-        entries = list(self._waiting)
+        entries = [*self._waiting, *self._suspects]
         self._waiting.clear()
+        self._suspects.clear()
         return entries

@@ -22,17 +22,23 @@ log = logging.getLogger("rstream")
 class Lease:
     """One group's lease. Written by the keeper's thread, read by the loop.
 
-    until: the lease surely holds up to this `clock()` · term: rises whenever the lease was lost in between.
+    until: the lease surely holds up to this `clock()` · term: rises whenever the lease was lost in between · ahead:
+    how many seconds Redis's clock is ahead of `clock()`, give or take a round trip.
     """
 
     def __init__(self, ops: GroupOps, seconds: float) -> None:
         self.ops, self.seconds = ops, seconds
         self.until = float("-inf")
         self.term = 0
+        self.ahead = 0.0
         self.next_beat = float("-inf")
 
     def holds(self) -> bool:
         return clock() < self.until
+
+    def redis_now(self) -> float:
+        """Seconds since the epoch by Redis's clock, the one that ids and ages are measured by."""
+        return clock() + self.ahead
 
     async def held(self) -> None:
         """Wait until the lease holds. It is lost so seldom that looking again now and then will do."""
@@ -42,8 +48,9 @@ class Lease:
     def beat(self, link: SyncLink) -> None:
         """Renew. Raises `StoreError`."""
         sent = clock()
-        known = link.run(self.ops.beat(int(self.seconds * 1000)))
-        if not known or sent >= self.until:
+        answer = link.run(self.ops.beat(int(self.seconds * 1000)))
+        self.ahead = answer.now / 1000 - clock()
+        if not answer.known or sent >= self.until:
             self.term += 1
         self.until = sent + self.seconds
         self.next_beat = sent + self.seconds / 3

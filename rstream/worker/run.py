@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from rstream.consumer import Consumer, caller
+from rstream.calling import caller
+from rstream.consumer import Consumer
 from rstream.event import EntryId
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from rstream.store.layout import Layout
 from rstream.store.link import Link
 from rstream.worker.counts import Counts
-from rstream.worker.lanes import Lanes
+from rstream.worker.lanes import Gate, Lanes
 from rstream.worker.lease import Lease
 
 BUFFER_SECONDS = 0.2
@@ -25,11 +26,14 @@ Place = tuple[int, bytes]
 class ConsumerRun:
     """What is in hand, what waits, what is to be settled; and the signals between the loops."""
 
-    def __init__(self, consumer: Consumer, concurrency: int, ops: GroupOps, link: Link, counts: Counts) -> None:
+    def __init__(
+        self, consumer: Consumer, concurrency: int, ops: GroupOps, link: Link, counts: Counts, gate: Gate
+    ) -> None:
         self.consumer, self.concurrency, self.ops, self.link, self.counts = consumer, concurrency, ops, link, counts
-        self.call = caller(consumer.handler, concurrency)
+        self.call = caller(consumer.handler, concurrency, run_in=consumer.run_in, timeout=consumer.timeout)
         self.lease = Lease(ops, consumer.lease)
-        self.lanes = Lanes()
+        self.lanes = Lanes(gate)
+        self.running: dict[Place, float] = {}
         self.outcomes: list[Outcome] = []
         self.to_settle = asyncio.Event()
         self.room_made = asyncio.Event()
@@ -63,6 +67,10 @@ class ConsumerRun:
         ms, seq = id.split(b"-")
         return EntryId(int(ms), int(seq), self.layout.generation, shard)
 
+    def age(self, id: bytes) -> float:
+        """Seconds since the entry was published, by Redis's clock."""
+        return self.lease.redis_now() - int(id.split(b"-")[0]) / 1000
+
     # What is in hand: from fetch to the answer to its settle.
 
     def take(self, entries: Iterable[Fetched], term: int) -> None:
@@ -81,7 +89,17 @@ class ConsumerRun:
                 # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
                 # the next attempt begins when that one is let go.
                 self._back[place] = (entry, term)
-        self.lanes.put(new)
+        suspects = [entry for entry in new if self._suspect(entry)]
+        self.lanes.put([entry for entry in new if entry not in suspects] if suspects else new)
+        self.lanes.put_suspects(suspects)
+
+    def _suspect(self, entry: Fetched) -> bool:
+        """An entry whose worker died over it, again or for the last time that its policy allows: it may be what
+        killed them. Run alone, it cannot take others with it; the first take-over is not yet held against it.
+        """
+        if entry.source is None or entry.source.startswith("~"):
+            return False
+        return entry.deliveries >= 2 or entry.deliveries + 1 >= self.consumer.retry.max_attempts
 
     def may_start(self, entry: Fetched) -> bool:
         """Whether the entry is surely still this worker's."""
@@ -136,7 +154,7 @@ class ConsumerRun:
         buffer = self.buffer
         if len(self.lanes) > buffer // 2:
             return 0
-        return max(0, self.concurrency + buffer - self.in_hand)
+        return max(0, self.concurrency + buffer - self.in_hand + self.lanes.suspects)
 
     async def wait_for_room(self) -> int:
         while not (room := self.room):

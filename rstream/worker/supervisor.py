@@ -1,4 +1,4 @@
-"""Many worker processes as one: starts them, passes signals on, starts those again that crash.
+"""Many worker processes as one: starts them, passes signals on, starts those again that crash or are recycled.
 
 No threads: the kernel ends the children when the *thread* that started them ends. The children are in process groups
 of their own, so that a Ctrl-C in the terminal reaches them once, through us.
@@ -23,6 +23,8 @@ log = logging.getLogger("rstream")
 
 PARENT, CHECK_ONLY = "RSTREAM_SUPERVISOR", "RSTREAM_CHECK_ONLY"
 """Set for children: the supervisor's pid; and that they shall only see whether the app and its groups load."""
+RECYCLED = 79
+"""Exit code of a child that ended well, before its time: start another. (The first one after those of sysexits.h.)"""
 FIRST_DELAY, LONGEST_DELAY, LONG_LIFE = 1.0, 30.0, 60.0
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
@@ -122,9 +124,16 @@ class Supervisor:
             if child.process is not None and (code := child.process.poll()) is not None:
                 child.process = None
                 # By the signal itself dies whoever had not begun to listen for it: it had nothing to finish.
-                child.ended_well = code == 0 or (self._stopping and -code in FORWARDED)
+                child.ended_well = code in (0, RECYCLED) or (self._stopping and -code in FORWARDED)
                 if not child.ended_well:
                     self._crashed(child, code)
+                elif code == RECYCLED and not self._stopping:
+                    self._recycled(child)
+
+    def _recycled(self, child: Child) -> None:
+        """Start its successor at once; only that nothing, a limit far too low say, makes us start one in a loop."""
+        child.delay = FIRST_DELAY
+        child.restart_at = max(time.monotonic(), child.started + FIRST_DELAY)
 
     def _crashed(self, child: Child, code: int) -> None:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"

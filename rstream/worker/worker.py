@@ -21,10 +21,13 @@ from rstream.worker import groups
 from rstream.worker.counts import Counts
 from rstream.worker.execute import slot
 from rstream.worker.fetch import fetch_loop
+from rstream.worker.lanes import Gate
 from rstream.worker.lease import LeaseKeeper
 from rstream.worker.recover import PAGE, recover_loop
+from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
 from rstream.worker.settle import flush, hand_over, release, settle_loop
+from rstream.worker.watchdog import Watchdog
 
 log = logging.getLogger("rstream")
 
@@ -38,7 +41,9 @@ class Worker:
     groups: only these, as `group` or `stream/group` (default: all) · concurrency: overrides what the consumers
     declare · burst: end when the groups are drained, i.e. nothing is unread and nothing pending · grace: seconds that
     running handlers get to finish after SIGTERM (a `def` handler that runs on is left to its thread); a second signal
-    ends the process at once. Raises `ConfigError`.
+    ends the process at once · max_handled, max_rss_mb: end, as after SIGTERM, once this process has handled so many
+    deliveries or holds so many MB (each process draws its own limit, up to 10 % lower); `recycled` then says why, and
+    whoever runs the worker starts another. Raises `ConfigError`.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class Worker:
         concurrency: int | None = None,
         burst: bool = False,
         grace: float = 30.0,
+        max_handled: int | None = None,
+        max_rss_mb: float | None = None,
     ) -> None:
         self.app, self.burst, self.grace = app, burst, grace
         self.id = worker_id()
@@ -56,8 +63,11 @@ class Worker:
         self.consumers = _chosen(app.consumers, groups)
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
+        self.recycled: str | None = None
+        self._limits = draw(max_handled, max_rss_mb)
         self._concurrency = concurrency
         self._stopped = False
+        self._waiting: anyio.CancelScope | None = None
         self._stop_asked: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -75,7 +85,7 @@ class Worker:
 
     def stop(self) -> None:
         """End gracefully; may be called from any thread, also before `run`."""
-        self._stopped = True
+        self._stopped, self.recycled = True, None
         if self._loop is not None and self._stop_asked is not None:
             self._loop.call_soon_threadsafe(self._stop_asked.set)
 
@@ -84,20 +94,24 @@ class Worker:
         self._loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
         if self._stopped:
             self._stop_asked.set()
-        runs = [await self._prepare(consumer) for consumer in self.consumers]
+        gate = Gate()
+        runs = [await self._prepare(consumer, gate) for consumer in self.consumers]
         keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in runs])
+        watchdog = Watchdog(runs)
         await asyncio.to_thread(keeper.begin)
+        watchdog.start()
         try:
             async with self._signals(signals):
                 await self._work(runs)
         finally:
+            watchdog.stop()
             await asyncio.to_thread(keeper.stop)
         log.info("worker %s ended: %s", self.id, self.counts)
 
-    async def _prepare(self, consumer: Consumer) -> ConsumerRun:
+    async def _prepare(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
         layout = await consumer.stream.layout()
         ops = GroupOps(layout, consumer.group, self.id)
-        run = ConsumerRun(consumer, self._concurrency or consumer.concurrency, ops, self.app.link, self.counts)
+        run = ConsumerRun(consumer, self._concurrency or consumer.concurrency, ops, self.app.link, self.counts, gate)
         await groups.ensure(run)
         return run
 
@@ -133,6 +147,7 @@ class Worker:
                 intake.start_soon(fetch_loop, run, self.burst)
                 intake.start_soon(recover_loop, run)
             log.info("worker %s ready: %s", self.id, ", ".join(run.name for run in runs))
+            intake.start_soon(recycle_loop, self._limits, self.counts, self._recycle)
             if self.burst:
                 intake.start_soon(self._stop_when_drained, runs)
             await self._stop_asked.wait()
@@ -144,9 +159,22 @@ class Worker:
         assert self._stop_asked is not None
         self._stop_asked.set()
 
+    def _recycle(self, why: str) -> None:
+        assert self._stop_asked is not None
+        if not (self._stopped or self._stop_asked.is_set()):
+            self.recycled = why
+            log.info("worker %s is recycled: %s; finishing what runs", self.id, why)
+            self._stop_asked.set()
+
     async def _finish(self, runs: list[ConsumerRun], handling: TaskGroup) -> None:
-        """Running handlers get the grace to return and be settled; what runs on is cancelled."""
-        with anyio.move_on_after(self.grace):
+        """Running handlers get the grace to return and be settled; what runs on is cancelled.
+
+        A process that is only recycled has no such haste: its grace begins when it is told to end.
+        """
+        with anyio.CancelScope() as scope:
+            self._waiting = scope
+            if self.recycled is None:
+                scope.deadline = anyio.current_time() + self.grace
             for run in runs:
                 while run.in_hand:
                     run.room_made.clear()
@@ -180,10 +208,13 @@ class Worker:
 
     def _signalled(self, number: signal.Signals) -> None:
         assert self._stop_asked is not None
-        if self._stop_asked.is_set():
+        if self._stop_asked.is_set() and self.recycled is None:
             log.warning("worker %s: second signal, ends at once; others take over after the lease", self.id)
             logging.shutdown()
             os._exit(128 + number)
+        self.recycled = None  # from here on it ends for good
+        if self._waiting is not None:
+            self._waiting.deadline = anyio.current_time() + self.grace
         log.info("worker %s: %s, finishing what runs (at most %g s)", self.id, number.name, self.grace)
         self._stop_asked.set()
 

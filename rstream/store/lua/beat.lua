@@ -3,7 +3,8 @@
 --
 -- KEYS    S:alive:<group>:<worker> of every shard: string, the ms since when it is known to live without a gap
 -- ARGV[1] lease  ms
--- returns how many keys were there already: fewer than all means that the lease had run out (or never began)
+-- returns {how many keys were there already, now (ms)}: fewer than all means that the lease had run out (or never
+--         began)
 -- cost    O(shards)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -14,4 +15,4 @@ for _, key in ipairs(KEYS) do
   -- A clock that was set back must not make the worker look alive since the future.
   redis.call('SET', key, math.min(since or now, now), 'PX', ARGV[1])
 end
-return known
+return {known, now}

@@ -4,12 +4,13 @@
 -- KEYS[1] S                stream
 -- KEYS[2] S:retry:<group>  zset: id -> due
 -- KEYS[3] S:dead:<group>   stream: dead letters
+-- KEYS[4] S:memo:<group>:  with an id behind it, the hash of that delivery's checkpoint and steps
 -- ARGV[1] group
 -- ARGV[2] worker
--- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b}:
+-- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b, c}:
 --           ack
 --           retry    a = delay in ms         -> pending for ~retry, due then
---           dead     a = reason, b = error   -> a dead letter, and acked
+--           dead     a = reason, b = error, c = traceback -> a dead letter, and acked
 --           release  (never started)         -> pending for ~released, the attempt not burnt
 -- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
 -- cost     O(outcomes · log pending)
@@ -31,8 +32,10 @@ end
 
 local PARTS = 100 -- fields and values copied of an entry: rstream's own have at most 8, and unpack() has a limit
 
-local function bury(id, attempt, reason, cause)
-  local letter = {'id', id, 'reason', reason, 'error', cause, 'attempts', attempt, 'worker', worker}
+local function bury(id, attempt, reason, cause, traceback)
+  local letter = {
+    'id', id, 'reason', reason, 'error', cause, 'traceback', traceback, 'attempts', attempt, 'worker', worker,
+  }
   local entry = redis.call('XRANGE', key, id, id)[1]
   local parts = entry and entry[2] or {}
   for n = 1, math.min(#parts, PARTS) do letter[#letter + 1] = parts[n] end
@@ -50,7 +53,7 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     hand_to('~retry', id, attempt)
     redis.call('ZADD', retries, clock() + outcome[4], id)
   elseif kind == 'dead' then
-    bury(id, attempt, outcome[4], outcome[5])
+    bury(id, attempt, outcome[4], outcome[5], outcome[6])
     acks[#acks + 1] = id
   else
     hand_to('~released', id, attempt - 1)
@@ -59,6 +62,9 @@ end
 
 -- unpack() is bounded by Lua's C stack
 for from = 1, #acks, 1000 do
-  redis.call('XACK', key, group, unpack(acks, from, math.min(from + 999, #acks)))
+  local to, memos = math.min(from + 999, #acks), {}
+  for n = from, to do memos[#memos + 1] = KEYS[4] .. acks[n] end
+  redis.call('XACK', key, group, unpack(acks, from, to))
+  redis.call('UNLINK', unpack(memos))
 end
 return refused

@@ -1,0 +1,240 @@
+"""How a handler is called: on the loop, in a thread, or in a process of its own; and how long it may take.
+
+- loop: for `async def`. A timeout cancels it.
+- thread: for `def`. A timeout raises `HandlerTimeout` in the thread, at its next bytecode: a call into C that does not
+  return is not interrupted, and the delivery stays this worker's as long as the thread runs.
+- process: for CPU work, and for code that may crash. The processes stay warm: each imports the handler's module once. A
+  timeout raises in the process's handler, and kills the process if that does not end it; a worker that stops kills it;
+  one that dies fails its delivery and nothing else. Event and delivery are pickled; checkpoints and steps are stored
+  from there over connections of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib
+import inspect
+import os
+import pickle
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import anyio.to_process
+import anyio.to_thread
+
+from rstream.errors import ConfigError, HandlerDied, HandlerTimeout
+
+if TYPE_CHECKING:
+    from rstream.delivery import Delivery
+
+Handler = Callable[..., Any]
+RunIn = Literal["loop", "thread", "process"]
+Call = Callable[[Any, "Delivery"], Awaitable[Any]]
+
+PR_SET_PDEATHSIG = 1
+
+KILL_AFTER = 30.0
+"""Seconds past its timeout after which a process is killed: a new one may have to import its module first."""
+
+
+def caller(handler: Handler, limit: int, *, run_in: RunIn | None = None, timeout: float | None = None) -> Call:
+    """How to call a handler with (event, delivery) or, where it takes one argument (or its second is an option of its
+    own), with the event alone; in at most `limit` threads or processes. Raises `ConfigError`.
+    """
+    two = _takes_delivery(handler)
+    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+    if run_in == "process":
+        return _in_process(handler, two, limit, timeout)
+    if run_in == "loop" and not is_async:
+        raise ConfigError(f"handler {_name(handler)} is a plain def: on the loop it would block all others")
+    if run_in == "thread" and is_async:
+        raise ConfigError(f"handler {_name(handler)} is async: it cannot run in a thread")
+    return _on_loop(handler, two, timeout) if is_async else _in_thread(handler, two, limit, timeout)
+
+
+def _name(handler: Handler) -> str:
+    return str(getattr(handler, "__qualname__", repr(handler)))
+
+
+def _on_loop(handler: Handler, two: bool, timeout: float | None) -> Call:
+    if timeout is None:
+        return handler if two else lambda event, delivery: handler(event)
+
+    async def timed(event: Any, delivery: Delivery) -> Any:
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                return await (handler(event, delivery) if two else handler(event))
+        except TimeoutError:
+            if limit.expired():
+                raise HandlerTimeout(f"the handler was cancelled after {timeout:g} s") from None
+            raise
+
+    return timed
+
+
+def _in_thread(handler: Handler, two: bool, limit: int, timeout: float | None) -> Call:
+    limiter = anyio.CapacityLimiter(limit)
+
+    async def in_thread(event: Any, delivery: Delivery) -> Any:
+        call = partial(handler, event, delivery) if two else partial(handler, event)
+        if timeout is not None:
+            call = partial(_interruptible, call, asyncio.get_running_loop(), timeout)
+        # Only a worker that stops cancels; a thread cannot be, so then it is left behind.
+        result = await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+        # a plain function around an async one: without the await, the work would be acked and not done
+        return await result if inspect.isawaitable(result) else result
+
+    return in_thread
+
+
+def _interruptible(call: Callable[[], Any], loop: asyncio.AbstractEventLoop, timeout: float) -> Any:
+    """Runs in the thread; a timer of the loop raises in it."""
+    lock, running, thread = threading.Lock(), True, threading.get_ident()
+
+    def interrupt() -> None:
+        with lock:
+            if running:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(HandlerTimeout))
+
+    loop.call_soon_threadsafe(loop.call_later, timeout, interrupt)
+    try:
+        return call()
+    except HandlerTimeout:
+        raise HandlerTimeout(f"the handler was interrupted after {timeout:g} s") from None
+    finally:
+        with lock:
+            running = False
+
+
+def _in_process(handler: Handler, two: bool, limit: int, timeout: float | None) -> Call:
+    module, name = getattr(handler, "__module__", ""), _name(handler)
+    if not module or "<" in name:
+        raise ConfigError(f"handler {name} cannot run in a process: define it by name at the top level of a module")
+    limiter = anyio.CapacityLimiter(limit)
+
+    async def in_process(event: Any, delivery: Delivery) -> Any:
+        given = delivery if two else None
+        call = partial(_run_here, module, name, event, given, timeout)
+        try:
+            async with asyncio.timeout(timeout and timeout + KILL_AFTER) as deadline:
+                error = await anyio.to_process.run_sync(call, cancellable=True, limiter=limiter)
+        except TimeoutError:
+            if deadline.expired():
+                raise HandlerTimeout(f"the handler's process was killed: it did not end after {timeout:g} s") from None
+            raise
+        except anyio.BrokenWorkerProcess:
+            raise HandlerDied(f"the process that ran {module}:{name} died") from None
+        if error is not None:
+            raise error
+
+    return in_process
+
+
+class _Remote(Exception):
+    """Carries the traceback of another process, as the cause of its exception."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _run_here(
+    module: str, name: str, event: Any, delivery: Delivery | None, timeout: float | None
+) -> BaseException | None:
+    """Runs in the child: what the handler raised, in a form that can travel."""
+    _settle_in()
+    try:
+        handler: Any = importlib.import_module(module)
+        for part in name.split("."):
+            handler = getattr(handler, part)
+        with _alarm(timeout):
+            result = handler(event) if delivery is None else handler(event, delivery)
+            if inspect.iscoroutine(result):
+                asyncio.run(result)
+    except BaseException as error:
+        return _portable(error)
+    return None
+
+
+@contextmanager
+def _alarm(timeout: float | None) -> Iterator[None]:
+    """Raise in this process's main thread, which runs the handler, when the time is over."""
+    if timeout is None:
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise HandlerTimeout(f"the handler was interrupted after {timeout:g} s")
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+_settled = False
+
+
+def _settle_in() -> None:
+    """Once in a child: its life ends with the worker's, Ctrl-C is the worker's business, and what it prints is seen."""
+    global _settled
+    if _settled:
+        return
+    _settled = True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    sys.stdout = sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # the real stdout carries the answers
+
+
+def _portable(error: BaseException) -> BaseException:
+    text = "".join(traceback.format_exception(error))
+    try:
+        travelled: BaseException = pickle.loads(pickle.dumps(error))
+    except Exception:
+        line = " ".join("".join(traceback.format_exception_only(error)).split())
+        travelled = RuntimeError(f"{line} (it could not be pickled)")
+    travelled.__cause__ = _Remote(text)
+    return travelled
+
+
+def _takes_delivery(handler: Handler) -> bool:
+    name = getattr(handler, "__qualname__", repr(handler))
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        raise ConfigError(f"handler {name} cannot be called as handler(event, delivery)") from None
+    if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+        raise ConfigError(f"handler {name} is a generator: calling it would not run it. Remove its yield")
+    for arguments in ((None, None), (None,)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return len(arguments) == 2 and _second_is_delivery(signature)
+    raise ConfigError(f"handler {name}{signature} cannot be called: it must take (event, delivery) or (event)")
+
+
+def _second_is_delivery(signature: inspect.Signature) -> bool:
+    """An option of the handler's own is no place for a delivery: it must be required, or say that it is one."""
+    places = [
+        each
+        for each in signature.parameters.values()
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(places) < 2:  # *args
+        return True
+    second = places[1]
+    said = second.name == "delivery" or re.search(r"\bDelivery\b", str(second.annotation))
+    return second.default is second.empty or bool(said)

@@ -1,0 +1,145 @@
+"""Dead letters as users hold them: look at them, give them back to their group, throw them away.
+
+What there is to do is written once, in steps.py; `DeadLetters` sends it from an event loop, `SyncDeadLetters` from
+a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
+
+from rstream.deadletter import steps as plans
+from rstream.deadletter.letter import WHY, DeadLetter, Discard, Filters, Left, Redrive
+from rstream.errors import GroupMissing
+from rstream.settings import check_name
+from rstream.store.dead import DeadOps, Head
+from rstream.store.link import Op
+
+if TYPE_CHECKING:
+    from rstream.stream import Stream
+
+__all__ = ["WHY", "DeadLetter", "DeadLetters", "Discard", "Filters", "Left", "Redrive", "SyncDeadLetters"]
+
+E = TypeVar("E")
+R = TypeVar("R")
+
+
+class DeadLetters(Generic[E]):
+    """The dead letters of one group, for code in an event loop. Made by `Stream.dead`.
+
+    All filters are those of `Filters`. Everything may raise `PositionError` and `StoreError`s.
+    """
+
+    def __init__(self, stream: Stream[E], group: str) -> None:
+        check_name("group", group)
+        self.stream, self.group = stream, group
+
+    async def _ops(self) -> DeadOps:
+        return DeadOps(await self.stream.layout(), self.group)
+
+    async def _send(self, op: Op[R]) -> R:
+        return await self.stream.app.link.run(op, within=self.stream.app.settings.publish_timeout)
+
+    async def _drive(self, steps: plans.Steps[R]) -> R:
+        try:
+            op = next(steps)
+            while True:
+                try:
+                    result = await self._send(op)
+                except GroupMissing as error:
+                    op = steps.throw(error)
+                else:
+                    op = steps.send(result)
+        except StopIteration as end:
+            value: R = end.value
+            return value
+
+    async def read(self, **filters: Unpack[Filters]) -> AsyncIterator[DeadLetter[E]]:
+        """The letters that match, in order of death, those that died before it began. In memory: about 4 MiB."""
+        steps, result = plans.letters(await self._ops(), filters), None
+        while (step := plans.proceed(steps, result)) is not None:
+            result = None
+            if isinstance(step, Op):
+                result = await self._send(step)
+                continue
+            for letter in step:
+                yield DeadLetter(letter, self.stream.codec.decode)
+
+    async def count(self) -> dict[str, int]:
+        """How many there are of each reason, the most frequent first."""
+        return await self._drive(plans.count(await self._ops()))
+
+    async def redrive(self, *, everything: bool = False, dry_run: bool = False, **filters: Unpack[Filters]) -> Redrive:
+        """Have the group handle the entries of the letters that match once more, from attempt 1; no other group
+        notices. Their letters are deleted. Raises `ConfigError` without a filter, `GroupMissing`.
+        """
+        plans.check(filters, everything, "redrive")
+        return await self._drive(plans.redrive(await self._ops(), filters, dry_run))
+
+    async def discard(self, *, everything: bool = False, dry_run: bool = False, **filters: Unpack[Filters]) -> Discard:
+        """Delete the letters that match, for good. Raises `ConfigError` without a filter."""
+        plans.check(filters, everything, "discard")
+        return await self._drive(plans.discard(await self._ops(), filters, dry_run))
+
+
+class SyncDeadLetters(Generic[E]):
+    """As `DeadLetters`, blocking, for code without an event loop. Made by `SyncStream.dead`."""
+
+    def __init__(self, stream: Stream[E], group: str) -> None:
+        check_name("group", group)
+        self.stream, self.group = stream, group
+
+    def _ops(self) -> DeadOps:
+        return DeadOps(self.stream.sync.layout(), self.group)
+
+    def _send(self, op: Op[R]) -> R:
+        return self.stream.app.sync_link.run(op, within=self.stream.app.settings.publish_timeout)
+
+    def _drive(self, steps: plans.Steps[R]) -> R:
+        try:
+            op = next(steps)
+            while True:
+                try:
+                    result = self._send(op)
+                except GroupMissing as error:
+                    op = steps.throw(error)
+                else:
+                    op = steps.send(result)
+        except StopIteration as end:
+            value: R = end.value
+            return value
+
+    def _lists(self, steps: Generator[Op[Any] | list[R], Any, None]) -> Iterator[list[R]]:
+        result = None
+        while (step := plans.proceed(steps, result)) is not None:
+            result = None
+            if isinstance(step, Op):
+                result = self._send(step)
+            else:
+                yield step
+
+    def read(self, **filters: Unpack[Filters]) -> Iterator[DeadLetter[E]]:
+        """As `DeadLetters.read`."""
+        for some in self._lists(plans.letters(self._ops(), filters)):
+            for letter in some:
+                yield DeadLetter(letter, self.stream.codec.decode)
+
+    def heads(self, **filters: Unpack[Filters]) -> Iterator[Head]:
+        """As `read`, without payloads and tracebacks: they stay in Redis."""
+        for some in self._lists(plans.heads(self._ops(), filters)):
+            yield from some
+
+    def count(self) -> dict[str, int]:
+        """As `DeadLetters.count`."""
+        return self._drive(plans.count(self._ops()))
+
+    def redrive(self, *, everything: bool = False, dry_run: bool = False, **filters: Unpack[Filters]) -> Redrive:
+        """As `DeadLetters.redrive`."""
+        plans.check(filters, everything, "redrive")
+        return self._drive(plans.redrive(self._ops(), filters, dry_run))
+
+    def discard(self, *, everything: bool = False, dry_run: bool = False, **filters: Unpack[Filters]) -> Discard:
+        """As `DeadLetters.discard`."""
+        plans.check(filters, everything, "discard")
+        return self._drive(plans.discard(self._ops(), filters, dry_run))

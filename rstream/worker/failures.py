@@ -1,0 +1,76 @@
+"""What becomes of a delivery that did not end well: tried again, or set aside as a dead letter."""
+
+from __future__ import annotations
+
+import logging
+import random
+import traceback
+
+from rstream.delivery import Delivery
+from rstream.errors import LeaseLost
+from rstream.retry import Reject, Retry
+from rstream.store.deliveries import Fetched, Outcome
+from rstream.worker.run import ConsumerRun
+
+log = logging.getLogger("rstream")
+
+TRACEBACK_LETTERS = 16_000
+"""How much of a traceback is kept, its end."""
+ERROR_LETTERS = 1_000
+
+
+def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
+    """The handler raised: the retry policy decides."""
+    if isinstance(error, LeaseLost):
+        # It was told by a checkpoint or step. The outcome will be refused and counted as that.
+        log.info("%s: entry %s: the handler stopped, the delivery is another's", run.name, delivery.id)
+        return Outcome(entry.shard, entry.id, delivery.attempt, "retry", 0)
+    run.counts.failed += 1
+    delay = run.consumer.retry.delay_after(delivery.attempt, error, age=run.age(entry.id), dice=random.random())
+    if delay is None:
+        return _bury(run, entry, delivery, error)
+    level = logging.INFO if isinstance(error, Retry) else logging.WARNING
+    log.log(
+        level, "%s: entry %s failed attempt %d, next in %.1f s: %s",
+        run.name, delivery.id, delivery.attempt, delay, one_line(error),
+    )  # fmt: skip
+    return Outcome(entry.shard, entry.id, delivery.attempt, "retry", int(delay * 1000))
+
+
+def _bury(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
+    run.counts.dead += 1
+    text = "".join(traceback.format_exception(error))[-TRACEBACK_LETTERS:]
+    if isinstance(error, Reject):
+        log.warning("%s: entry %s rejected on attempt %d: %s", run.name, delivery.id, delivery.attempt, one_line(error))
+        return Outcome(entry.shard, entry.id, delivery.attempt, "dead", "rejected", one_line(error), text)
+    log.error("%s: entry %s failed attempt %d, the last:\n%s", run.name, delivery.id, delivery.attempt, text)
+    return Outcome(entry.shard, entry.id, delivery.attempt, "dead", "failed", one_line(error), text)
+
+
+def set_aside(run: ConsumerRun, entry: Fetched, attempt: int, reason: str, error: str) -> Outcome:
+    """An entry that the handler must not get."""
+    run.counts.dead += 1
+    log.error("%s: entry %s set aside as %s: %s", run.name, run.entry_id(entry.shard, entry.id), reason, error)
+    return Outcome(entry.shard, entry.id, attempt, "dead", reason, error[:ERROR_LETTERS])
+
+
+def used_up(run: ConsumerRun, entry: Fetched) -> bool:
+    """Whether an entry that was taken over from a dead worker has had all its attempts."""
+    dead_worker = entry.source is not None and not entry.source.startswith("~")
+    return dead_worker and entry.deliveries >= run.consumer.retry.max_attempts
+
+
+def expired(run: ConsumerRun, entry: Fetched, attempt: int) -> Outcome:
+    """An event that is worthless by now: acked and counted. Its kind comes in crowds, so few of them are logged."""
+    run.counts.expired += 1
+    if run.counts.expired in (1, 10, 100) or run.counts.expired % 1000 == 0:
+        log.warning(
+            "%s: entry %s is older than %g s and was not started; %d so far",
+            run.name, run.entry_id(entry.shard, entry.id), run.consumer.expires, run.counts.expired,
+        )  # fmt: skip
+    return Outcome(entry.shard, entry.id, attempt, "ack")
+
+
+def one_line(error: BaseException) -> str:
+    """Type and text; an exception whose own str() raises is no trouble."""
+    return " ".join("".join(traceback.format_exception_only(error)).split())[:ERROR_LETTERS]
