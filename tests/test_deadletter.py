@@ -14,10 +14,11 @@ from rstream import Delivery, EntryId, Event, RetryPolicy, RStream, Stream
 from rstream.deadletter import DeadLetter, Left
 from rstream.errors import ConfigError, EntryInvalid, GroupMissing, PositionError
 from rstream.store import dead as store
+from rstream.store import layout as layouts
 from rstream.store.dead import DeadOps, Match, Search
 from rstream.store.deliveries import GroupOps, Outcome
 from rstream.worker.worker import Worker
-from tests.waiting import eventually_async
+from tests.waiting import eventually, eventually_async
 
 
 class Item(Event):
@@ -39,9 +40,17 @@ def killed(items: Stream[Item], count: int, group: str = "g", reason: str = "fai
     fetched = []
     while found := run(ops.fetch(1000, 0)):
         fetched += found
+    next_millisecond(items)
     for at in range(0, len(fetched), 500):
         some = enumerate(fetched[at : at + 500], at)
         assert not run(ops.settle([Outcome(e.shard, e.id, 1, "dead", reason, error.format(n=n)) for n, e in some]))
+    next_millisecond(items)
+
+
+def next_millisecond(items: Stream[Item]) -> None:
+    """An entry published in the millisecond in which another's letter was written could get the same id."""
+    before = items.app.sync_link.run(layouts.clock())
+    eventually(lambda: items.app.sync_link.run(layouts.clock()) > before)
 
 
 def seen_by(raw: redis.Redis, items: Stream[Item], group: str) -> list[Any]:
