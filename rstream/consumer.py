@@ -30,7 +30,8 @@ class Consumer:
     prefetch: deliveries held beyond those being handled; None sizes it by the measured handler time · expires:
     seconds after publishing after which an event is not started any more · run_in: loop, thread or process; None: as
     the handler is written · timeout: seconds that a handler may
-    take · hard_timeout: seconds after which its process is ended.
+    take · hard_timeout: seconds after which its process is ended · once: the field
+    that holds the dedupe key; once_for: seconds for which a success counts.
     """
 
     stream: Stream[Any]
@@ -45,6 +46,8 @@ class Consumer:
     run_in: RunIn | None = None
     timeout: float | None = None
     hard_timeout: float | None = None
+    once: str | None = None
+    once_for: float = 86_400.0
 
     def __post_init__(self) -> None:
         where = f"consumer {self.group!r} of stream {self.stream.name!r}"
@@ -56,7 +59,9 @@ class Consumer:
             raise ConfigError(f"{where}: prefetch is {self.prefetch}, it must not be negative")
         if self.expires is not None and not self.expires > 0:
             raise ConfigError(f"{where}: expires is {self.expires} s, it must be more than 0")
-        for name in ("timeout", "hard_timeout"):
+        if self.once is not None and self.stream.key is None:
+            raise ConfigError(f"{where}: once={self.once!r} needs a stream with a key, by which doubles share a shard")
+        for name in ("timeout", "hard_timeout", "once_for"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{where}: {name} is {getattr(self, name)} s, it must be more than 0")
         try:

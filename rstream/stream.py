@@ -80,6 +80,8 @@ class Stream(Generic[E]):
         run_in: RunIn | None = None,
         timeout: float | None = None,
         hard_timeout: float | None = None,
+        once: str | None = None,
+        once_for: float = 86_400.0,
     ) -> Callable[[H], H]:
         """Declare the decorated function as the handler of `group`; it stays directly callable.
 
@@ -93,7 +95,9 @@ class Stream(Generic[E]):
         handler is then defined at the top level of a module, and its event and delivery are pickled) · `timeout`:
         seconds that the handler may take: then it fails with `HandlerTimeout`; see `rstream.calling` for how each kind
         is interrupted · `hard_timeout`: seconds after which the worker process itself is ended, its stacks written to
-        stderr: for what no timeout can interrupt. Raises `ConfigError`.
+        stderr: for what no timeout can interrupt · `once`: a field of the event that names what it is about; where an
+        event of the same stream key with the same value has succeeded in this group within `once_for` seconds, this one
+        is acked and not started. (Doubles that run at the same time both run.) Raises `ConfigError`.
         """
         check_name("group", group)
 
@@ -115,6 +119,8 @@ class Stream(Generic[E]):
                     run_in,
                     timeout,
                     hard_timeout,
+                    once,
+                    once_for,
                 )
             )
             return handler

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgpack
 
 from rstream.store.layout import Layout
-from rstream.store.link import Op
+from rstream.store.link import Op, first
 from rstream.store.scripts import BEAT, BEGIN, FETCH, GROUP, LEAVE, MINE, RECOVER, SETTLE, Call
 
 Kind = Literal["ack", "retry", "dead", "release"]
@@ -37,14 +37,16 @@ class Fetched(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a delivery ended. retry: a = delay in ms · dead: a = reason, b = error in one line, c = traceback."""
+    """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
+    a = delay in ms · dead: a = reason, b = error in one line, c = traceback.
+    """
 
     shard: int
     id: bytes
     attempt: int
     kind: Kind
-    a: int | str = 0
-    b: str = ""
+    a: int | str = ""
+    b: int | str = ""
     c: str = ""
 
 
@@ -118,6 +120,10 @@ class GroupOps:
         """Burn the next attempt of a recovered entry. False where it is not ours any more."""
         call = BEGIN([self._streams[entry.shard]], self.group, self.worker, entry.id, entry.deliveries + 1)
         return Op([call], lambda replies: bool(replies[0]))
+
+    def succeeded(self, shard: int, key: str) -> Op[bytes | None]:
+        """The id of the entry by which a dedupe key succeeded in this group, or None."""
+        return Op([("GET", self.layout.keys[shard].once(self.group, key))], first)
 
     def settle(self, outcomes: Sequence[Outcome]) -> Op[list[Refusal]]:
         """End deliveries, one Lua call a shard. Returns those that the fence refused."""

@@ -10,6 +10,7 @@ hash tag, so all keys of a shard share a slot, and streams with the same N are c
 | `S:alive:<group>:<worker>` | string, TTL = lease  | this worker lives, as seen from this shard's slot           |
 | `S:retry:<group>`        | zset                   | entry id -> due time (ms) of deliveries waiting for a retry |
 | `S:dead:<group>`         | stream                 | dead letters                                                |
+| `S:once:<group>:<key>`   | string, TTL            | the entry by which a dedupe key succeeded                   |
 | `S:memo:<group>:<id>`    | hash, TTL              | checkpoint and steps of a delivery, gone with its ack       |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
@@ -45,6 +46,9 @@ class ShardKeys:
 
     def dead(self, group: str) -> str:
         return f"{self.stream}:dead:{group}"
+
+    def once(self, group: str, key: str) -> str:
+        return f"{self.stream}:once:{group}:{key}"
 
     def memo(self, group: str, id: str) -> str:
         return f"{self.stream}:memo:{group}:{id}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 @dataclass(slots=True)
 class Counts:
     """handled: handlers that returned · failed: that raised · dead: entries dead-lettered · expired: that were
-    too old to be started · refused: settles that
+    too old to be started · skipped: doubles of what had succeeded · refused: settles that
     the fence refused (`LeaseLost`) · recovered: deliveries taken over · lost: entries that were trimmed before they
     were processed · resets: times that groups were gone from Redis and made anew.
     """
@@ -17,6 +17,7 @@ class Counts:
     failed: int = 0
     dead: int = 0
     expired: int = 0
+    skipped: int = 0
     refused: int = 0
     recovered: int = 0
     lost: int = 0

@@ -7,9 +7,9 @@ import logging
 import time
 from typing import Any
 
-from rstream.codec import unpack_headers
+from rstream.codec import key_text, unpack_headers
 from rstream.delivery import Delivery
-from rstream.errors import EntryInvalid, LeaseLost, StoreError
+from rstream.errors import EntryInvalid, KeyMissing, LeaseLost, StoreError
 from rstream.process import clock
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.store.memo import StoredMemo
@@ -56,13 +56,26 @@ async def _deliver(run: ConsumerRun, entry: Fetched) -> Outcome | None:
             return None
     try:
         event, delivery = _unpack(run, entry, attempt)
+        marker = _marker(run, event)
     except EntryInvalid as error:
         return failures.set_aside(run, entry, attempt, error.reason, str(error))
     if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires:
         return failures.expired(run, entry, attempt)
-    if attempt > 1 and not (await _recall(run, delivery) and run.may_start(entry)):
+    try:
+        if attempt > 1:
+            await delivery._memo.load()
+        double = bool(marker) and await run.link.run(
+            run.ops.succeeded(entry.shard, marker), within=run.consumer.lease
+        ) not in (None, entry.id)
+    except StoreError as error:
+        log.warning("%s: entry %s not started: %s", run.name, delivery.id, error)
         return None
-    return await _handle(run, entry, event, delivery)
+    if double:
+        run.counts.skipped += 1
+        return Outcome(entry.shard, entry.id, attempt, "ack")
+    if not run.may_start(entry):  # looking things up takes time
+        return None
+    return await _handle(run, entry, event, delivery, marker)
 
 
 async def _begin(run: ConsumerRun, entry: Fetched) -> bool:
@@ -80,14 +93,17 @@ async def _begin(run: ConsumerRun, entry: Fetched) -> bool:
     return False
 
 
-async def _recall(run: ConsumerRun, delivery: Delivery) -> bool:
-    """Load the checkpoint and steps of earlier attempts."""
+def _marker(run: ConsumerRun, event: Any) -> str:
+    """The event's dedupe key, "" where the consumer has none. Raises `EntryInvalid`."""
+    field = run.consumer.once
+    if field is None:
+        return ""
     try:
-        await delivery._memo.load()
-    except StoreError as error:
-        log.warning("%s: entry %s not started: %s", run.name, delivery.id, error)
-        return False
-    return True
+        return key_text(run.consumer.stream.codec.key(event, field), field)
+    except KeyMissing:
+        raise EntryInvalid(
+            "invalid", f"it has no usable {field!r}, the dedupe key of group {run.ops.group!r}"
+        ) from None
 
 
 def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delivery]:
@@ -111,7 +127,7 @@ def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delive
     return run.consumer.stream.codec.decode(payload), delivery
 
 
-async def _handle(run: ConsumerRun, entry: Fetched, event: Any, delivery: Delivery) -> Outcome:
+async def _handle(run: ConsumerRun, entry: Fetched, event: Any, delivery: Delivery, marker: str) -> Outcome:
     place = (entry.shard, entry.id)
     started = run.running[place] = clock()
     try:
@@ -128,4 +144,5 @@ async def _handle(run: ConsumerRun, entry: Fetched, event: Any, delivery: Delive
         del run.running[place]
         run.took(clock() - started)
     run.counts.handled += 1
-    return Outcome(entry.shard, entry.id, delivery.attempt, "ack")
+    ack = Outcome(entry.shard, entry.id, delivery.attempt, "ack")
+    return ack._replace(a=marker, b=int(run.consumer.once_for * 1000)) if marker else ack

@@ -8,7 +8,7 @@
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b, c}:
---           ack
+--           ack      a = marker, b = ttl in ms -> where a marker is given, it is set to the id
 --           retry    a = delay in ms         -> pending for ~retry, due then
 --           dead     a = reason, b = error, c = traceback -> a dead letter, and acked
 --           release  (never started)         -> pending for ~released, the attempt not burnt
@@ -49,6 +49,7 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     refused[#refused + 1] = {n - 1, pending and pending[2] or '', pending and pending[4] or 0}
   elseif kind == 'ack' then
     acks[#acks + 1] = id
+    if outcome[4] ~= '' then redis.call('SET', key .. ':once:' .. group .. ':' .. outcome[4], id, 'PX', outcome[5]) end
   elseif kind == 'retry' then
     hand_to('~retry', id, attempt)
     redis.call('ZADD', retries, clock() + outcome[4], id)
