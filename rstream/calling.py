@@ -86,34 +86,44 @@ def _in_thread(handler: Handler, two: bool, limit: int, timeout: float | None) -
     limiter = anyio.CapacityLimiter(limit)
 
     async def in_thread(event: Any, delivery: Delivery) -> Any:
-        call = partial(handler, event, delivery) if two else partial(handler, event)
-        if timeout is not None:
-            call = partial(_interruptible, call, asyncio.get_running_loop(), timeout)
-        # Only a worker that stops cancels; a thread cannot be, so then it is left behind.
-        result = await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+        call = _Interruptible(partial(handler, event, delivery) if two else partial(handler, event), timeout)
+        timer = None if timeout is None else asyncio.get_running_loop().call_later(timeout, call.interrupt)
+        try:
+            # Only a worker that stops cancels; a thread cannot be, so then it is left behind.
+            result = await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+        finally:
+            if timer is not None:
+                timer.cancel()
         # a plain function around an async one: without the await, the work would be acked and not done
         return await result if inspect.isawaitable(result) else result
 
     return in_thread
 
 
-def _interruptible(call: Callable[[], Any], loop: asyncio.AbstractEventLoop, timeout: float) -> Any:
-    """Runs in the thread; a timer of the loop raises in it."""
-    lock, running, thread = threading.Lock(), True, threading.get_ident()
+class _Interruptible:
+    """A call that runs in a thread, and that another thread can have raise `HandlerTimeout`."""
 
-    def interrupt() -> None:
-        with lock:
-            if running:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(HandlerTimeout))
+    def __init__(self, call: Callable[[], Any], timeout: float | None) -> None:
+        self._call, self._timeout = call, timeout
+        self._lock, self._thread = threading.Lock(), 0
 
-    loop.call_soon_threadsafe(loop.call_later, timeout, interrupt)
-    try:
-        return call()
-    except HandlerTimeout:
-        raise HandlerTimeout(f"the handler was interrupted after {timeout:g} s") from None
-    finally:
-        with lock:
-            running = False
+    def __call__(self) -> Any:
+        self._thread = threading.get_ident()
+        try:
+            return self._call()
+        except HandlerTimeout as error:
+            if error.args:
+                raise  # the handler's own
+            raise HandlerTimeout(f"the handler was interrupted after {self._timeout:g} s") from None
+        finally:
+            with self._lock:  # from here on this thread is not the handler's any more
+                self._thread = 0
+
+    def interrupt(self) -> None:
+        with self._lock:
+            if self._thread:
+                thread, error = ctypes.c_ulong(self._thread), ctypes.py_object(HandlerTimeout)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
 
 
 def _in_process(handler: Handler, two: bool, limit: int, timeout: float | None) -> Call:
