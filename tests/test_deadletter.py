@@ -47,7 +47,7 @@ def killed(items: Stream[Item], count: int, group: str = "g", reason: str = "fai
     next_millisecond(items)
 
 
-def next_millisecond(items: Stream[Item]) -> None:
+def next_millisecond(items: Stream[Any]) -> None:
     """An entry published in the millisecond in which another's letter was written could get the same id."""
     before = items.app.sync_link.run(layouts.clock())
     eventually(lambda: items.app.sync_link.run(layouts.clock()) > before)
