@@ -81,7 +81,7 @@ def test_burst_handles_what_there_is_and_ends(rs: Commands) -> None:
     expected = Counter(f"{group} c{n} 1" for n in range(100) for group in ("billing", "shipping"))
     assert Counter(rs.handled) == expected
     assert "ready: orders/billing, orders/shipping" in done.stderr
-    assert "handled 200" in done.stderr.splitlines()[-1]
+    assert "handled 200" in done.stderr
     assert rs.run("worker", "shop:app", "--burst", "--group", "billing").returncode == 0
     assert len(rs.handled) == 200
 

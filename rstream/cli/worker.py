@@ -101,7 +101,10 @@ def _run(
 
 def _leave_threads_behind(code: int) -> None:
     """A `def` handler that outlived the grace runs elsewhere by now: the process must not wait for it."""
-    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+    left = [thread for thread in threading.enumerate() if not (thread.daemon or thread is threading.main_thread())]
+    for thread in left:
+        thread.join(0.2)  # an idle one ends at once
+    if any(thread.is_alive() for thread in left):
         logging.getLogger("rstream").warning("a handler still runs in its thread: the process ends without it")
         logging.shutdown()
         os._exit(code)
