@@ -23,7 +23,7 @@ TURN_SECONDS = 0.005
 
 
 async def slot(run: ConsumerRun) -> None:
-    """Runs until cancelled, or until nothing waits after `run.stopping`."""
+    """Runs until cancelled."""
     yielded = time.perf_counter()
     while True:
         entry = await run.lanes.take()

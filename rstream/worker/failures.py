@@ -7,7 +7,6 @@ import random
 import traceback
 
 from rstream.delivery import Delivery
-from rstream.errors import LeaseLost
 from rstream.retry import Reject, Retry
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.worker.run import ConsumerRun
@@ -21,10 +20,6 @@ ERROR_LETTERS = 1_000
 
 def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
     """The handler raised: the retry policy decides."""
-    if isinstance(error, LeaseLost):
-        # It was told by a checkpoint or step. The outcome will be refused and counted as that.
-        log.info("%s: entry %s: the handler stopped, the delivery is another's", run.name, delivery.id)
-        return Outcome(entry.shard, entry.id, delivery.attempt, "retry", 0)
     run.counts.failed += 1
     delay = run.consumer.retry.delay_after(delivery.attempt, error, age=run.age(entry.id), dice=random.random())
     if delay is None:
