@@ -1,6 +1,7 @@
 """A log you can replay and a queue you can trust, on the Redis you already run."""
 
 from rstream.app import RStream
+from rstream.batch import Batch
 from rstream.delivery import Delivery
 from rstream.errors import RStreamError
 from rstream.event import Entry, EntryId, Event
@@ -8,6 +9,7 @@ from rstream.retry import Reject, Retry, RetryPolicy
 from rstream.stream import Stream
 
 __all__ = [
+    "Batch",
     "Delivery",
     "Entry",
     "EntryId",

@@ -25,12 +25,13 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import anyio
 import anyio.to_process
 import anyio.to_thread
 
+from rstream.batch import Batch
 from rstream.errors import ConfigError, HandlerDied, HandlerTimeout
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 Handler = Callable[..., Any]
 RunIn = Literal["loop", "thread", "process"]
-Call = Callable[[Any, "Delivery"], Awaitable[Any]]
+Call = Callable[[Any, "Delivery | Batch"], Awaitable[Any]]
+"""Calls a handler with an event and its delivery, or with a list of events and their batch; what it returned."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -46,14 +48,25 @@ KILL_AFTER = 30.0
 """Seconds past its timeout after which a process is killed: a new one may have to import its module first."""
 
 
-def caller(handler: Handler, limit: int, *, run_in: RunIn | None = None, timeout: float | None = None) -> Call:
+def caller(
+    handler: Handler,
+    limit: int,
+    *,
+    run_in: RunIn | None = None,
+    timeout: float | None = None,
+    batch: bool = False,
+    answers: bool = False,
+) -> Call:
     """How to call a handler with (event, delivery) or, where it takes one argument (or its second is an option of its
-    own), with the event alone; in at most `limit` threads or processes. Raises `ConfigError`.
+    own), with the event alone; in at most `limit` threads or processes.
+
+    batch: it is called with (events, batch) · answers: what it returns matters; otherwise a process sends back no more
+    than exceptions. Raises `ConfigError`.
     """
-    two = _takes_delivery(handler)
+    two = _takes_two(handler, "batch" if batch else "delivery")
     is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
     if run_in == "process":
-        return _in_process(handler, two, limit, timeout)
+        return _in_process(handler, two, limit, timeout, answers)
     if run_in == "loop" and not is_async:
         raise ConfigError(f"handler {_name(handler)} is a plain def: on the loop it would block all others")
     if run_in == "thread" and is_async:
@@ -67,13 +80,13 @@ def _name(handler: Handler) -> str:
 
 def _on_loop(handler: Handler, two: bool, timeout: float | None) -> Call:
     if timeout is None:
-        return handler if two else lambda event, delivery: handler(event)
+        return handler if two else lambda event, given: handler(event)
 
-    async def timed(event: Any, delivery: Delivery) -> Any:
+    async def timed(event: Any, given: Delivery | Batch) -> Any:
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
-                return await (handler(event, delivery) if two else handler(event))
+                return await (handler(event, given) if two else handler(event))
         except TimeoutError:
             if limit.expired():
                 raise HandlerTimeout(f"the handler was cancelled after {timeout:g} s") from None
@@ -85,8 +98,8 @@ def _on_loop(handler: Handler, two: bool, timeout: float | None) -> Call:
 def _in_thread(handler: Handler, two: bool, limit: int, timeout: float | None) -> Call:
     limiter = anyio.CapacityLimiter(limit)
 
-    async def in_thread(event: Any, delivery: Delivery) -> Any:
-        call = _Interruptible(partial(handler, event, delivery) if two else partial(handler, event), timeout)
+    async def in_thread(event: Any, given: Delivery | Batch) -> Any:
+        call = _Interruptible(partial(handler, event, given) if two else partial(handler, event), timeout)
         timer = None if timeout is None else asyncio.get_running_loop().call_later(timeout, call.interrupt)
         try:
             # Only a worker that stops cancels; a thread cannot be, so then it is left behind.
@@ -126,28 +139,38 @@ class _Interruptible:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
 
 
-def _in_process(handler: Handler, two: bool, limit: int, timeout: float | None) -> Call:
+def _in_process(handler: Handler, two: bool, limit: int, timeout: float | None, answers: bool) -> Call:
     module, name = getattr(handler, "__module__", ""), _name(handler)
     if not module or "<" in name:
         raise ConfigError(f"handler {name} cannot run in a process: define it by name at the top level of a module")
     limiter = anyio.CapacityLimiter(limit)
 
-    async def in_process(event: Any, delivery: Delivery) -> Any:
-        given = delivery if two else None
-        call = partial(_run_here, module, name, event, given, timeout)
+    async def in_process(event: Any, given: Delivery | Batch) -> Any:
+        call = partial(_run_here, module, name, event, given if two else None, timeout, answers)
         try:
             async with asyncio.timeout(timeout and timeout + KILL_AFTER) as deadline:
-                error = await anyio.to_process.run_sync(call, cancellable=True, limiter=limiter)
+                answer = await anyio.to_process.run_sync(call, cancellable=True, limiter=limiter)
         except TimeoutError:
             if deadline.expired():
                 raise HandlerTimeout(f"the handler's process was killed: it did not end after {timeout:g} s") from None
             raise
         except anyio.BrokenWorkerProcess:
             raise HandlerDied(f"the process that ran {module}:{name} died") from None
-        if error is not None:
-            raise error
+        if isinstance(given, Batch):
+            given.failures.update(answer.failures)
+        if answer.error is not None:
+            raise answer.error
+        return answer.result
 
     return in_process
+
+
+class _Answer(NamedTuple):
+    """What comes back from another process, exceptions in a form that can travel."""
+
+    result: Any
+    failures: dict[int, BaseException]
+    error: BaseException | None
 
 
 class _Remote(Exception):
@@ -158,21 +181,30 @@ class _Remote(Exception):
 
 
 def _run_here(
-    module: str, name: str, event: Any, delivery: Delivery | None, timeout: float | None
-) -> BaseException | None:
-    """Runs in the child: what the handler raised, in a form that can travel."""
+    module: str, name: str, event: Any, given: Delivery | Batch | None, timeout: float | None, answers: bool
+) -> _Answer:
+    """Runs in the child."""
     _settle_in()
+    result, error = None, None
     try:
         handler: Any = importlib.import_module(module)
         for part in name.split("."):
             handler = getattr(handler, part)
         with _alarm(timeout):
-            result = handler(event) if delivery is None else handler(event, delivery)
+            result = handler(event) if given is None else handler(event, given)
             if inspect.iscoroutine(result):
-                asyncio.run(result)
-    except BaseException as error:
-        return _portable(error)
-    return None
+                result = asyncio.run(result)
+    except BaseException as raised:
+        result, error = None, _portable(raised)
+    failures = given.failures if isinstance(given, Batch) else {}
+    return _Answer(_reduced(result, answers), {n: _portable(failed) for n, failed in failures.items()}, error)
+
+
+def _reduced(result: Any, answers: bool) -> Any:
+    """A result as it travels: without `answers` all of it but exceptions stays here."""
+    if isinstance(result, list | tuple) and any(isinstance(item, BaseException) for item in result):
+        return [_portable(item) if isinstance(item, BaseException) else item if answers else None for item in result]
+    return result if answers else None
 
 
 @contextmanager
@@ -219,12 +251,13 @@ def _portable(error: BaseException) -> BaseException:
     return travelled
 
 
-def _takes_delivery(handler: Handler) -> bool:
-    name = getattr(handler, "__qualname__", repr(handler))
+def _takes_two(handler: Handler, wish: str) -> bool:
+    """Whether the handler wants its delivery, or its batch, beside its event or events."""
+    name, first = _name(handler), "events" if wish == "batch" else "event"
     try:
         signature = inspect.signature(handler)
     except (TypeError, ValueError):
-        raise ConfigError(f"handler {name} cannot be called as handler(event, delivery)") from None
+        raise ConfigError(f"handler {name} cannot be called as handler({first}, {wish})") from None
     if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
         raise ConfigError(f"handler {name} is a generator: calling it would not run it. Remove its yield")
     for arguments in ((None, None), (None,)):
@@ -232,11 +265,11 @@ def _takes_delivery(handler: Handler) -> bool:
             signature.bind(*arguments)
         except TypeError:
             continue
-        return len(arguments) == 2 and _second_is_delivery(signature)
-    raise ConfigError(f"handler {name}{signature} cannot be called: it must take (event, delivery) or (event)")
+        return len(arguments) == 2 and _second_is(signature, wish)
+    raise ConfigError(f"handler {name}{signature} cannot be called: it must take ({first}, {wish}) or ({first})")
 
 
-def _second_is_delivery(signature: inspect.Signature) -> bool:
+def _second_is(signature: inspect.Signature, wish: str) -> bool:
     """An option of the handler's own is no place for a delivery: it must be required, or say that it is one."""
     places = [
         each
@@ -246,5 +279,5 @@ def _second_is_delivery(signature: inspect.Signature) -> bool:
     if len(places) < 2:  # *args
         return True
     second = places[1]
-    said = second.name == "delivery" or re.search(r"\bDelivery\b", str(second.annotation))
+    said = second.name == wish or re.search(rf"\b{wish.capitalize()}\b", str(second.annotation))
     return second.default is second.empty or bool(said)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
 import weakref
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic import BaseModel
 
-from rstream.calling import Handler, RunIn, caller
+from rstream.calling import Call, Handler, RunIn, caller
 from rstream.codec import Codec, ModelCodec
 from rstream.errors import ConfigError, PositionError
 from rstream.position import Position, bound
@@ -20,27 +21,41 @@ from rstream.retry import RetryPolicy
 if TYPE_CHECKING:
     from rstream.stream import Stream
 
-_declared: weakref.WeakKeyDictionary[Handler, list[Stream[Any]]] = weakref.WeakKeyDictionary()
+_declared: weakref.WeakKeyDictionary[Handler, list[Consumer]] = weakref.WeakKeyDictionary()
+
+MAX_BATCH = 10_000
 
 
-@dataclass(frozen=True)
+class Options(TypedDict, total=False):
+    """What `Stream.consumer` takes; see there."""
+
+    concurrency: int | None
+    lease: float
+    start: Position
+    retry: RetryPolicy | None
+    prefetch: int | None
+    expires: float | None
+    run_in: RunIn | None
+    timeout: float | None
+    hard_timeout: float | None
+    once: str | None
+    once_for: float
+    batch: int | None
+    max_wait: float
+    emits: Stream[Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Consumer:
-    """stream, group, handler · concurrency: deliveries handled at once in one process · lease: seconds a worker may
-    be silent before its deliveries are taken over · start: where a new group begins to read · retry: policy ·
-    prefetch: deliveries held beyond those being handled; None sizes it by the measured handler time · expires:
-    seconds after publishing after which an event is not started any more · run_in: loop, thread or process; None: as
-    the handler is written · timeout: seconds that a handler may
-    take · hard_timeout: seconds after which its process is ended · once: the field
-    that holds the dedupe key; once_for: seconds for which a success counts.
-    """
+    """stream, group, handler, and the options that `Stream.consumer` explains."""
 
     stream: Stream[Any]
     group: str
     handler: Handler
-    concurrency: int = 16
+    concurrency: int | None = None
     lease: float = 30.0
     start: Position = "earliest"
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    retry: RetryPolicy | None = None
     prefetch: int | None = None
     expires: float | None = None
     run_in: RunIn | None = None
@@ -48,11 +63,18 @@ class Consumer:
     hard_timeout: float | None = None
     once: str | None = None
     once_for: float = 86_400.0
+    batch: int | None = None
+    max_wait: float = 0.5
+    emits: Stream[Any] | None = None
 
     def __post_init__(self) -> None:
         where = f"consumer {self.group!r} of stream {self.stream.name!r}"
-        if self.concurrency < 1:
+        if self.concurrency is not None and self.concurrency < 1:
             raise ConfigError(f"{where}: concurrency is {self.concurrency}, it must be at least 1")
+        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
+            raise ConfigError(f"{where}: batch is {self.batch}, it must be between 1 and {MAX_BATCH:,}")
+        if not 0 <= self.max_wait <= 3600:
+            raise ConfigError(f"{where}: max_wait is {self.max_wait} s, it must be between 0 and an hour")
         if not 0.5 <= self.lease <= 24 * 3600:
             raise ConfigError(f"{where}: lease is {self.lease} s, it must be between 0.5 s and a day")
         if self.prefetch is not None and self.prefetch < 0:
@@ -68,11 +90,33 @@ class Consumer:
             bound(self.start, "start", 0)
         except PositionError as error:
             raise ConfigError(f"{where}: start: {error}") from None
-        caller(
-            self.handler, self.concurrency, run_in=self.run_in, timeout=self.timeout
-        )  # refuses what cannot be called
+        self.call()  # refuses what cannot be called
         with contextlib.suppress(TypeError):  # an object that cannot be hashed: `codec_of` goes by its annotation
-            _declared.setdefault(self.handler, []).append(self.stream)
+            _declared.setdefault(self.handler, []).append(self)
+
+    @cached_property
+    def policy(self) -> RetryPolicy:
+        return self.retry or RetryPolicy()
+
+    @property
+    def slots(self) -> int:
+        """Calls of the handler at once: what was asked for, else 16, one batch, or a process per core."""
+        if self.concurrency is not None:
+            return self.concurrency
+        if self.run_in == "process":
+            return os.cpu_count() or 1
+        return 16 if self.batch is None else 1
+
+    def call(self, limit: int = 1) -> Call:
+        """How to call the handler, in at most `limit` threads or processes."""
+        return caller(
+            self.handler,
+            limit,
+            run_in=self.run_in,
+            timeout=self.timeout,
+            batch=self.batch is not None,
+            answers=self.emits is not None,
+        )
 
 
 def codec_of(handler: Handler) -> Codec[Any] | None:
@@ -80,7 +124,7 @@ def codec_of(handler: Handler) -> Codec[Any] | None:
     parameter is annotated with. None: no wish.
     """
     with contextlib.suppress(TypeError):  # an object that cannot be hashed
-        if len(streams := set(_declared.get(handler, ()))) == 1:
+        if len(streams := {consumer.stream for consumer in _declared.get(handler, ())}) == 1:
             return streams.pop().codec
     plain = inspect.unwrap(handler)
     while isinstance(plain, partial):

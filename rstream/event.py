@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -109,6 +110,17 @@ def new_event_ids(count: int) -> list[bytes]:
         high, mid = noise[at] & 0x0F | 0x70, noise[at + 2] & 0x3F | 0x80
         ids.append(stamp + bytes((high, noise[at + 1], mid)) + noise[at + 3 : at + 10])
     return ids
+
+
+def derived_event_id(source: bytes, name: str, number: int) -> bytes:
+    """The id of the event that comes of another as its `number`-th, by what `name` says: always the same 16 bytes, with
+    the time of the source. UUIDv8, RFC 9562 section 5.8.
+    """
+    digest = bytearray(hashlib.blake2b(f"{name}/{number}".encode(), digest_size=16).digest())
+    if len(source) == 16:
+        digest[:6] = source[:6]
+    digest[6], digest[8] = digest[6] & 0x0F | 0x80, digest[8] & 0x3F | 0x80
+    return bytes(digest)
 
 
 def jsonable(value: Any) -> Any:

@@ -38,9 +38,6 @@ class Memo:
 
     # What a store does, and memory need not.
 
-    async def load(self) -> None:
-        """Fetch what earlier attempts kept."""
-
     def before_await(self) -> None:
         """Refuse a call whose result nobody can await."""
 

@@ -6,18 +6,16 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
-from rstream.calling import RunIn
 from rstream.codec import Codec, key_text, pack_headers
-from rstream.consumer import Consumer
+from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters, SyncDeadLetters
 from rstream.errors import ConfigError, EventInvalid, EventTooLarge, StoreError, StreamMismatch
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
 from rstream.position import Position, bound
 from rstream.producer import Producer, SyncProducer
-from rstream.retry import RetryPolicy
 from rstream.settings import check_name
 from rstream.store import layout as layouts
 from rstream.store.layout import MAX_SHARDS, Layout
@@ -67,62 +65,41 @@ class Stream(Generic[E]):
 
     # -- declaring ----------------------------------------------------------------------------------------------
 
-    def consumer(
-        self,
-        group: str,
-        *,
-        concurrency: int = 16,
-        lease: float = 30.0,
-        start: Position = "earliest",
-        retry: RetryPolicy | None = None,
-        prefetch: int | None = None,
-        expires: float | None = None,
-        run_in: RunIn | None = None,
-        timeout: float | None = None,
-        hard_timeout: float | None = None,
-        once: str | None = None,
-        once_for: float = 86_400.0,
-    ) -> Callable[[H], H]:
+    def consumer(self, group: str, **options: Unpack[Options]) -> Callable[[H], H]:
         """Declare the decorated function as the handler of `group`; it stays directly callable.
 
         It is called as `handler(event, delivery)`, or `handler(event)` where it takes one argument (or others that
-        are not a delivery): `async def` on the event loop, `def` in a thread. `concurrency`: deliveries handled at
-        once, per process · `lease`: seconds a worker may be silent before its deliveries are taken over · `start`:
-        where a group that does not exist yet begins: "earliest" (of what is retained), "latest", an id, a datetime
-        or "2h ago" · `retry`: what happens after a failure · `prefetch`: deliveries held beyond those being handled
-        (default: sized by the measured handler time) · `expires`: seconds after publishing after which an event is
-        worthless: it is counted and not started · `run_in`: "process" for CPU work and for code that may crash (the
-        handler is then defined at the top level of a module, and its event and delivery are pickled) · `timeout`:
-        seconds that the handler may take: then it fails with `HandlerTimeout`; see `rstream.calling` for how each kind
-        is interrupted · `hard_timeout`: seconds after which the worker process itself is ended, its stacks written to
-        stderr: for what no timeout can interrupt · `once`: a field of the event that names what it is about; where an
-        event of the same stream key with the same value has succeeded in this group within `once_for` seconds, this one
-        is acked and not started. (Doubles that run at the same time both run.) Raises `ConfigError`.
+        are not a delivery): `async def` on the event loop, `def` in a thread. Raises `ConfigError`.
+
+        - `concurrency`: calls at once, per process (16; with `batch` 1; in processes one per core).
+        - `lease`: seconds a worker may be silent before its deliveries are taken over (30).
+        - `start`: where a group that does not exist yet begins: "earliest" (of what is retained; the default),
+          "latest", an id, a datetime or "2h ago".
+        - `retry`: a `RetryPolicy`: what happens after a failure.
+        - `prefetch`: deliveries held beyond those being handled (sized by the measured handler time).
+        - `expires`: seconds after publishing after which an event is worthless: it is counted and not started.
+        - `run_in`: "process" for CPU work and for code that may crash (the handler is then defined at the top level of
+          a module; events, deliveries and what it returns are pickled).
+        - `timeout`: seconds that the handler may take: then it fails with `HandlerTimeout`; `rstream.calling` says how
+          each kind is interrupted. `hard_timeout`: seconds after which the worker process itself is ended, its stacks
+          written to stderr: for what no timeout can interrupt.
+        - `once`: a field of the event that names what it is about; where an event of the same stream key with the same
+          value has succeeded in this group within `once_for` seconds (a day), this one is acked and not started.
+          (Doubles that run at the same time both run.)
+        - `batch`: call the handler with a list of up to so many events, as `handler(events, batch)` or
+          `handler(events)`, once that many are there or the first has waited `max_wait` seconds (0.5). It tells which
+          of them failed by `batch.fail`, or by returning a list with an exception in their places; one that raises is
+          called again with halves of the batch until it is known.
+        - `emits`: a stream; the events that the handler returns (one, a list, or None; of a batch a list with that for
+          each event) are published there by the same Redis call as the ack where both streams are on one server;
+          otherwise at least once, with event ids by which the target drops doubles.
         """
         check_name("group", group)
 
         def declare(handler: H) -> H:
             if any(consumer.group == group for consumer in self.consumers):
                 raise ConfigError(f"group {group!r} of stream {self.name!r} has a handler already: name another group")
-            policy = retry or RetryPolicy()
-            self.consumers.append(
-                Consumer(
-                    self,
-                    group,
-                    handler,
-                    concurrency,
-                    lease,
-                    start,
-                    policy,
-                    prefetch,
-                    expires,
-                    run_in,
-                    timeout,
-                    hard_timeout,
-                    once,
-                    once_for,
-                )
-            )
+            self.consumers.append(Consumer(stream=self, group=group, handler=handler, **options))
             return handler
 
         return declare
@@ -184,18 +161,19 @@ class Stream(Generic[E]):
         When Redis fails in the midst, the error's `published` lists what surely was added.
         """
         layout = self._layout or await self.layout()
-        records, places = self._prepare(layout, events, key, headers)
+        records, places = self.prepare(layout, events, key, headers)
         producer = self._producers.get(lambda: Producer(self.app.link, layout, self.app.settings.publish_timeout))
         return _ids(await producer.send(records), places)
 
-    def _prepare(
+    def prepare(
         self,
         layout: Layout,
         events: Iterable[E | Mapping[str, Any]],
-        key: str | None,
-        headers: Mapping[str, str] | None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        ids: Sequence[bytes] | None = None,
     ) -> tuple[dict[int, list[Record]], list[int]]:
-        """(records by shard, the shard of each event)."""
+        """(records by shard, the shard of each event). ids: the events' ids, where they are not new ones."""
         if key is not None and self.key is not None:
             raise EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
         field, given = self.key, None if key is None else key_text(key, "key")
@@ -206,7 +184,7 @@ class Stream(Generic[E]):
             keys.append(given if field is None else key_text(self.codec.key(event, field), field))
         places = self._places(layout, keys)
         records: dict[int, list[Record]] = {}
-        ids = new_event_ids(len(payloads))
+        ids = new_event_ids(len(payloads)) if ids is None else ids
         for shard, payload, text, event_id in zip(places, payloads, keys, ids, strict=True):
             record = Record(payload, b"" if text is None else text.encode(), event_id, packed)
             records.setdefault(shard, []).append(record)
@@ -300,7 +278,7 @@ class SyncStream(Generic[E]):
     ) -> list[EntryId]:
         """As `Stream.publish_many`."""
         layout = self.layout()
-        records, places = self._stream._prepare(layout, events, key, headers)
+        records, places = self._stream.prepare(layout, events, key, headers)
         if self._producer is None:
             settings = self._stream.app.settings
             self._producer = SyncProducer(self._stream.app.sync_link, layout, settings.publish_timeout)

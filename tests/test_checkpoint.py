@@ -19,6 +19,7 @@ from rstream import Delivery, EntryId, Event, RetryPolicy, RStream
 from rstream.errors import ConfigError, LeaseLost, MemoInvalid, MemoTooLarge
 from rstream.memo import MAX_BYTES
 from rstream.store.deliveries import GroupOps, Outcome
+from rstream.store.link import Op
 from rstream.store.memo import MAX_TOTAL, TTL, Place, StoredMemo
 from rstream.worker.worker import Worker
 from tests.servers import Server
@@ -119,13 +120,13 @@ async def test_a_dead_letter_takes_the_memo_with_it_and_groups_have_their_own(ap
 async def test_a_first_attempt_asks_redis_for_nothing(app: RStream, monkeypatch: pytest.MonkeyPatch) -> None:
     items = app.stream("items", Item, shards=2)
     loaded: list[int] = []
-    load = StoredMemo.load
+    load = Place.load
 
-    async def counted(memo: StoredMemo) -> None:
-        loaded.append(memo.place.attempt)
-        await load(memo)
+    def counted(place: Place) -> Op[dict[str, bytes]]:
+        loaded.append(place.attempt)
+        return load(place)
 
-    monkeypatch.setattr(StoredMemo, "load", counted)
+    monkeypatch.setattr(Place, "load", counted)
 
     @items.consumer("g", retry=QUICK)
     async def handle(event: Item, delivery: Delivery) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -295,9 +296,20 @@ def test_a_declaration_is_kept_with_its_options(app: RStream, digits: Stream[See
     digits.consumer("a", concurrency=3, lease=2.5, start="2h ago", retry=retry, prefetch=0)(asynchronous)
     digits.consumer("b")(asynchronous)
     assert app.consumers == digits.consumers == [
-        Consumer(digits, "a", asynchronous, 3, 2.5, "2h ago", retry, 0),
-        Consumer(digits, "b", asynchronous, 16, 30.0, "earliest", RetryPolicy(), None),
+        Consumer(
+            stream=digits, group="a", handler=asynchronous, concurrency=3, lease=2.5, start="2h ago", retry=retry,
+            prefetch=0,
+        ),
+        Consumer(stream=digits, group="b", handler=asynchronous),
     ]  # fmt: skip
+
+
+def test_how_many_calls_run_at_once(digits: Stream[Seen]) -> None:
+    digits.consumer("a")(asynchronous)
+    digits.consumer("b", batch=10)(asynchronous)
+    digits.consumer("c", run_in="process")(asynchronous)
+    digits.consumer("d", run_in="process", batch=10, concurrency=3)(asynchronous)
+    assert [consumer.slots for consumer in digits.consumers] == [16, 1, os.cpu_count(), 3]
 
 
 def test_a_group_has_one_handler(app: RStream, digits: Stream[Seen]) -> None:

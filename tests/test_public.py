@@ -12,10 +12,12 @@ import rstream
 from rstream import errors
 
 PUBLIC = [
-    "Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "Reject", "Retry", "RetryPolicy", "Stream",
+    "Batch", "Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "Reject", "Retry", "RetryPolicy",
+    "Stream",
 ]  # fmt: skip
 
 MEMBERS = {
+    "Batch": "deliveries fail failures",
     "Delivery": (
         "attempt checkpoint checkpoint_value event_id fence group headers id idempotency_key key step stream"
         " sync worker"
@@ -24,7 +26,7 @@ MEMBERS = {
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",
     "RetryPolicy": "delay_after factor initial_delay jitter max_attempts max_delay non_retryable total_timeout",
-    "Stream": "adopt consumer dead declaration layout publish publish_many read",
+    "Stream": "adopt consumer dead declaration layout prepare publish publish_many read",
 }
 
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, BaseException)]

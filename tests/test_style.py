@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "rstream").rglob("*.py"))
-SCRIPTS = sorted((ROOT / "rstream").rglob("*.lua"))
+SCRIPTS = sorted((ROOT / "rstream/store/lua").glob("*.lua"))
+PARTS = sorted((ROOT / "rstream/store/lua/parts").glob("*.lua"))
 
 FILE_LINES, FUNCTION_LINES = 400, 60
 
@@ -72,7 +73,7 @@ def test_only_the_store_talks_with_redis(path: Path) -> None:
         assert not {"redis", "valkey", "hiredis"} & found
 
 
-PURE = ["event", "errors", "settings", "retry", "position", "codec", "schema", "memo", "delivery"]
+PURE = ["event", "errors", "settings", "retry", "position", "codec", "schema", "memo", "delivery", "batch"]
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -125,6 +126,13 @@ def test_a_script_opens_with_its_contract(path: Path) -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=named)
 def test_a_script_is_used(path: Path) -> None:
     assert any(f'Script("{path.stem}")' in source.read_text("utf-8") for source in SOURCES)
+
+
+@pytest.mark.parametrize("path", PARTS, ids=named)
+def test_a_part_says_what_it_does_and_is_shared(path: Path) -> None:
+    assert path.read_text("utf-8").startswith(f"-- {path.stem}(")
+    users = [script for script in SCRIPTS if f"-- include: {path.stem}\n" in script.read_text("utf-8")]
+    assert len(users) > 1
 
 
 def repository() -> list[Path]:

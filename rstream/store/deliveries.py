@@ -14,7 +14,8 @@ import msgpack
 
 from rstream.store.layout import Layout
 from rstream.store.link import Op, first
-from rstream.store.scripts import BEAT, BEGIN, FETCH, GROUP, LEAVE, MINE, RECOVER, SETTLE, Call
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
+from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, RECOVER, SETTLE, Call
 
 Kind = Literal["ack", "retry", "dead", "release"]
 
@@ -36,9 +37,16 @@ class Fetched(NamedTuple):
     source: str | None
 
 
+class Emit(NamedTuple):
+    """An event that is appended to another stream of the same server by the ack. target: the shard's stream key."""
+
+    target: str
+    record: Record
+
+
 class Outcome(NamedTuple):
     """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
-    a = delay in ms · dead: a = reason, b = error in one line, c = traceback.
+    a = delay in ms · dead: a = reason, b = error in one line, c = traceback. emits: of an ack.
     """
 
     shard: int
@@ -48,6 +56,7 @@ class Outcome(NamedTuple):
     a: int | str = ""
     b: int | str = ""
     c: str = ""
+    emits: tuple[Emit, ...] = ()
 
 
 class Beat(NamedTuple):
@@ -126,16 +135,20 @@ class GroupOps:
         return Op([("GET", self.layout.keys[shard].once(self.group, key))], first)
 
     def settle(self, outcomes: Sequence[Outcome]) -> Op[list[Refusal]]:
-        """End deliveries, one Lua call a shard. Returns those that the fence refused."""
+        """End deliveries, one Lua call a shard; those that emit, all or none of the batch, in calls of bounded size.
+        Returns those that the fence refused.
+        """
         by_shard: dict[int, list[Outcome]] = {}
         for outcome in outcomes:
             by_shard.setdefault(outcome.shard, []).append(outcome)
-        calls = [self._settle_call(shard, batch) for shard, batch in by_shard.items()]
+        emitting = any(outcome.emits for outcome in outcomes)
+        batches = [part for batch in by_shard.values() for part in (_cut(batch) if emitting else [batch])]
+        calls = [(self._emit_call if emitting else self._settle_call)(batch[0].shard, batch) for batch in batches]
 
         def parse(replies: list[Any]) -> list[Refusal]:
             return [
                 Refusal(batch[index], owner.decode(), deliveries)
-                for batch, reply in zip(by_shard.values(), replies, strict=True)
+                for batch, reply in zip(batches, replies, strict=True)
                 for index, owner, deliveries in reply
             ]
 
@@ -143,9 +156,19 @@ class GroupOps:
 
     def _settle_call(self, shard: int, batch: list[Outcome]) -> Call:
         keys = self.layout.keys[shard]
-        packed = msgpack.packb([outcome[1:] for outcome in batch], use_bin_type=False, unicode_errors="replace")
+        packed = msgpack.packb([outcome[1:7] for outcome in batch], use_bin_type=False, unicode_errors="replace")
         names = [keys.stream, keys.retry(self.group), keys.dead(self.group), keys.memo(self.group, "")]
         return SETTLE(names, self.group, self.worker, packed)
+
+    def _emit_call(self, shard: int, batch: list[Outcome]) -> Call:
+        keys = self.layout.keys[shard]
+        targets: dict[str, int] = {}
+        packed = msgpack.packb([
+            (each.id, each.attempt, each.a, each.b,
+             [part for target, record in each.emits for part in (targets.setdefault(target, len(targets)), *record)])
+            for each in batch
+        ], use_bin_type=False)  # fmt: skip
+        return EMIT([keys.stream, keys.memo(self.group, ""), *targets], self.group, self.worker, packed)
 
     def leave(self) -> Op[int]:
         """Leave the group; how many deliveries are still pending for this worker."""
@@ -159,6 +182,20 @@ class GroupOps:
         """Deliveries of the whole group that are not settled: running, waiting for a retry, or stranded."""
         calls: list[Call] = [("XPENDING", stream, self.group) for stream in self._streams]
         return Op(calls, lambda replies: sum(reply[0] for reply in replies))
+
+
+def _cut(batch: list[Outcome]) -> list[list[Outcome]]:
+    """Parts that emit about as much as a producer flushes in one call."""
+    parts: list[list[Outcome]] = []
+    count = size = 0
+    for outcome in batch:
+        if not parts or count >= FLUSH_ENTRIES or size >= FLUSH_BYTES:
+            parts.append([])
+            count = size = 0
+        parts[-1].append(outcome)
+        count += 1 + len(outcome.emits)
+        size += sum(len(emit.record.payload) for emit in outcome.emits)
+    return parts
 
 
 def _fresh(found: Sequence[Any]) -> list[Fetched]:

@@ -11,6 +11,7 @@ hash tag, so all keys of a shard share a slot, and streams with the same N are c
 | `S:retry:<group>`        | zset                   | entry id -> due time (ms) of deliveries waiting for a retry |
 | `S:dead:<group>`         | stream                 | dead letters                                                |
 | `S:once:<group>:<key>`   | string, TTL            | the entry by which a dedupe key succeeded                   |
+| `S:emitted:<event id>`   | string, TTL            | an event that another server's consumer emitted is stored   |
 | `S:memo:<group>:<id>`    | hash, TTL              | checkpoint and steps of a delivery, gone with its ack       |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
@@ -49,6 +50,9 @@ class ShardKeys:
 
     def once(self, group: str, key: str) -> str:
         return f"{self.stream}:once:{group}:{key}"
+
+    def emitted(self, event_id: bytes) -> str:
+        return f"{self.stream}:emitted:{event_id.hex()}"
 
     def memo(self, group: str, id: str) -> str:
         return f"{self.stream}:memo:{group}:{id}"

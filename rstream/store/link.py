@@ -7,6 +7,7 @@ may resend one whose answer never came, for as long as `within` says.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import os
@@ -44,6 +45,16 @@ class Op(Generic[T]):
 
 def first(replies: list[Any]) -> Any:
     return replies[0]
+
+
+def together(ops: Sequence[Op[T]]) -> Op[list[T]]:
+    """Several operations in one write; the first error is raised."""
+    ends = list(itertools.accumulate((len(op.calls) for op in ops), initial=0))
+
+    def parse(replies: list[Any]) -> list[T]:
+        return [op.parse(replies[start:end]) for op, (start, end) in zip(ops, itertools.pairwise(ends), strict=True)]
+
+    return Op([call for op in ops for call in op.calls], parse)
 
 
 def backoff(cap: float = 1.0) -> Iterator[float]:

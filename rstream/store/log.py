@@ -21,7 +21,7 @@ from rstream.errors import EntryInvalid, PublishUncertain, StoreError
 from rstream.event import MAX_PART, Entry, EntryId
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.scripts import PUBLISH, RANGE, Call
+from rstream.store.scripts import ONCE, PUBLISH, RANGE, Call
 
 E = TypeVar("E")
 
@@ -99,6 +99,17 @@ class _Flush:
         keys = layout.keys[self.shard]
         packed = msgpack.packb(flat, use_bin_type=False)
         return PUBLISH([keys.stream, keys.seq(producer)], self.seq, SEQ_TTL_MS, packed)
+
+
+def publish_once(layout: Layout, shards: Mapping[int, Sequence[Record]], ttl_ms: int) -> Op[int]:
+    """Append records, each only if its event id was not appended so within `ttl_ms`. How many were."""
+    calls = []
+    for shard, records in shards.items():
+        keys = layout.keys[shard]
+        markers = [keys.emitted(record.event_id) for record in records]
+        packed = msgpack.packb([part for record in records for part in record], use_bin_type=False)
+        calls.append(ONCE([keys.stream, *markers], ttl_ms, packed))
+    return Op(calls, sum)
 
 
 @dataclass

@@ -133,9 +133,6 @@ class StoredMemo(Memo):
     def _send_sync(self, op: Op[T]) -> T:
         return self._links.sync_link.run(op, within=max(PATIENCE, self._lease.seconds))
 
-    async def load(self) -> None:
-        self.kept = await self._send(self.place.load())
-
     def before_await(self) -> None:
         try:
             asyncio.get_running_loop()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+LUA = Path(__file__).parent / "lua"
 
 Arg = str | bytes | int
 Call = tuple[Arg, ...]
@@ -16,7 +19,8 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.source = (Path(__file__).parent / "lua" / f"{name}.lua").read_text("utf-8")
+        text = (LUA / f"{name}.lua").read_text("utf-8")
+        self.source = re.sub(r"^-- include: (\w+)\n", _part, text, flags=re.MULTILINE)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         BY_SHA[self.sha] = self
 
@@ -24,15 +28,22 @@ class Script:
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
 
 
+def _part(include: re.Match[str]) -> str:
+    """What several scripts do in the same way: Redis has no library for scripts that every server knows."""
+    return (LUA / "parts" / f"{include[1]}.lua").read_text("utf-8")
+
+
 BY_SHA: dict[str, Script] = {}
 
 PUBLISH = Script("publish")
+ONCE = Script("once")
 RANGE = Script("range")
 DECLARE = Script("declare")
 GROUP = Script("group")
 BEAT = Script("beat")
 FETCH = Script("fetch")
 SETTLE = Script("settle")
+EMIT = Script("emit")
 RECOVER = Script("recover")
 BEGIN = Script("begin")
 MINE = Script("mine")

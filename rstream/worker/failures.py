@@ -21,7 +21,7 @@ ERROR_LETTERS = 1_000
 def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
     """The handler raised: the retry policy decides."""
     run.counts.failed += 1
-    delay = run.consumer.retry.delay_after(delivery.attempt, error, age=run.age(entry.id), dice=random.random())
+    delay = _delay(run, entry, delivery, error)
     if delay is None:
         return _bury(run, entry, delivery, error)
     level = logging.INFO if isinstance(error, Retry) else logging.WARNING
@@ -30,6 +30,15 @@ def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExcep
         run.name, delivery.id, delivery.attempt, delay, one_line(error),
     )  # fmt: skip
     return Outcome(entry.shard, entry.id, delivery.attempt, "retry", int(delay * 1000))
+
+
+def may_retry(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> bool:
+    """Whether `judge` would have it tried again."""
+    return _delay(run, entry, delivery, error) is not None
+
+
+def _delay(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> float | None:
+    return run.consumer.policy.delay_after(delivery.attempt, error, age=run.age(entry.id), dice=random.random())
 
 
 def _bury(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
@@ -52,7 +61,7 @@ def set_aside(run: ConsumerRun, entry: Fetched, attempt: int, reason: str, error
 def used_up(run: ConsumerRun, entry: Fetched) -> bool:
     """Whether an entry that was taken over from a dead worker has had all its attempts."""
     dead_worker = entry.source is not None and not entry.source.startswith("~")
-    return dead_worker and entry.deliveries >= run.consumer.retry.max_attempts
+    return dead_worker and entry.deliveries >= run.consumer.policy.max_attempts
 
 
 def expired(run: ConsumerRun, entry: Fetched, attempt: int) -> Outcome:

@@ -1,7 +1,8 @@
 """Deliveries that wait for a slot. Pure: no clock, no I/O.
 
-Unordered groups have one lane; lanes per key come with ordered groups. Beside it wait the suspects: entries that were
-taken over twice or more, so that any of them may be what killed its workers. They run one at a time in a process.
+Unordered groups have one lane, and one for what failed before; lanes per key come with ordered groups. Beside them wait
+the suspects: entries that were taken over twice or more, so that any of them may be what killed its workers. They run
+one at a time in a process.
 """
 
 from __future__ import annotations
@@ -27,29 +28,38 @@ class Gate:
 
 
 class Lanes:
-    """First in, first out; idle slots are woken one for each entry, never all for one."""
+    """First in, first out; idle slots are woken one for each entry, never all for one.
+
+    admitted: the suspect that runs · forming: the batch that is being filled.
+    """
 
     def __init__(self, gate: Gate | None = None) -> None:
         self._waiting: deque[Fetched] = deque()
+        self._failed: deque[Fetched] = deque()
         self._suspects: deque[Fetched] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._admitted: Fetched | None = None
+        self.admitted: Fetched | None = None
+        self.forming: list[Fetched] = []
         self.gate = gate or Gate()
         self.gate.lanes.append(self)
 
     def __len__(self) -> int:
         """Entries that a free slot would take; suspects wait for more than that."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._failed)
 
     @property
     def suspects(self) -> int:
         return len(self._suspects)
 
     def put(self, entries: Iterable[Fetched]) -> None:
-        before = len(self._waiting)
-        self._waiting.extend(entries)
-        for _ in range(len(self._waiting) - before):
+        before = len(self)
+        for entry in entries:
+            self._lane(entry).append(entry)
+        for _ in range(len(self) - before):
             self._wake_one()
+
+    def _lane(self, entry: Fetched) -> deque[Fetched]:
+        return self._failed if entry.source == "~retry" else self._waiting
 
     def put_suspects(self, entries: Iterable[Fetched]) -> None:
         self._suspects.extend(entries)
@@ -67,16 +77,22 @@ class Lanes:
                 slot.set_result(None)
                 return
 
-    async def take(self) -> Fetched:
-        """The next entry, when there is one. Whoever takes it says when it is `done`."""
+    def _next(self, like: Fetched | None) -> Fetched | None:
+        if like is None and self._suspects and self.gate.open:
+            self.gate.open, self.admitted = False, self._suspects.popleft()
+            if len(self):
+                self._wake_one()  # what woke this slot may have been one of those
+            return self.admitted
+        lane = self._lane(like) if like is not None else self._failed or self._waiting
+        return lane.popleft() if lane else None
+
+    async def take(self, like: Fetched | None = None) -> Fetched:
+        """The next entry, when there is one; with `like`, the next of the lane that this one came from. Whoever takes
+        it says when it is `done`.
+        """
         while True:
-            if self._suspects and self.gate.open:
-                self.gate.open, self._admitted = False, self._suspects.popleft()
-                if self._waiting:
-                    self._wake_one()  # what woke this slot may have been one of those
-                return self._admitted
-            if self._waiting:
-                return self._waiting.popleft()
+            if (entry := self._next(like)) is not None:
+                return entry
             slot = asyncio.get_running_loop().create_future()
             self._idle.append(slot)
             try:
@@ -86,15 +102,21 @@ class Lanes:
                     self._wake_one()  # the entry that woke this slot is for another
                 raise
 
+    def formed(self) -> list[Fetched]:
+        """Take the batch."""
+        batch, self.forming = self.forming, []
+        return batch
+
     def done(self, entry: Fetched) -> None:
         """A taken entry has been handled: the next suspect may run."""
-        if entry is self._admitted:
-            self._admitted = None
+        if entry is self.admitted:
+            self.admitted = None
             self.gate.leave()
 
     def drain(self) -> list[Fetched]:
         """Take everything that waits."""
-        entries = [*self._waiting, *self._suspects]
+        entries = [*self.formed(), *self._failed, *self._waiting, *self._suspects]
+        self._failed.clear()
         self._waiting.clear()
         self._suspects.clear()
         return entries

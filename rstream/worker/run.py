@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from rstream.calling import caller
 from rstream.consumer import Consumer
 from rstream.event import EntryId
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from rstream.store.layout import Layout
 from rstream.store.link import Link
 from rstream.worker.counts import Counts
+from rstream.worker.emit import Emitter
 from rstream.worker.lanes import Gate, Lanes
 from rstream.worker.lease import Lease
 
@@ -23,19 +23,45 @@ Place = tuple[int, bytes]
 """(shard, Redis id) of an entry."""
 
 
+class Outcomes:
+    """What is to be settled next."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Outcome] = []
+        self.wanted = asyncio.Event()
+
+    def add(self, outcome: Outcome) -> None:
+        self.waiting.append(outcome)
+        self.wanted.set()
+
+    def take(self) -> list[Outcome]:
+        self.wanted.clear()
+        taken, self.waiting = self.waiting, []
+        return taken
+
+
 class ConsumerRun:
     """What is in hand, what waits, what is to be settled; and the signals between the loops."""
 
     def __init__(
-        self, consumer: Consumer, concurrency: int, ops: GroupOps, link: Link, counts: Counts, gate: Gate
+        self,
+        consumer: Consumer,
+        concurrency: int,
+        ops: GroupOps,
+        link: Link,
+        counts: Counts,
+        gate: Gate,
+        emitter: Emitter | None = None,
     ) -> None:
         self.consumer, self.concurrency, self.ops, self.link, self.counts = consumer, concurrency, ops, link, counts
-        self.call = caller(consumer.handler, concurrency, run_in=consumer.run_in, timeout=consumer.timeout)
+        self.call = consumer.call(concurrency)
+        self.size = consumer.batch or 1
+        self.emitter = emitter
         self.lease = Lease(ops, consumer.lease)
         self.lanes = Lanes(gate)
         self.running: dict[Place, float] = {}
-        self.outcomes: list[Outcome] = []
-        self.to_settle = asyncio.Event()
+        self.filling = asyncio.Lock()
+        self.plain, self.emitting = Outcomes(), Outcomes()
         self.room_made = asyncio.Event()
         # Whether an entry pending for us that is not in hand may be one that was begun elsewhere: then the attempt
         # that its delivery count names is used up, and its next run is another one.
@@ -99,7 +125,7 @@ class ConsumerRun:
         """
         if entry.source is None or entry.source.startswith("~"):
             return False
-        return entry.deliveries >= 2 or entry.deliveries + 1 >= self.consumer.retry.max_attempts
+        return entry.deliveries >= 2 or entry.deliveries + 1 >= self.consumer.policy.max_attempts
 
     def may_start(self, entry: Fetched) -> bool:
         """Whether the entry is surely still this worker's."""
@@ -135,10 +161,15 @@ class ConsumerRun:
         """Deliveries to hold beyond those being handled: long handlers must not hoard, short ones must not wait."""
         if self.consumer.prefetch is not None:
             return self.consumer.prefetch
-        return int(min(BUFFER_MAX, self.concurrency * BUFFER_SECONDS / self._mean_seconds))
+        return int(min(max(BUFFER_MAX, self.size), self.handled_at_once * BUFFER_SECONDS / self._mean_seconds))
+
+    @property
+    def handled_at_once(self) -> int:
+        """Deliveries, at most."""
+        return self.concurrency * self.size
 
     def took(self, seconds: float) -> None:
-        """A handler took this long. The mean follows a slower handler at once and a faster one by steps."""
+        """A call of the handler took this long. The mean follows a slower handler at once and a faster one by steps."""
         seconds = max(seconds, 1e-6)
         if self._mean_seconds == float("inf") or seconds > self._mean_seconds:
             self._mean_seconds = seconds if seconds > 2 * self._mean_seconds else self._mix(seconds)
@@ -154,7 +185,7 @@ class ConsumerRun:
         buffer = self.buffer
         if len(self.lanes) > buffer // 2:
             return 0
-        return max(0, self.concurrency + buffer - self.in_hand + self.lanes.suspects)
+        return max(0, self.handled_at_once + buffer - self.in_hand + self.lanes.suspects)
 
     async def wait_for_room(self) -> int:
         while not (room := self.room):
@@ -163,8 +194,7 @@ class ConsumerRun:
         return room
 
     def settle(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        self.to_settle.set()
+        (self.emitting if outcome.emits else self.plain).add(outcome)
 
     # When the recovery has to look.
 

@@ -1,6 +1,7 @@
 """Ends deliveries: whatever was finished since the last answer goes out in one fenced call a shard.
 
 A settle whose answer never came is sent again, for as long as it takes: the fence makes that harmless, and decides.
+What emits is settled by a loop of its own: where memory is full it has to wait, and the others must not.
 """
 
 from __future__ import annotations
@@ -8,25 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from rstream.errors import GroupMissing, LeaseLost, StoreError
+from rstream.errors import GroupMissing, LeaseLost, StoreError, StoreUnavailable
 from rstream.store.deliveries import PSEUDO, Outcome, Refusal
 from rstream.store.link import backoff
-from rstream.worker.run import ConsumerRun, Place
+from rstream.worker.run import ConsumerRun, Outcomes, Place
 
 log = logging.getLogger("rstream")
 
 
-async def settle_loop(run: ConsumerRun) -> None:
+async def settle_loop(run: ConsumerRun, outcomes: Outcomes) -> None:
     """Runs until `run.finished`. Cancelling it in mid-flush loses what it holds: only its deadline may."""
-    while not run.finished or run.outcomes:
-        await run.to_settle.wait()
-        await flush(run)
+    while not run.finished or outcomes.waiting:
+        await outcomes.wanted.wait()
+        await flush(run, outcomes)
 
 
-async def flush(run: ConsumerRun) -> None:
+async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
     """Settle all that is waiting to be settled."""
-    run.to_settle.clear()
-    batch, run.outcomes = run.outcomes, []
+    batch = outcomes.take()
     if not batch:
         return
     refused = await _send(run, batch)
@@ -48,7 +48,8 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
             log.warning("%s: %d outcomes have nothing to settle any more: %s", run.name, len(batch), error)
             return {(outcome.shard, outcome.id) for outcome in batch}
         except StoreError as error:
-            resent = resent or error.sent
+            # A refused call may have been one of several, and the others were done.
+            resent = resent or error.sent or not isinstance(error, StoreUnavailable)
             log.warning("%s: %d outcomes wait: %s", run.name, len(batch), error)
             await asyncio.sleep(pause)
             continue

@@ -18,7 +18,9 @@ from rstream.errors import ConfigError, StoreError
 from rstream.process import worker_id
 from rstream.store.deliveries import GroupOps
 from rstream.worker import groups
+from rstream.worker.batching import batch_slot
 from rstream.worker.counts import Counts
+from rstream.worker.emit import Emitter
 from rstream.worker.execute import slot
 from rstream.worker.fetch import fetch_loop
 from rstream.worker.lanes import Gate
@@ -64,6 +66,7 @@ class Worker:
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
         self.recycled: str | None = None
+        self.runs: list[ConsumerRun] = []
         self._limits = draw(max_handled, max_rss_mb)
         self._concurrency = concurrency
         self._stopped = False
@@ -95,7 +98,7 @@ class Worker:
         if self._stopped:
             self._stop_asked.set()
         gate = Gate()
-        runs = [await self._prepare(consumer, gate) for consumer in self.consumers]
+        self.runs = runs = [await self._prepare(consumer, gate) for consumer in self.consumers]
         keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in runs])
         watchdog = Watchdog(runs)
         await asyncio.to_thread(keeper.begin)
@@ -111,18 +114,22 @@ class Worker:
     async def _prepare(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
         layout = await consumer.stream.layout()
         ops = GroupOps(layout, consumer.group, self.id)
-        run = ConsumerRun(consumer, self._concurrency or consumer.concurrency, ops, self.app.link, self.counts, gate)
+        target = consumer.emits
+        emitter = None if target is None else Emitter(target, await target.layout(), self.app.endpoint)
+        slots = self._concurrency or consumer.slots
+        run = ConsumerRun(consumer, slots, ops, self.app.link, self.counts, gate, emitter)
         await groups.ensure(run)
         return run
 
     async def _work(self, runs: list[ConsumerRun]) -> None:
         async with anyio.create_task_group() as settling:
             for run in runs:
-                settling.start_soon(settle_loop, run)
+                settling.start_soon(settle_loop, run, run.plain)
+                settling.start_soon(settle_loop, run, run.emitting)
             async with anyio.create_task_group() as handling:
                 for run in runs:
                     for _ in range(run.concurrency):
-                        handling.start_soon(slot, run)
+                        handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
                 await self._take_in(runs)
                 for run in runs:
                     run.stopping = True
@@ -130,7 +137,8 @@ class Worker:
                 await self._finish(runs, handling)
             for run in runs:
                 run.finished = True
-                run.to_settle.set()
+                run.plain.wanted.set()
+                run.emitting.wanted.set()
             settling.cancel_scope.deadline = anyio.current_time() + LEAVE
         for run in runs:
             run.unsure = run.unsure or settling.cancel_scope.cancelled_caught
@@ -187,7 +195,7 @@ class Worker:
             for shard in range(run.layout.shards):
                 for id, deliveries, _ in await run.link.run(run.ops.mine(shard, "-", PAGE)):
                     hand_over(run, shard, id, deliveries, begun=run.unsure)
-            await flush(run)
+            await flush(run, run.plain)
             await run.link.run(run.ops.leave())
         except StoreError as error:
             log.warning("%s: left without saying so, others take over after the lease: %s", run.name, error)

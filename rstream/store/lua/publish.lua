@@ -9,6 +9,7 @@
 -- returns        the first id; the others follow it without a gap (ms-seq, ms-(seq+1), ...)
 -- errors         STALE: a later flush was applied already, so this one is a late packet: nothing is added
 -- cost           O(entries), one XADD each
+-- include: append
 local last = redis.call('GET', KEYS[2])
 if last then
   local seq, first = string.match(last, '^(%d+) (%S+)')
@@ -21,19 +22,7 @@ end
 local flush = cmsgpack.unpack(ARGV[3])
 local at, first = '*', nil
 for n = 1, #flush, 4 do
-  local e, k, i, h = flush[n], flush[n + 1], flush[n + 2], flush[n + 3]
-  local id
-  if h ~= '' then
-    if k ~= '' then
-      id = redis.call('XADD', KEYS[1], at, 'e', e, 'k', k, 'i', i, 'h', h)
-    else
-      id = redis.call('XADD', KEYS[1], at, 'e', e, 'i', i, 'h', h)
-    end
-  elseif k ~= '' then
-    id = redis.call('XADD', KEYS[1], at, 'e', e, 'k', k, 'i', i)
-  else
-    id = redis.call('XADD', KEYS[1], at, 'e', e, 'i', i)
-  end
+  local id = append(KEYS[1], at, flush[n], flush[n + 1], flush[n + 2], flush[n + 3])
   if not first then
     first = id
     -- Redis 7.0 reads the clock anew for every '*' in a script; fixing the milliseconds keeps ids consecutive.

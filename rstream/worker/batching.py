@@ -1,0 +1,169 @@
+"""The slots of a batch consumer: each fills a batch, calls the handler with it, and settles every event by itself.
+
+A handler that raises without saying for which event is called again with each half of the batch, until it is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import NamedTuple
+
+from rstream.batch import Batch, answers
+from rstream.process import clock
+from rstream.retry import Retry
+from rstream.store.deliveries import Fetched, Outcome
+from rstream.worker import failures
+from rstream.worker.execute import acked
+from rstream.worker.run import ConsumerRun
+from rstream.worker.start import Started, start
+
+
+async def batch_slot(run: ConsumerRun) -> None:
+    """Runs until cancelled."""
+    while True:
+        entries = await _fill(run)
+        try:
+            if started := await start(run, entries):
+                await Bisection(run, started).work()
+        finally:
+            for entry in entries:
+                run.lanes.done(entry)
+        await asyncio.sleep(0)  # handlers that never wait let the loop's other tasks run
+
+
+async def _fill(run: ConsumerRun) -> list[Fetched]:
+    """As many as the consumer wants at once, or what has come when the first has waited `max_wait`.
+
+    An entry that failed before is put together with its like only, and a suspect with none: they may fail others.
+    """
+    lanes, size = run.lanes, run.consumer.batch or 1
+    async with run.filling:  # one batch after the other: two half ones would be slower
+        first = await lanes.take()
+        run.room_made.set()
+        if lanes.admitted is first:
+            return [first]
+        lanes.forming.append(first)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(run.consumer.max_wait):
+                while len(lanes.forming) < size:
+                    lanes.forming.append(await lanes.take(like=first))
+                    run.room_made.set()
+        return lanes.formed()
+
+
+class Part(NamedTuple):
+    """Events of which at least one failed the call that they were given to."""
+
+    items: list[Started]
+    error: BaseException
+
+
+class Bisection:
+    """One batch, from the first call to the last outcome."""
+
+    def __init__(self, run: ConsumerRun, items: list[Started]) -> None:
+        self._run, self._items = run, items
+        self._open = {id(each): each for each in items}
+        self._failed: list[Part] = []
+        self._singles = 0
+        self._any_success = False
+
+    async def work(self) -> None:
+        try:
+            await self._try(self._items)
+            while self._failed:
+                items, error = self._failed.pop()
+                if len(items) == 1 or self._hopeless(items, error):
+                    for each in items:
+                        self._fail(each, error)
+                    self._singles += 1
+                    continue
+                middle = len(items) // 2
+                for half in (items[:middle], items[middle:]):
+                    await self._try(half)
+        except asyncio.CancelledError:
+            # The grace is over. The attempts count, and somebody else may start the next at once.
+            for each in self._open.values():
+                self._run.settle(Outcome(each.entry.shard, each.entry.id, each.delivery.attempt, "retry", 0))
+            raise
+
+    def _hopeless(self, items: list[Started], error: BaseException) -> bool:
+        """Whether going on would be in vain: all halves have failed down to single events, so it is hardly the events
+        (a database is away, say); or the handler itself asks for later. Not where it would cost an event its last
+        attempt.
+        """
+        if not isinstance(error, Retry) and (self._any_success or self._singles < 2):
+            return False
+        return all(failures.may_retry(self._run, each.entry, each.delivery, error) for each in items)
+
+    async def _try(self, items: list[Started]) -> None:
+        """Call the handler once, and settle what is known after it."""
+        run = self._run
+        items = [each for each in items if self._still_ours(each)]
+        if not items:
+            return
+        batch = Batch([each.delivery for each in items])
+        place = (items[0].entry.shard, items[0].entry.id)
+        began = run.running[place] = clock()
+        error: BaseException | None = None
+        try:
+            result = await run.call([each.event for each in items], batch)
+            outcomes = answers(result, batch.failures, len(items), wanted=run.emitter is not None)
+        except asyncio.CancelledError:
+            if run.stopping:
+                raise
+            error = asyncio.CancelledError("the handler was cancelled")
+        except BaseException as raised:
+            error = raised
+        finally:
+            del run.running[place]
+            run.took(clock() - began)
+        if error is None:
+            await self._settle(list(zip(items, outcomes, strict=True)))
+            return
+        for index, failure in batch.failures.items():
+            self._fail(items[index], failure)
+        if rest := [each for index, each in enumerate(items) if index not in batch.failures]:
+            self._failed.append(Part(rest, error))
+
+    def _still_ours(self, each: Started) -> bool:
+        """A further call is a further start: not of what may be somebody else's by now."""
+        if self._run.may_start(each.entry):
+            return True
+        self._run.unsure = True  # its attempt was begun
+        self._run.give_up(each.entry)
+        del self._open[id(each)]
+        return False
+
+    async def _settle(self, answered: list[tuple[Started, object]]) -> None:
+        acks, emits = [], []
+        for each, outcome in answered:
+            try:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                ack, records = acked(self._run, each, outcome)
+            except BaseException as error:
+                self._fail(each, error)
+                continue
+            acks.append((each, ack))
+            if records:
+                emits.append((each.delivery, records))
+        if self._run.emitter is not None and emits:
+            try:
+                await self._run.emitter.before_ack(emits)
+            except Exception as error:
+                for each, _ in acks:
+                    self._fail(each, error)
+                return
+        for each, ack in acks:
+            self._any_success = True
+            self._run.counts.handled += 1
+            self._end(each, ack)
+
+    def _fail(self, each: Started, error: BaseException) -> None:
+        self._end(each, failures.judge(self._run, each.entry, each.delivery, error))
+
+    def _end(self, each: Started, outcome: Outcome) -> None:
+        del self._open[id(each)]
+        self._run.settle(outcome)

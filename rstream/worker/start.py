@@ -1,0 +1,173 @@
+"""What lies between taking entries and calling their handler: whether they may be started, as what, as which attempt.
+
+Cost: nothing for fresh entries, unless their consumer has a dedupe key; else a round trip a question, for all together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from rstream.codec import key_text, unpack_headers
+from rstream.delivery import Delivery
+from rstream.errors import EntryInvalid, KeyMissing, LeaseLost, StoreError
+from rstream.store.deliveries import Fetched, Outcome
+from rstream.store.link import Op, together
+from rstream.store.memo import StoredMemo
+from rstream.worker import failures
+from rstream.worker.run import ConsumerRun
+
+T = TypeVar("T")
+
+log = logging.getLogger("rstream")
+
+
+class Started(NamedTuple):
+    """A delivery to be handed to the handler. marker: its dedupe key, "" where the consumer has none."""
+
+    entry: Fetched
+    event: Any
+    delivery: Delivery
+    marker: str
+
+
+async def start(run: ConsumerRun, entries: Sequence[Fetched]) -> list[Started]:
+    """Those of the entries that may be handled now; the others are settled, or let go."""
+    asked = False
+    held = [entry for entry in entries if _held(run, entry)]
+    if any(entry.source is not None for entry in held):
+        asked, held = True, await _begin(run, held)
+    started = [each for entry in held if (each := _open(run, entry)) is not None]
+    if any(each.delivery.attempt > 1 for each in started):
+        asked, started = True, await _recall(run, started)
+    if run.consumer.once is not None and started:
+        asked, started = True, await _drop_doubles(run, started)
+    if asked:  # that took time
+        started = [each for each in started if _held(run, each.entry)]
+    return started
+
+
+def _held(run: ConsumerRun, entry: Fetched) -> bool:
+    if run.may_start(entry):
+        return True
+    run.give_up(entry)
+    return False
+
+
+async def _ask(run: ConsumerRun, entries: Iterable[Fetched], ops: Sequence[Op[T]]) -> list[T] | None:
+    """Redis's answers; None where it does not answer in time, and the entries cannot be started."""
+    try:
+        return await run.link.run(together(ops), within=run.consumer.lease)
+    except StoreError as error:
+        for entry in entries:
+            log.warning("%s: entry %s not started: %s", run.name, run.entry_id(entry.shard, entry.id), error)
+            run.give_up(entry)
+        return None
+
+
+async def _begin(run: ConsumerRun, entries: list[Fetched]) -> list[Fetched]:
+    """Burn an attempt of those that were taken over before they are run, fenced."""
+    fresh = [entry for entry in entries if entry.source is None]
+    taken = []
+    for entry in entries:
+        if entry.source is None:
+            continue
+        if not failures.used_up(run, entry):
+            taken.append(entry)
+            continue
+        count = entry.deliveries
+        why = f"every worker that ran it died, {count} of them" if count > 1 else "the worker that had it died"
+        run.settle(failures.set_aside(run, entry, count, "crashed", why))
+    begun = await _ask(run, taken, [run.ops.begin(entry) for entry in taken]) if taken else []
+    if begun is None:
+        return fresh
+    for entry, ours in zip(taken, begun, strict=True):
+        if ours:
+            fresh.append(entry)
+        else:
+            _refused(run, entry)
+    return fresh
+
+
+def _refused(run: ConsumerRun, entry: Fetched) -> None:
+    run.counts.refused += 1
+    where = run.entry_id(entry.shard, entry.id)
+    lost = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
+    log.warning("%s: LeaseLost: %s", run.name, lost)
+    run.give_up(entry)
+
+
+def _open(run: ConsumerRun, entry: Fetched) -> Started | None:
+    """The event, validated, and its delivery; None where the handler must not get it."""
+    attempt = entry.deliveries if entry.source is None else entry.deliveries + 1
+    try:
+        event, delivery = _unpack(run, entry, attempt)
+        marker = "" if run.consumer.once is None else _marker(run, run.consumer.once, event)
+    except EntryInvalid as error:
+        run.settle(failures.set_aside(run, entry, attempt, error.reason, str(error)))
+        return None
+    if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires:
+        run.settle(failures.expired(run, entry, attempt))
+        return None
+    return Started(entry, event, delivery, marker)
+
+
+def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delivery]:
+    """Raises `EntryInvalid`."""
+    fields = dict(zip(entry.flat[::2], entry.flat[1::2], strict=True))
+    payload = fields.get(b"e")
+    if payload is None:
+        raise EntryInvalid("undecodable", f"it has no field 'e', only {[*fields][:5]}: rstream did not write it")
+    key = fields.get(b"k")
+    delivery = Delivery(
+        run.entry_id(entry.shard, entry.id),
+        run.layout.name,
+        run.ops.group,
+        None if key is None else key.decode(errors="replace"),
+        fields.get(b"i", b""),
+        unpack_headers(fields.get(b"h")),
+        attempt,
+        run.ops.worker,
+        StoredMemo(run.consumer.stream.app, run.lease, run.ops, entry.shard, entry.id, attempt),
+    )
+    return run.consumer.stream.codec.decode(payload), delivery
+
+
+def _marker(run: ConsumerRun, field: str, event: Any) -> str:
+    """The event's dedupe key. Raises `EntryInvalid`."""
+    try:
+        return key_text(run.consumer.stream.codec.key(event, field), field)
+    except KeyMissing:
+        raise EntryInvalid(
+            "invalid", f"it has no usable {field!r}, the dedupe key of group {run.ops.group!r}"
+        ) from None
+
+
+async def _recall(run: ConsumerRun, started: list[Started]) -> list[Started]:
+    """Have those that are begun again know what their earlier attempts kept."""
+    again = [each for each in started if each.delivery.attempt > 1]
+    memos: list[Any] = [each.delivery._memo for each in again]
+    kept = await _ask(run, (each.entry for each in again), [memo.place.load() for memo in memos])
+    if kept is None:
+        return [each for each in started if each.delivery.attempt == 1]
+    for memo, found in zip(memos, kept, strict=True):
+        memo.kept = found
+    return started
+
+
+async def _drop_doubles(run: ConsumerRun, started: list[Started]) -> list[Started]:
+    """Ack those whose dedupe key has succeeded already, by another entry."""
+    by = await _ask(
+        run, (each.entry for each in started), [run.ops.succeeded(each.entry.shard, each.marker) for each in started]
+    )
+    if by is None:
+        return []
+    first = []
+    for each, id in zip(started, by, strict=True):
+        if id in (None, each.entry.id):
+            first.append(each)
+        else:
+            run.counts.skipped += 1
+            run.settle(Outcome(each.entry.shard, each.entry.id, each.delivery.attempt, "ack"))
+    return first
