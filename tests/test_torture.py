@@ -15,7 +15,7 @@ from rstream import RStream
 from tests.proxy import ChaosProxy
 from tests.servers import Server
 from tests.waiting import eventually
-from tests.workload import FREEZE, THAW, History, Job, Spawner, WorkerProcess, workers
+from tests.workload import FREEZE, THAW, Done, History, Job, Spawner, WorkerProcess, workers
 
 
 class Storm:
@@ -115,6 +115,9 @@ def weather(server: Server, namespace: str, folder: Path, *, jobs: int, blows: i
         # Nothing lost: every job ended well, or was set aside; nothing that nobody published.
         assert {n for n in range(jobs) if n not in ended and stored[n] not in dead} == set(), storm.done
         assert ended <= set(range(jobs))
+        # One outcome of each was accepted: what it emits is there once.
+        emitted = Counter(entry.event.n for entry in app.stream("done", Done).sync.read())
+        assert emitted == Counter(n for n in range(jobs) if stored[n] not in dead), storm.done
         # Each attempt was begun once, in one place.
         twice = [line for line in history.lines() if starts[line.n, line.attempt] > 1]
         assert twice == [], storm.done

@@ -35,8 +35,13 @@ class Job(Event):
     kind: str = "wait"
 
 
+class Done(Event):
+    n: int
+
+
 app = RStream()
 jobs = app.stream("jobs", Job, shards=4)
+done = app.stream("done", Done, shards=2)
 _raw: redis.Redis | None = None
 
 
@@ -48,8 +53,8 @@ def note(what: str, event: Job, delivery: Delivery) -> None:
     _raw.rpush(f"history:{app.settings.namespace}", f"{what} {event.n} {delivery.attempt} {os.getpid()} {time.time()}")
 
 
-@jobs.consumer("async", concurrency=CONCURRENCY, lease=LEASE, retry=RetryPolicy(initial_delay=0.05))
-async def on_loop(event: Job, delivery: Delivery) -> None:
+@jobs.consumer("async", concurrency=CONCURRENCY, lease=LEASE, retry=RetryPolicy(initial_delay=0.05), emits=done)
+async def on_loop(event: Job, delivery: Delivery) -> Done:
     await asyncio.to_thread(note, "start", event, delivery)
     if event.kind == "block":
         time.sleep(event.seconds)  # noqa: ASYNC251 (what is tested is a handler that blocks the loop)
@@ -60,6 +65,7 @@ async def on_loop(event: Job, delivery: Delivery) -> None:
     else:
         await asyncio.sleep(event.seconds)
     await asyncio.to_thread(note, "end", event, delivery)
+    return Done(n=event.n)
 
 
 @jobs.consumer("thread", concurrency=CONCURRENCY, lease=LEASE)

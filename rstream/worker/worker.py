@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 from anyio.abc import TaskGroup
@@ -81,7 +81,10 @@ class Worker:
         """
 
         async def main() -> None:
-            async with self.app:
+            async with AsyncExitStack() as open_apps:
+                targets = [consumer.emits.app for consumer in self.consumers if consumer.emits is not None]
+                for app in {self.app, *targets}:
+                    await open_apps.enter_async_context(app)
                 await self.serve()
 
         anyio.run(main)
