@@ -1,51 +1,63 @@
 """How a handler is called: on the loop, in a thread, or in a process of its own; and how long it may take.
 
-- loop: for `async def`. A timeout cancels it.
-- thread: for `def`. A timeout raises `HandlerTimeout` in the thread, at its next bytecode: a call into C that does not
-  return is not interrupted, and the delivery stays this worker's as long as the thread runs.
-- process: for CPU work, and for code that may crash. The processes stay warm: each imports the handler's module once. A
-  timeout raises in the process's handler, and kills the process if that does not end it; a worker that stops kills it;
-  one that dies fails its delivery and nothing else. Event and delivery are pickled; checkpoints and steps are stored
-  from there over connections of its own.
+- loop: for `async def`, as a task of its own: what it leaves in context variables, or does to its task, ends with it. A
+  timeout cancels it.
+- thread: for `def`. A timeout raises `HandlerTimeout` in the thread at its next bytecode, again every second: a call
+  into C that does not return is not interrupted, and the delivery stays this worker's as long as the thread runs.
+- process: for CPU work, and for code that may crash; see `rstream.processes`.
+
+What took longer than its timeout has failed, also where the handler caught the exception and went on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-import importlib
 import inspect
-import os
-import pickle
+import logging
 import re
-import signal
 import sys
 import threading
-import traceback
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import anyio
-import anyio.to_process
 import anyio.to_thread
 
-from rstream.batch import Batch
-from rstream.errors import ConfigError, HandlerDied, HandlerTimeout
+from rstream.errors import ConfigError, HandlerTimeout
 
 if TYPE_CHECKING:
+    from rstream.batch import Batch
     from rstream.delivery import Delivery
 
 Handler = Callable[..., Any]
 RunIn = Literal["loop", "thread", "process"]
-Call = Callable[[Any, "Delivery | Batch"], Awaitable[Any]]
-"""Calls a handler with an event and its delivery, or with a list of events and their batch; what it returned."""
 
-PR_SET_PDEATHSIG = 1
+log = logging.getLogger("rstream")
 
-KILL_AFTER = 30.0
-"""Seconds past its timeout after which a process is killed: a new one may have to import its module first."""
+AGAIN_AFTER = 1.0
+"""Seconds after which a thread that caught its `HandlerTimeout` and went on gets another."""
+
+CANCEL_PATIENCE = 5.0
+"""Seconds that a cancelled handler may take to end, before it is left to itself."""
+
+
+LEFT: set[asyncio.Task[Any]] = set()
+"""Handlers that did not heed it. A loop that waits for its tasks would wait for ever for these."""
+
+
+class Answer(NamedTuple):
+    """What a handler returned, or what it raised. Whatever that is: it never ends who called."""
+
+    result: Any = None
+    error: BaseException | None = None
+
+
+Call = Callable[[Any, "Delivery | Batch"], Awaitable[Answer]]
+"""Calls a handler with an event and its delivery, or with a list of events and their batch. Raises `CancelledError`
+where the caller is cancelled, and nothing else.
+"""
 
 
 def caller(
@@ -55,205 +67,166 @@ def caller(
     run_in: RunIn | None = None,
     timeout: float | None = None,
     batch: bool = False,
-    answers: bool = False,
 ) -> Call:
     """How to call a handler with (event, delivery) or, where it takes one argument (or its second is an option of its
-    own), with the event alone; in at most `limit` threads or processes.
-
-    batch: it is called with (events, batch) · answers: what it returns matters; otherwise a process sends back no more
-    than exceptions. Raises `ConfigError`.
+    own), with the event alone; with `batch`, (events, batch) or the events alone. In at most `limit` threads. Raises
+    `ConfigError`.
     """
-    two = _takes_two(handler, "batch" if batch else "delivery")
+    two = takes_two(handler, "batch" if batch else "delivery")
     is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
-    if run_in == "process":
-        return _in_process(handler, two, limit, timeout, answers)
     if run_in == "loop" and not is_async:
-        raise ConfigError(f"handler {_name(handler)} is a plain def: on the loop it would block all others")
+        raise ConfigError(f"handler {name_of(handler)} is a plain def: on the loop it would block all others")
     if run_in == "thread" and is_async:
-        raise ConfigError(f"handler {_name(handler)} is async: it cannot run in a thread")
+        raise ConfigError(f"handler {name_of(handler)} is async: it cannot run in a thread")
     return _on_loop(handler, two, timeout) if is_async else _in_thread(handler, two, limit, timeout)
 
 
-def _name(handler: Handler) -> str:
+def name_of(handler: Handler) -> str:
     return str(getattr(handler, "__qualname__", repr(handler)))
 
 
 def _on_loop(handler: Handler, two: bool, timeout: float | None) -> Call:
-    if timeout is None:
-        return handler if two else lambda event, given: handler(event)
+    if timeout is not None:
 
-    async def timed(event: Any, given: Delivery | Batch) -> Any:
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                return await (handler(event, given) if two else handler(event))
-        except TimeoutError:
-            if limit.expired():
-                raise HandlerTimeout(f"the handler was cancelled after {timeout:g} s") from None
-            raise
+        async def in_time(event: Any, given: Delivery | Batch) -> Answer:
+            return await _in_task(_timed(partial(handler, event, given) if two else partial(handler, event), timeout))
 
-    return timed
+        return in_time
+
+    async def on_loop(event: Any, given: Delivery | Batch) -> Answer:
+        return await _in_task(_guarded(handler, event, given) if two else _guarded(handler, event))
+
+    return on_loop
+
+
+async def _guarded(handler: Handler, *arguments: Any) -> Answer:
+    """Nothing but an answer comes out: a task that raised SystemExit, say, would end the loop."""
+    try:
+        return Answer(await handler(*arguments))
+    except BaseException as error:
+        return Answer(error=error)
+
+
+async def _timed(handler: Handler, timeout: float) -> Answer:
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            answer = Answer(await handler())
+    except BaseException as error:
+        answer = Answer(error=error)
+    # Asked also after a return: the handler may have caught its cancellation.
+    return Answer(error=HandlerTimeout(f"the handler was cancelled after {timeout:g} s")) if limit.expired() else answer
+
+
+if sys.version_info >= (3, 12):
+
+    def _task(work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
+        # Runs at once up to its first wait: one that never waits costs no turn of the loop.
+        return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+
+else:
+
+    def _task(work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
+        return asyncio.create_task(work)
+
+
+async def _in_task(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """The answer. Whoever is cancelled here cancels the handler, and does not wait for ever until it heeds that."""
+    task = _task(work)
+    if task.done():
+        return task.result()
+    ended = asyncio.get_running_loop().create_future()
+    task.add_done_callback(partial(_wake, ended))
+    try:
+        await ended
+    except asyncio.CancelledError:
+        task.cancel()
+        with anyio.move_on_after(CANCEL_PATIENCE, shield=True):
+            await asyncio.wait([task])
+        if not task.done():
+            LEFT.add(task)
+            log.error("a handler was cancelled %g s ago and goes on: it is left to itself", CANCEL_PATIENCE)
+        raise
+    return Answer(error=asyncio.CancelledError("the handler was cancelled")) if task.cancelled() else task.result()
+
+
+def _wake(waiter: asyncio.Future[None], task: asyncio.Task[Answer]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _in_thread(handler: Handler, two: bool, limit: int, timeout: float | None) -> Call:
     limiter = anyio.CapacityLimiter(limit)
 
-    async def in_thread(event: Any, given: Delivery | Batch) -> Any:
-        call = _Interruptible(partial(handler, event, given) if two else partial(handler, event), timeout)
-        timer = None if timeout is None else asyncio.get_running_loop().call_later(timeout, call.interrupt)
+    async def in_thread(event: Any, given: Delivery | Batch) -> Answer:
+        call = _ThreadCall(partial(handler, event, given) if two else partial(handler, event), timeout)
         try:
             # Only a worker that stops cancels; a thread cannot be, so then it is left behind.
-            result = await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
+            answer = await anyio.to_thread.run_sync(call, limiter=limiter, abandon_on_cancel=True)
         finally:
-            if timer is not None:
-                timer.cancel()
-        # a plain function around an async one: without the await, the work would be acked and not done
-        return await result if inspect.isawaitable(result) else result
+            call.disarm()
+        if not inspect.isawaitable(answer.result):
+            return answer
+        # A plain function around an async one: without the await, the work would be acked and not done.
+        rest = partial(_itself, answer.result)
+        return await _in_task(_guarded(rest) if timeout is None else _timed(rest, timeout))
 
     return in_thread
 
 
-class _Interruptible:
-    """A call that runs in a thread, and that another thread can have raise `HandlerTimeout`."""
+async def _itself(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+class _ThreadCall:
+    """A call that runs in a thread, and in which the loop has `HandlerTimeout` raised when its time is over."""
 
     def __init__(self, call: Callable[[], Any], timeout: float | None) -> None:
         self._call, self._timeout = call, timeout
         self._lock, self._thread = threading.Lock(), 0
+        self._interrupted = False
+        self._timer: asyncio.TimerHandle | None = None
+        if timeout is not None:
+            self._arm(timeout)
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Answer:
         self._thread = threading.get_ident()
+        answer = Answer()
         try:
-            return self._call()
-        except HandlerTimeout as error:
-            if error.args:
-                raise  # the handler's own
-            raise HandlerTimeout(f"the handler was interrupted after {self._timeout:g} s") from None
-        finally:
-            with self._lock:  # from here on this thread is not the handler's any more
-                self._thread = 0
+            try:
+                answer = Answer(self._call())
+            except BaseException as error:
+                answer = Answer(error=error)
+            self._ended()
+        except HandlerTimeout:  # it struck when the handler had just ended
+            self._ended()
+        if self._interrupted:
+            return Answer(error=HandlerTimeout(f"the handler was interrupted after {self._timeout:g} s"))
+        return answer
 
-    def interrupt(self) -> None:
+    def _ended(self) -> None:
+        with self._lock:  # from here on this thread is not the handler's any more
+            self._thread = 0
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._interrupt)
+
+    def _interrupt(self) -> None:
         with self._lock:
             if self._thread:
+                self._interrupted = True
                 thread, error = ctypes.c_ulong(self._thread), ctypes.py_object(HandlerTimeout)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, error)
+        self._arm(AGAIN_AFTER)
+
+    def disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
-def _in_process(handler: Handler, two: bool, limit: int, timeout: float | None, answers: bool) -> Call:
-    module, name = getattr(handler, "__module__", ""), _name(handler)
-    if not module or "<" in name:
-        raise ConfigError(f"handler {name} cannot run in a process: define it by name at the top level of a module")
-    limiter = anyio.CapacityLimiter(limit)
-
-    async def in_process(event: Any, given: Delivery | Batch) -> Any:
-        call = partial(_run_here, module, name, event, given if two else None, timeout, answers)
-        try:
-            async with asyncio.timeout(timeout and timeout + KILL_AFTER) as deadline:
-                answer = await anyio.to_process.run_sync(call, cancellable=True, limiter=limiter)
-        except TimeoutError:
-            if deadline.expired():
-                raise HandlerTimeout(f"the handler's process was killed: it did not end after {timeout:g} s") from None
-            raise
-        except anyio.BrokenWorkerProcess:
-            raise HandlerDied(f"the process that ran {module}:{name} died") from None
-        if isinstance(given, Batch):
-            given.failures.update(answer.failures)
-        if answer.error is not None:
-            raise answer.error
-        return answer.result
-
-    return in_process
-
-
-class _Answer(NamedTuple):
-    """What comes back from another process, exceptions in a form that can travel."""
-
-    result: Any
-    failures: dict[int, BaseException]
-    error: BaseException | None
-
-
-class _Remote(Exception):
-    """Carries the traceback of another process, as the cause of its exception."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-def _run_here(
-    module: str, name: str, event: Any, given: Delivery | Batch | None, timeout: float | None, answers: bool
-) -> _Answer:
-    """Runs in the child."""
-    _settle_in()
-    result, error = None, None
-    try:
-        handler: Any = importlib.import_module(module)
-        for part in name.split("."):
-            handler = getattr(handler, part)
-        with _alarm(timeout):
-            result = handler(event) if given is None else handler(event, given)
-            if inspect.iscoroutine(result):
-                result = asyncio.run(result)
-    except BaseException as raised:
-        result, error = None, _portable(raised)
-    failures = given.failures if isinstance(given, Batch) else {}
-    return _Answer(_reduced(result, answers), {n: _portable(failed) for n, failed in failures.items()}, error)
-
-
-def _reduced(result: Any, answers: bool) -> Any:
-    """A result as it travels: without `answers` all of it but exceptions stays here."""
-    if isinstance(result, list | tuple) and any(isinstance(item, BaseException) for item in result):
-        return [_portable(item) if isinstance(item, BaseException) else item if answers else None for item in result]
-    return result if answers else None
-
-
-@contextmanager
-def _alarm(timeout: float | None) -> Iterator[None]:
-    """Raise in this process's main thread, which runs the handler, when the time is over."""
-    if timeout is None:
-        yield
-        return
-
-    def ring(number: int, frame: object) -> None:
-        raise HandlerTimeout(f"the handler was interrupted after {timeout:g} s")
-
-    signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, timeout)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-_settled = False
-
-
-def _settle_in() -> None:
-    """Once in a child: its life ends with the worker's, Ctrl-C is the worker's business, and what it prints is seen."""
-    global _settled
-    if _settled:
-        return
-    _settled = True
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    sys.stdout = sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # the real stdout carries the answers
-
-
-def _portable(error: BaseException) -> BaseException:
-    text = "".join(traceback.format_exception(error))
-    try:
-        travelled: BaseException = pickle.loads(pickle.dumps(error))
-    except Exception:
-        line = " ".join("".join(traceback.format_exception_only(error)).split())
-        travelled = RuntimeError(f"{line} (it could not be pickled)")
-    travelled.__cause__ = _Remote(text)
-    return travelled
-
-
-def _takes_two(handler: Handler, wish: str) -> bool:
+def takes_two(handler: Handler, wish: str) -> bool:
     """Whether the handler wants its delivery, or its batch, beside its event or events."""
-    name, first = _name(handler), "events" if wish == "batch" else "event"
+    name, first = name_of(handler), "events" if wish == "batch" else "event"
     try:
         signature = inspect.signature(handler)
     except (TypeError, ValueError):
@@ -269,15 +242,29 @@ def _takes_two(handler: Handler, wish: str) -> bool:
     raise ConfigError(f"handler {name}{signature} cannot be called: it must take ({first}, {wish}) or ({first})")
 
 
-def _second_is(signature: inspect.Signature, wish: str) -> bool:
-    """An option of the handler's own is no place for a delivery: it must be required, or say that it is one."""
+def wants_batch(handler: Handler) -> bool:
+    """Whether the handler says by itself that it takes (events, batch)."""
+    try:
+        second = _second(inspect.signature(handler))
+    except (TypeError, ValueError):
+        return False
+    return second is not None and _says(second, "batch")
+
+
+def _second(signature: inspect.Signature) -> inspect.Parameter | None:
     places = [
         each
         for each in signature.parameters.values()
         if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
     ]
-    if len(places) < 2:  # *args
-        return True
-    second = places[1]
-    said = second.name == wish or re.search(rf"\b{wish.capitalize()}\b", str(second.annotation))
-    return second.default is second.empty or bool(said)
+    return places[1] if len(places) > 1 else None
+
+
+def _says(place: inspect.Parameter, wish: str) -> bool:
+    return place.name == wish or bool(re.search(rf"\b{wish.capitalize()}\b", str(place.annotation)))
+
+
+def _second_is(signature: inspect.Signature, wish: str) -> bool:
+    """An option of the handler's own is no place for a delivery: it must be required, or say that it is one."""
+    second = _second(signature)
+    return second is None or second.default is second.empty or _says(second, wish)  # None: *args

@@ -4,26 +4,68 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import numbers
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, get_args, get_origin
 
 from pydantic import BaseModel
 
-from rstream.calling import Call, Handler, RunIn, caller
+from rstream.batch import Batch, answers
+from rstream.calling import Answer, Call, Handler, RunIn, caller, wants_batch
 from rstream.codec import Codec, ModelCodec
+from rstream.delivery import Delivery
 from rstream.errors import ConfigError, PositionError
 from rstream.position import Position, bound
 from rstream.retry import RetryPolicy
 
 if TYPE_CHECKING:
+    from rstream.processes import ProcessCall
     from rstream.stream import Stream
 
 _declared: weakref.WeakKeyDictionary[Handler, list[Consumer]] = weakref.WeakKeyDictionary()
 
 MAX_BATCH = 10_000
+_YEAR = 365 * 86_400.0
+
+
+class Range(NamedTuple):
+    """What a number may be. Both ends are allowed; `high` None: any whole number from `low`."""
+
+    low: float
+    high: float | None
+    told: str
+    unit: str = ""
+
+    def problem(self, value: object) -> str | None:
+        """None where there is none. Bools are numbers to Python; NaN compares as false with everything."""
+        whole = self.unit == ""
+        kind = numbers.Integral if whole else numbers.Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            return f"{value!r}, it must be a {'whole number' if whole else 'number of seconds'}, {self.told}"
+        number: Any = value
+        if number >= self.low and (self.high is None or number <= self.high):
+            return None
+        return f"{value}{self.unit}, it must be {self.told}"
+
+
+_SPAN = Range(0.001, _YEAR, "between 0.001 s and a year", " s")
+_RANGES = {
+    "concurrency": Range(1, None, "at least 1"),
+    "batch": Range(1, MAX_BATCH, f"between 1 and {MAX_BATCH:,}"),
+    "prefetch": Range(0, None, "at least 0"),
+    "lease": Range(0.5, 86_400, "between 0.5 s and a day", " s"),
+    "max_wait": Range(0, 3600, "between 0 and an hour", " s"),
+    "expires": _SPAN,
+    "timeout": _SPAN,
+    "hard_timeout": _SPAN,
+    "once_for": _SPAN,
+}
+_OPTIONAL = {"concurrency", "batch", "prefetch", "expires", "timeout", "hard_timeout"}
+"""Those that may be None."""
 
 
 class Options(TypedDict, total=False):
@@ -69,23 +111,11 @@ class Consumer:
 
     def __post_init__(self) -> None:
         where = f"consumer {self.group!r} of stream {self.stream.name!r}"
-        if self.concurrency is not None and self.concurrency < 1:
-            raise ConfigError(f"{where}: concurrency is {self.concurrency}, it must be at least 1")
-        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
-            raise ConfigError(f"{where}: batch is {self.batch}, it must be between 1 and {MAX_BATCH:,}")
-        if not 0 <= self.max_wait <= 3600:
-            raise ConfigError(f"{where}: max_wait is {self.max_wait} s, it must be between 0 and an hour")
-        if not 0.5 <= self.lease <= 24 * 3600:
-            raise ConfigError(f"{where}: lease is {self.lease} s, it must be between 0.5 s and a day")
-        if self.prefetch is not None and self.prefetch < 0:
-            raise ConfigError(f"{where}: prefetch is {self.prefetch}, it must not be negative")
-        if self.expires is not None and not self.expires > 0:
-            raise ConfigError(f"{where}: expires is {self.expires} s, it must be more than 0")
-        if self.once is not None and self.stream.key is None:
-            raise ConfigError(f"{where}: once={self.once!r} needs a stream with a key, by which doubles share a shard")
-        for name in ("timeout", "hard_timeout", "once_for"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ConfigError(f"{where}: {name} is {getattr(self, name)} s, it must be more than 0")
+        for name, limits in _RANGES.items():
+            value = getattr(self, name)
+            if not (value is None and name in _OPTIONAL) and (problem := limits.problem(value)):
+                raise ConfigError(f"{where}: {name} is {problem}")
+        self._check_once(where)
         try:
             bound(self.start, "start", 0)
         except PositionError as error:
@@ -93,6 +123,16 @@ class Consumer:
         self.call()  # refuses what cannot be called
         with contextlib.suppress(TypeError):  # an object that cannot be hashed: `codec_of` goes by its annotation
             _declared.setdefault(self.handler, []).append(self)
+
+    def _check_once(self, where: str) -> None:
+        if self.once is None:
+            return
+        if self.stream.key is None:
+            raise ConfigError(f"{where}: once={self.once!r} needs a stream with a key, by which doubles share a shard")
+        fields = [*self.stream._schema.get("properties", {})]
+        if self.once not in fields:
+            known = f"their fields are {', '.join(fields)}"
+            raise ConfigError(f"{where}: once={self.once!r}, but its events have no such field: {known}")
 
     @cached_property
     def policy(self) -> RetryPolicy:
@@ -107,16 +147,45 @@ class Consumer:
             return os.cpu_count() or 1
         return 16 if self.batch is None else 1
 
-    def call(self, limit: int = 1) -> Call:
+    def call(self, limit: int = 1) -> Call | ProcessCall:
         """How to call the handler, in at most `limit` threads or processes."""
-        return caller(
+        batch = self.batch is not None
+        if self.run_in != "process":
+            return caller(self.handler, limit, run_in=self.run_in, timeout=self.timeout, batch=batch)
+        from rstream.processes import ProcessCall  # costs an import that few need
+
+        return ProcessCall(
             self.handler,
             limit,
-            run_in=self.run_in,
             timeout=self.timeout,
-            batch=self.batch is not None,
+            hard_timeout=self.hard_timeout,
+            batch=batch,
             answers=self.emits is not None,
         )
+
+
+def one_by_one(handler: Handler, limit: int) -> Call:
+    """How to call any handler with single events: one that was declared for batches, or takes a batch, gets batches of
+    one.
+    """
+    declared: list[Consumer] = []
+    with contextlib.suppress(TypeError):
+        declared = _declared.get(handler, [])
+    if not (any(consumer.batch for consumer in declared) or wants_batch(handler)):
+        return caller(handler, limit)
+    call = caller(handler, limit, batch=True)
+
+    async def alone(event: Any, delivery: Delivery | Batch) -> Answer:
+        batch = Batch([delivery]) if isinstance(delivery, Delivery) else delivery
+        answer = await call([event], batch)
+        if answer.error is not None:
+            return answer
+        (outcome,) = answers(
+            answer.result if isinstance(answer.result, list) else None, batch.failures, 1, wanted=False
+        )
+        return Answer(error=outcome) if isinstance(outcome, BaseException) else answer
+
+    return alone
 
 
 def codec_of(handler: Handler) -> Codec[Any] | None:
@@ -135,6 +204,8 @@ def codec_of(handler: Handler) -> Codec[Any] | None:
         # Only this one: others may be known to type checkers alone, as `Delivery` often is.
         wish = next(iter(inspect.signature(handler).parameters.values())).annotation
         model = eval(wish, getattr(plain, "__globals__", {})) if isinstance(wish, str) else wish
+        if get_origin(model) in (list, Sequence):  # a batch handler's
+            (model,) = get_args(model)
     except Exception:
         return None
     return ModelCodec(model) if inspect.isclass(model) and issubclass(model, BaseModel) else None

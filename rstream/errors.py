@@ -30,6 +30,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -153,3 +154,25 @@ class PublishUncertain(StoreUnavailable):
     """The connection broke in mid-publish, and the retry failed: what was sent last may or may not be in the stream."""
 
     sent = True
+
+
+def one_line(error: BaseException, limit: int = 1_000) -> str:
+    """Type and text of any exception, also of one that cannot say its text itself."""
+    try:
+        text = "".join(traceback.format_exception_only(error))
+    except BaseException:
+        text = f"{type(error).__name__} (it cannot be printed)"
+    return " ".join(_printable(text[: 10 * limit]).split())[:limit]
+
+
+def full_text(error: BaseException, limit: int = 16_000) -> str:
+    """The traceback of any exception, the end of it."""
+    try:
+        return _printable("".join(traceback.format_exception(error))[-limit:])
+    except BaseException:
+        return one_line(error, limit)
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates are text to Python, and to nobody else."""
+    return text.encode(errors="replace").decode()

@@ -58,11 +58,12 @@ class RetryPolicy(BaseModel):
 
         age: seconds since the event was published · dice: a random number from 0 to 1.
         """
-        if attempt >= self.max_attempts or isinstance(error, (Reject, *self.non_retryable)):
+        kind = type(error)  # not isinstance(): that asks the object, which may have its own mind
+        if attempt >= self.max_attempts or issubclass(kind, (Reject, *self.non_retryable)):
             return None
         delay = self._delay(attempt) * (1 - self.jitter * dice)
-        if isinstance(error, Retry) and error.after is not None:
-            delay = error.after
+        if issubclass(kind, Retry) and (after := getattr(error, "after", None)) is not None:
+            delay = after
         if self.total_timeout is not None and age + delay > self.total_timeout:
             return None
         return delay

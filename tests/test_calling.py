@@ -71,7 +71,7 @@ async def test_what_goes_wrong_in_a_process_stays_with_its_delivery(
     assert letter[b"reason"] == reason
     assert says in letter[b"error"]
     if kind == "value":
-        assert b"in in_process" in letter[b"traceback"]  # the traceback of the child
+        assert b"raise raising[event.kind]" in letter[b"traceback"]  # a line of the handler: the child's traceback
 
 
 async def test_a_worker_that_stops_takes_its_processes_along(app: RStream, tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ def called(handler: Callable[..., Any]) -> Any:
     """What a worker gets from it."""
 
     async def run() -> Any:
-        return await caller(handler, 2)(EVENT, DELIVERY)
+        result, error = await caller(handler, 2)(EVENT, DELIVERY)
+        if error is not None:
+            raise error
+        return result
 
     return anyio.run(run)
 
@@ -326,6 +329,10 @@ def test_a_decorator_that_is_used_twice(digits: Stream[Seen]) -> None:
         classify(blocking)
 
 
+SPANS = ("expires", "timeout", "hard_timeout", "once_for")
+NUMBERS = (*SPANS, "lease", "max_wait", "concurrency", "batch", "prefetch")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -338,6 +345,19 @@ def test_a_decorator_that_is_used_twice(digits: Stream[Seen]) -> None:
         ({"lease": float("nan")}, "lease is nan"),
         ({"lease": float("inf")}, "lease is inf"),
         ({"prefetch": -1}, "prefetch is -1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"batch": 10_001}, "batch is 10001"),
+        ({"max_wait": -0.1}, "max_wait is -0.1"),
+        ({"max_wait": 3601}, "max_wait is 3601"),
+        *(({name: 0}, f"{name} is 0") for name in SPANS),
+        *(({name: 0.0001}, f"{name} is 0.0001 s, it must be between 0.001 s and a year") for name in SPANS),
+        *(({name: 1e15}, f"{name} is 1000000000000000.0 s") for name in SPANS),
+        *(({name: float("nan")}, f"{name} is nan") for name in NUMBERS),
+        *(({name: float("inf")}, f"{name} is inf") for name in NUMBERS),
+        *(({name: True}, f"{name} is True, it must be a ") for name in NUMBERS),
+        *(({name: "7"}, f"{name} is '7', it must be a ") for name in NUMBERS),
+        *(({name: None}, f"{name} is None, it must be a ") for name in ("lease", "max_wait", "once_for")),
+        *(({name: 1.5}, f"{name} is 1.5, it must be a whole number") for name in ("concurrency", "batch", "prefetch")),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(digits: Stream[Seen], options: dict[str, Any], says: str) -> None:
@@ -345,6 +365,15 @@ def test_an_option_that_makes_no_sense_is_refused(digits: Stream[Seen], options:
         digits.consumer("g", **options)(asynchronous)
     assert str(caught.value).startswith(f"consumer 'g' of stream 'digits': {says}")
     assert digits.consumers == [] and codec_of(asynchronous_alone) is not None
+
+
+def test_an_option_at_the_end_of_its_range_is_taken(app: RStream, digits: Stream[Seen]) -> None:
+    year = 365 * 86_400
+    least = {"concurrency": 1, "batch": 1, "prefetch": 0, "lease": 0.5, "max_wait": 0} | dict.fromkeys(SPANS, 0.001)
+    most = {"concurrency": 10**6, "batch": 10_000, "prefetch": 10**6, "lease": 86_400, "max_wait": 3600}
+    for group, options in enumerate((least, most | dict.fromkeys(SPANS, year))):
+        digits.consumer(f"g{group}", **options)(asynchronous)  # type: ignore[arg-type]
+    assert len(digits.consumers) == 2
 
 
 @pytest.mark.parametrize("group", ["", "a b", "~retry", "g:1", "x" * 129])

@@ -18,6 +18,7 @@ from rstream.store import layout as layouts
 from rstream.store.dead import DeadOps, Match, Search
 from rstream.store.deliveries import GroupOps, Outcome
 from rstream.worker.worker import Worker
+from tests.servers import Server
 from tests.waiting import eventually, eventually_async
 
 
@@ -239,6 +240,47 @@ def test_all_of_them_are_meant_only_where_somebody_says_so(items: Stream[Item]) 
     assert dead.discard(ids=[]).done == 0
     assert dead.discard(ids=(letter for letter in dead.read(limit=1)), dry_run=True).done == 1
     assert dead.discard(everything=True).done == 2
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        *({name: value} for name in ("reason", "error") for value in ("", " \n", 0, False, b"", [])),
+        *({"key": value} for value in ("", 0, False, b"")),
+        {"error": "", "reason": "failed"}, {"eror": "KeyError"}, {"group": "g"},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_filter_is_refused_before_it_means_all(items: Stream[Item], filters: dict[str, Any]) -> None:
+    killed(items, 2)
+    dead = items.sync.dead("g")
+    for act in (dead.redrive, dead.discard):
+        for more in ({}, {"dry_run": True}, {"everything": True}):
+            with pytest.raises(ConfigError, match="dead letters") as caught:
+                act(**filters, **more)  # type: ignore[arg-type]
+            assert "\n" not in str(caught.value)
+    for look in (dead.read, dead.heads):
+        with pytest.raises(ConfigError, match="dead letters"):
+            list(look(**filters))  # type: ignore[arg-type]
+    assert dead.count() == {"failed": 2}
+
+
+async def test_the_same_for_code_in_an_event_loop(server: Server, namespace: str) -> None:
+    async with RStream(server.url, namespace=namespace) as app:
+        dead = app.stream("items", Item).dead("g")
+        for act in (dead.redrive, dead.discard):
+            with pytest.raises(ConfigError, match="the filter 'error' of dead letters is '', which is no filter"):
+                await act(error="")
+        with pytest.raises(ConfigError, match="'key'"):
+            [letter async for letter in dead.read(key="")]
+
+
+def test_a_blank_is_a_key_like_any_other(items: Stream[Item]) -> None:
+    run, ops = items.app.sync_link.run, GroupOps(items.sync.layout(), "g", "w1")
+    run(ops.create("0"))
+    items.sync.publish_many(Item(n=n, name=name) for n, name in enumerate((" ", "a")))
+    run(ops.settle([Outcome(e.shard, e.id, 1, "dead", "failed", "x") for e in run(ops.fetch(10, 0))]))
+    assert [letter.event.n for letter in items.sync.dead("g").read(key=" ")] == [0]
 
 
 # -- finding -------------------------------------------------------------------------------------------------------

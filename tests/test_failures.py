@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import redis
 
-from rstream import Delivery, Event, Reject, Retry, RetryPolicy, RStream
+from rstream import Delivery, EntryId, Event, Reject, Retry, RetryPolicy, RStream, Stream
+from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from tests.servers import Server
 from tests.test_worker import dead_letters, drain, working
-from tests.waiting import eventually, eventually_async
-from tests.workload import History, Job, WorkerProcess, workers
+from tests.waiting import eventually_async
 
 
 class Item(Event):
@@ -80,18 +78,89 @@ async def test_an_event_that_came_too_late_is_counted_and_not_started(app: RStre
     async def handle(event: Item) -> None:
         seen.append(event.n)
 
-    old = await items.publish(Item(n=0))
-    with redis.Redis.from_url(app.settings.url or "") as raw:
-
-        def is_late() -> bool:
-            seconds, micros = raw.time()
-            return seconds * 1000 + micros / 1000 > old.ms + 400
-
-        await eventually_async(is_late)
+    await too_late(app, await items.publish(Item(n=0)), 0.3)
     await items.publish(Item(n=1))
     worker = await drain(app)
     assert seen == [1]
     assert (worker.counts.handled, worker.counts.expired, worker.counts.dead) == (1, 1, 0)
+
+
+async def too_late(app: RStream, id: EntryId, expires: float) -> None:
+    """Wait until the entry is older than that."""
+    with redis.Redis.from_url(app.settings.url or "") as raw:
+
+        def is_late() -> bool:
+            seconds, micros = raw.time()
+            return seconds * 1000 + micros / 1000 > id.ms + expires * 1000 + 50
+
+        await eventually_async(is_late)
+
+
+async def doomed(app: RStream, items: Stream[Item], end: Callable[[Fetched], Outcome] | None) -> EntryId:
+    """An entry that was delivered to a worker, which settled it so, or died."""
+    ops = GroupOps(await items.layout(), "g", "doomed")
+    await app.link.run(ops.create("0"))
+    id = await items.publish(Item(n=0))
+    (entry,) = await app.link.run(ops.fetch(10, 0))
+    if end is not None:
+        assert not await app.link.run(ops.settle([end(entry)]))
+    return id
+
+
+TO_RETRY = [
+    lambda entry: Outcome(entry.shard, entry.id, 1, "retry", 1),
+    None,  # taken over: who knows what it had done
+]
+
+
+@pytest.mark.parametrize("end", TO_RETRY, ids=["retry", "taken over"])
+async def test_what_was_started_in_time_is_tried_again_and_ends_as_a_dead_letter(
+    app: RStream, end: Callable[[Fetched], Outcome] | None
+) -> None:
+    items = app.stream("items", Item, shards=1)
+    attempts: list[int] = []
+
+    @items.consumer("g", expires=0.2, lease=0.5, retry=RetryPolicy(max_attempts=3, initial_delay=0))
+    async def handle(event: Item, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        raise ValueError("half of it is done")
+
+    await too_late(app, await doomed(app, items, end), 0.2)
+    worker = await drain(app)
+    assert attempts == [2, 3]
+    assert (worker.counts.expired, worker.counts.dead) == (0, 1)
+    (letter,) = await dead_letters(app, "g")
+    assert (letter[b"reason"], letter[b"attempts"]) == (b"failed", b"3")
+
+
+async def test_what_is_redriven_runs_whatever_its_age(app: RStream) -> None:
+    items = app.stream("items", Item, shards=1)
+    attempts: list[int] = []
+
+    @items.consumer("g", expires=0.2)
+    async def handle(event: Item, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+
+    id = await doomed(app, items, lambda entry: Outcome(entry.shard, entry.id, 1, "dead", "rejected", "a bug"))
+    await too_late(app, id, 0.2)
+    assert (await items.dead("g").redrive(reason="rejected")).done == 1
+    worker = await drain(app)
+    assert attempts == [1]
+    assert (worker.counts.handled, worker.counts.expired) == (1, 0)
+
+
+async def test_what_was_handed_over_unstarted_expires(app: RStream) -> None:
+    items = app.stream("items", Item, shards=1)
+    seen: list[int] = []
+
+    @items.consumer("g", expires=0.2)
+    async def handle(event: Item) -> None:
+        seen.append(event.n)
+
+    id = await doomed(app, items, lambda entry: Outcome(entry.shard, entry.id, 1, "release"))
+    await too_late(app, id, 0.2)
+    worker = await drain(app)
+    assert (seen, worker.counts.expired) == ([], 1)
 
 
 class Spiteful(Exception):
@@ -150,44 +219,3 @@ async def test_a_waiting_retry_survives_a_restart_with_its_due_time(app: RStream
     await drain(app)
     assert len(starts) == 2
     assert 0.95 < starts[1] - starts[0] < 4
-
-
-def test_an_entry_that_kills_the_process_is_found_and_no_innocent_beside_it(
-    own_server: Server, namespace: str, tmp_path: Path
-) -> None:
-    with (
-        workers(own_server, namespace, tmp_path) as spawn,
-        redis.Redis.from_url(own_server.url) as raw,
-        RStream(own_server.url, namespace=namespace) as app,
-    ):
-        jobs = app.stream("jobs", Job, shards=4)
-        kinds = ["die" if n == 250 else "wait" for n in range(501)]
-        jobs.sync.publish_many(Job(n=n, kind=kind, seconds=0.002) for n, kind in enumerate(kinds))
-        history = History(raw, namespace)
-        layout = jobs.sync.layout()
-
-        def letters() -> list[dict[bytes, bytes]]:
-            return [letter for keys in layout.keys for _, letter in raw.xrange(keys.dead("async"))]
-
-        def pending() -> int:
-            return sum(raw.xpending(keys.stream, "async")["pending"] for keys in layout.keys)
-
-        live: list[WorkerProcess] = [spawn(lease=0.5, concurrency=16) for _ in range(2)]
-
-        def done() -> bool:
-            for worker in list(live):
-                if worker.process.poll() is not None:  # as a supervisor does
-                    live.remove(worker)
-                    live.append(spawn(lease=0.5, concurrency=16))
-            return len(history.counts("end")) == 500 and pending() == 0
-
-        eventually(done, 60)
-        (letter,) = letters()
-        assert letter[b"reason"] == b"crashed" and letter[b"attempts"] == b"3"
-        assert history.counts("start")[250] == 3
-        worst = max(line.attempt for line in history.lines() if line.n != 250)
-        assert worst <= 3  # none lost more than two attempts
-        assert set(history.counts("end")) == set(range(501)) - {250}
-        for worker in live:
-            worker.ready().signal(signal.SIGTERM)
-        assert [worker.wait() for worker in live] == [0, 0]

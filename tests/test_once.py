@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import redis
@@ -86,6 +87,21 @@ async def test_the_marker_is_set_with_the_ack_or_not_at_all(app: RStream) -> Non
     assert await app.link.run(mine.succeeded(0, "key")) == entry.id
     with redis.Redis.from_url(app.settings.url or "") as raw:
         assert 50_000 < raw.pttl(layout.keys[0].once("g", "key")) <= 60_000
+
+
+@pytest.mark.parametrize("once", ["numbr", "", "model_config", 5])
+def test_a_field_that_the_events_do_not_have_is_refused(namespace: str, once: Any) -> None:
+    orders = RStream("redis://nowhere.invalid", namespace=namespace).stream("orders", Order, key="customer")
+    told = f"consumer 'g' of stream 'orders': once={once!r}, but its events have no such field: "
+    with pytest.raises(ConfigError, match=told + "their fields are customer, number, fails"):
+        orders.consumer("g", once=once)(lambda event: None)
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 1e15, 366 * 86_400.0, 1e-4, 0, -1])
+def test_a_marker_lives_for_a_time_that_redis_can_count(namespace: str, seconds: float) -> None:
+    orders = RStream("redis://nowhere.invalid", namespace=namespace).stream("orders", Order, key="customer")
+    with pytest.raises(ConfigError, match=r"once_for is .* s, it must be between 0\.001 s and a year"):
+        orders.consumer("g", once="number", once_for=seconds)(lambda event: None)
 
 
 def test_doubles_have_to_share_a_shard(namespace: str) -> None:

@@ -272,7 +272,7 @@ def test_a_key_is_handled_in_order_and_keys_in_parallel(bench: Bench, ordered: b
         running[event.device] += 1
         overlaps += running[event.device] > 1
         together = max(together, sum(running.values()))
-        for _ in range(event.n % 4):
+        for _ in range(20 + event.n % 4):
             await asyncio.sleep(0)
         order[event.device].append(event.n)
         running[event.device] -= 1

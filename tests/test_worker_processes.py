@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from rstream import RStream, Stream
 from tests.proxy import ChaosProxy
 from tests.servers import Server
 from tests.waiting import eventually
-from tests.workload import FREEZE, THAW, History, Job, Spawner, workers
+from tests.workload import FREEZE, THAW, Done, History, Job, Spawner, workers
 
 
 class Bench:
@@ -23,6 +25,7 @@ class Bench:
         self.raw = redis.Redis.from_url(server.url)
         self.app = RStream(server.url, namespace=namespace)
         self.jobs: Stream[Job] = self.app.stream("jobs", Job, shards=4)
+        self.done: Stream[Done] = self.app.stream("done", Done)
         self.history = History(self.raw, namespace)
 
     def publish(self, count: int, seconds: float = 0.0, kind: str = "wait", first: int = 0) -> None:
@@ -31,6 +34,11 @@ class Bench:
     def pending(self, group: str = "async") -> int:
         layout = self.jobs.sync.layout()
         return sum(self.raw.xpending(keys.stream, group)["pending"] for keys in layout.keys)
+
+    def owners(self, group: str = "async") -> set[str]:
+        """Whom deliveries are pending for."""
+        found = [self.raw.xpending(keys.stream, group)["consumers"] for keys in self.jobs.sync.layout().keys]
+        return {each["name"].decode() for consumers in found for each in consumers}
 
     def all_done(self, count: int, group: str = "async") -> bool:
         return len(self.history.counts("end")) == count and self.pending(group) == 0
@@ -74,23 +82,47 @@ def alive_for(bench: Bench, pid: int) -> float:
     return seconds + micros / 1e6 - int(bench.raw.get(found[0]) or 0) / 1000 if found else 0.0
 
 
-def test_a_frozen_workers_settles_are_refused_with_lease_lost_and_change_nothing(bench: Bench) -> None:
+def test_every_late_outcome_of_a_frozen_worker_is_refused_and_changes_nothing(bench: Bench) -> None:
+    """Acks with what they emit, retries and dead letters; tests/test_checkpoint.py has checkpoints and steps."""
+    frozen = bench.spawn(lease=1, concurrency=30).ready()
+    for first, kind in enumerate(("wait", "late failure", "late reject")):
+        bench.publish(10, seconds=0.5, kind=kind, first=10 * first)
+    eventually(lambda: len(bench.history.running(frozen.pid)) == 30)
+    frozen.signal(FREEZE)
+    heir = bench.spawn(lease=1, concurrency=30).ready()
+    eventually(lambda: bench.all_done(30), 20)
+    alive = bench.owners()
+
+    frozen.signal(THAW)
+    eventually(lambda: frozen.log.count("LeaseLost") == 30, 15)
+    for kind in ("ack", "retry", "dead"):
+        assert len(re.findall(rf"LeaseLost: {kind} of entry", frozen.log)) == 10
+    assert bench.pending() == 0 and bench.owners() == alive == set()
+    assert bench.app.streams["jobs"].sync.dead("async").count() == {}
+    assert Counter(entry.event.n for entry in bench.done.sync.read()) == dict.fromkeys(range(30), 1)
+    assert {line.pid for line in bench.history.lines() if line.what == "end"} <= {heir.pid, frozen.pid}
+    bench.publish(10, first=30)  # both go on working
+    eventually(lambda: len(bench.history.counts("end")) == 40)
+    frozen.signal(signal.SIGTERM)
+    assert frozen.wait() == 0
+    assert "refused 30" in frozen.log
+
+
+def test_a_late_renewal_gives_nothing_back(bench: Bench) -> None:
+    """A thawed worker renews its lease: it lives again, and owns nothing of what it had."""
     frozen = bench.spawn(lease=1, concurrency=10).ready()
-    bench.publish(10, seconds=0.5)
+    bench.publish(10, seconds=6)
     eventually(lambda: len(bench.history.running(frozen.pid)) == 10)
     frozen.signal(FREEZE)
     heir = bench.spawn(lease=1, concurrency=10).ready()
-    eventually(lambda: bench.all_done(10), 15)
-    assert {line.pid for line in bench.history.lines() if line.what == "end"} == {heir.pid}
-
+    eventually(lambda: len(bench.history.running(heir.pid)) == 10, 15)
+    (owner,) = bench.owners()
     frozen.signal(THAW)
-    eventually(lambda: frozen.log.count("LeaseLost") == 10, 15)
-    assert bench.pending() == 0
-    bench.publish(10, first=10)  # both go on working
-    eventually(lambda: len(bench.history.counts("end")) == 20)
-    frozen.signal(signal.SIGTERM)
-    assert frozen.wait() == 0
-    assert "refused 10" in frozen.log
+    eventually(lambda: alive_for(bench, frozen.pid) > 1.5, 15)  # renewed, and old enough to take over from others
+    assert bench.owners() == {owner} and f"-{heir.pid}-" in owner
+    eventually(lambda: bench.pending() == 0, 20)
+    assert frozen.log.count("LeaseLost") == 10
+    assert Counter(entry.event.n for entry in bench.done.sync.read()) == dict.fromkeys(range(10), 1)
 
 
 def test_what_a_frozen_worker_had_not_started_it_does_not_start_after_the_thaw(bench: Bench) -> None:

@@ -6,6 +6,7 @@ Run as a real worker process: `rstream worker tests.workload:app --group jobs/as
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rstream import Delivery, Event, RetryPolicy, RStream
+from rstream import Delivery, Event, Reject, RetryPolicy, RStream
 from tests.servers import Server
 from tests.waiting import eventually
 
@@ -59,11 +60,20 @@ async def on_loop(event: Job, delivery: Delivery) -> Done:
     if event.kind == "block":
         time.sleep(event.seconds)  # noqa: ASYNC251 (what is tested is a handler that blocks the loop)
     elif event.kind == "die":
+        await asyncio.sleep(event.seconds)
         os._exit(11)
+    elif event.kind == "stubborn":
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
     elif event.kind == "fail" and delivery.attempt == 1:
         raise ValueError(f"job {event.n} fails at first")
     else:
         await asyncio.sleep(event.seconds)
+    if event.kind == "late failure" and delivery.attempt == 1:
+        raise ValueError(f"job {event.n} fails late")
+    if event.kind == "late reject" and delivery.attempt == 1:
+        raise Reject(f"job {event.n} is rejected late")
     await asyncio.to_thread(note, "end", event, delivery)
     return Done(n=event.n)
 
@@ -77,6 +87,11 @@ def in_thread(event: Job, delivery: Delivery) -> None:
 
 @jobs.consumer("limited", concurrency=CONCURRENCY, lease=LEASE, hard_timeout=1.0)
 async def on_loop_limited(event: Job, delivery: Delivery) -> None:
+    await on_loop(event, delivery)
+
+
+@jobs.consumer("single", concurrency=CONCURRENCY, lease=LEASE, retry=RetryPolicy(max_attempts=1))
+async def on_loop_one_attempt(event: Job, delivery: Delivery) -> None:
     await on_loop(event, delivery)
 
 

@@ -28,7 +28,7 @@ _OPTIONS = [
     click.argument("stream"),
     click.option("--group", "-g", required=True, help="The group that gave them up."),
     click.option("--id", "ids", multiple=True, metavar="ID", help="This letter, or this entry's. May be repeated."),
-    click.option("--reason", help="failed, rejected, undecodable, invalid, expired or crashed."),
+    click.option("--reason", help="failed, rejected, undecodable, invalid or crashed."),
     click.option("--key", help="Only those of this key."),
     click.option("--since", metavar="X", help=f"Died then or later: {POSITION}."),
     click.option("--until", metavar="X", help="Died then or earlier."),
@@ -52,7 +52,7 @@ def dead() -> None:
     """Look at the dead letters of a group, redrive or discard them.
 
     A dead letter is an entry that a group gave up: its handler failed on the last attempt or rejected it, it could not
-    be decoded, came too late, or killed its workers. Each group has its own; the entry stays in the stream.
+    be decoded, or it killed its workers. Each group has its own; the entry stays in the stream.
 
     \b
     What went wrong since yesterday?  rstream dead list orders --group billing --since "1d ago"
@@ -187,7 +187,14 @@ def _letters(stream: str, group: str) -> Iterator[SyncDeadLetters[Any]]:
 
 
 def _filters(which: dict[str, Any]) -> Filters:
+    from rstream.deadletter.letter import check_filters
+    from rstream.errors import ConfigError
+
     given: Filters = {**which, "ids": which["ids"] or None}  # type: ignore[typeddict-item]
+    try:
+        check_filters(given)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
     return given
 
 

@@ -62,13 +62,14 @@ def worker(
     from rstream.worker import supervisor
 
     recycling = max_handled is not None or max_rss is not None
-    alone = supervisor.follow_parent() or (processes == 1 and not recycling)
+    supervised = supervisor.follow_parent()
+    alone = supervised or (processes == 1 and not recycling)
     _log_to_stderr(log_level)
     try:
         with raising(signal.SIGTERM):  # until the worker listens itself, there is nothing to finish
             if not alone:
                 return supervisor.supervise(sys.argv[1:], processes)
-            return _run(app, groups, concurrency, burst, grace, max_handled, max_rss)
+            return _run(app, groups, concurrency, burst, grace, max_handled, max_rss, supervised)
     except Stopped:
         logging.getLogger("rstream").info("stopped before it began")
     return 0
@@ -82,9 +83,10 @@ def _run(
     grace: float,
     max_handled: int | None,
     max_rss: float | None,
+    supervised: bool,
 ) -> int:
     app = declared_app(spec)
-    from rstream.worker.supervisor import CHECK_ONLY, RECYCLED
+    from rstream.worker.supervisor import CHECK_ONLY, ECHO, RECYCLED
     from rstream.worker.worker import Worker
 
     worker = Worker(
@@ -93,10 +95,19 @@ def _run(
     )  # fmt: skip
     if os.environ.pop(CHECK_ONLY, None):
         return 0
-    worker.run()
-    code = RECYCLED if worker.recycled else 0  # whoever has limits has a supervisor
-    _leave_threads_behind(code)
-    return code
+    worker.echo = ECHO if supervised else 0.0
+
+    def code() -> int:
+        return RECYCLED if worker.recycled else 0  # whoever has limits has a supervisor
+
+    worker.run(leave=lambda: _end(code()))
+    _leave_threads_behind(code())
+    return code()
+
+
+def _end(code: int) -> None:
+    logging.shutdown()
+    os._exit(code)
 
 
 def _leave_threads_behind(code: int) -> None:
@@ -106,8 +117,7 @@ def _leave_threads_behind(code: int) -> None:
         thread.join(0.2)  # an idle one ends at once
     if any(thread.is_alive() for thread in left):
         logging.getLogger("rstream").warning("a handler still runs in its thread: the process ends without it")
-        logging.shutdown()
-        os._exit(code)
+        _end(code)
 
 
 def _log_to_stderr(level: str) -> None:

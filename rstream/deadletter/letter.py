@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypedDict, TypeVar
 
+from rstream.errors import ConfigError
 from rstream.event import Entry, EntryId
 from rstream.position import Position
 from rstream.store.dead import Letter, number
@@ -27,8 +28,8 @@ class DeadLetter(Generic[E]):
     """An entry that its group gave up.
 
     id: the letter's own, unique in the group, with the time of death · entry: the entry as it was published ·
-    reason: "failed", "rejected", "undecodable", "invalid", "expired" or "crashed" · error: one line · traceback: may be
-    "" · attempts: how many were made · worker: the last one's id · fields: the entry's, as Redis has them (those of an
+    reason: "failed", "rejected", "undecodable", "invalid" or "crashed" · error: one line · traceback: may be "" ·
+    attempts: how many were made · worker: the last one's id · fields: the entry's, as Redis has them (those of an
     entry that rstream did not write may have any name).
     """
 
@@ -130,6 +131,30 @@ class Filters(TypedDict, total=False):
     until: Position
     error: str | None
     limit: int | None
+
+
+TEXTS = ("reason", "key", "error")
+
+
+def check_filters(filters: Filters) -> None:
+    """Refuse what looks like a filter and is none: it would match every letter, and who discards by it loses all.
+    An empty text is mostly a shell variable that nobody set. Raises `ConfigError`.
+    """
+    for name, value in filters.items():
+        if name not in Filters.__annotations__:
+            raise ConfigError(
+                f"dead letters have no filter {name!r}, and without one all would be meant: "
+                f"there are {', '.join(Filters.__annotations__)}"
+            )
+        if name not in TEXTS or value is None:
+            continue
+        if not isinstance(value, str):
+            raise ConfigError(f"the filter {name!r} of dead letters is {value!r}: give a text, or leave it out")
+        if not (value if name == "key" else value.strip()):  # a key may be a blank, and is matched exactly
+            raise ConfigError(
+                f"the filter {name!r} of dead letters is {value!r}, which is no filter, and all would be meant: "
+                "give a text, or leave it out"
+            )
 
 
 def _time(id: EntryId) -> datetime:

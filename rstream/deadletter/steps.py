@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from rstream.deadletter.letter import WHY, DeadLetter, Discard, Filters, Left, Redrive
+from rstream.deadletter.letter import WHY, DeadLetter, Discard, Filters, Left, Redrive, check_filters
 from rstream.errors import ConfigError, GroupMissing, PositionError
 from rstream.event import EntryId
 from rstream.position import bound
@@ -19,7 +19,8 @@ Steps = Generator[Op[Any], Any, R]
 
 
 def match(filters: Filters, now: int) -> Match:
-    """Raises `PositionError`."""
+    """Raises `PositionError`, `ConfigError`."""
+    check_filters(filters)
     start, end = bound(filters.get("since"), "start", now), bound(filters.get("until"), "end", now)
     if start > end:
         raise PositionError(
@@ -41,6 +42,7 @@ def match(filters: Filters, now: int) -> Match:
 
 def check(filters: Filters, everything: bool, verb: str) -> None:
     """All dead letters are meant only where somebody says so. Raises `ConfigError`."""
+    check_filters(filters)
     if everything or any(value is not None for name, value in filters.items() if name != "limit"):
         return
     raise ConfigError(f"{verb} which dead letters? Give ids or a filter, or everything=True for all of them")

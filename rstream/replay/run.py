@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rstream.calling import Handler, caller
-from rstream.consumer import codec_of
+from rstream.calling import Handler
+from rstream.consumer import codec_of, one_by_one
 from rstream.delivery import Delivery
-from rstream.errors import ConfigError, EntryInvalid, PositionError, ReplayBusy, RStreamError, StoreError
+from rstream.errors import ConfigError, EntryInvalid, PositionError, ReplayBusy, RStreamError, StoreError, one_line
 from rstream.event import Entry, EntryId
 from rstream.position import Position, bound
 from rstream.process import clock, worker_id
@@ -78,7 +78,7 @@ class Replay:
         self._spec = spec_of(start, end, key, handler_name or name_of(handler))
         self.name = check_name("replay", name or default_name(stream.name, self._spec))
         self._decode = (codec_of(handler) or stream.codec).decode
-        self._call = caller(handler, concurrency)
+        self._call = one_by_one(handler, concurrency)
         self._restart, self._progress, self._notice = restart, progress, notice
         self._ops = ReplayOps(settings.namespace, stream.name, self.name, worker_id(), int(lease * 1000))
         self._keeper = Keeper(
@@ -308,15 +308,11 @@ class Replay:
             attempt=1,
             worker=self._ops.holder,
         )
-        try:
-            await self._call(event, delivery)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise  # it is we who are being cancelled
-            self._log_aside(f"entry {entry.id} failed: {type(error).__name__}: {error}", error)
+        raised = (await self._call(event, delivery)).error
+        if isinstance(raised, KeyboardInterrupt):
+            raise raised
+        if raised is not None:
+            self._log_aside(f"entry {entry.id} failed: {one_line(raised)}", raised)
             return "failed"
         return "handled"
 

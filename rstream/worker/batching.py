@@ -10,6 +10,7 @@ import contextlib
 from typing import NamedTuple
 
 from rstream.batch import Batch, answers
+from rstream.errors import ConfigError
 from rstream.process import clock
 from rstream.retry import Retry
 from rstream.store.deliveries import Fetched, Outcome
@@ -41,13 +42,13 @@ async def _fill(run: ConsumerRun) -> list[Fetched]:
     async with run.filling:  # one batch after the other: two half ones would be slower
         first = await lanes.take()
         run.room_made.set()
-        if lanes.admitted is first:
+        if lanes.gate.suspect is first:
             return [first]
         lanes.forming.append(first)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(run.consumer.max_wait):
-                while len(lanes.forming) < size:
-                    lanes.forming.append(await lanes.take(like=first))
+                while len(lanes.forming) < size and (entry := await lanes.take_like(first)) is not None:
+                    lanes.forming.append(entry)
                     run.room_made.set()
         return lanes.formed()
 
@@ -106,16 +107,13 @@ class Bisection:
         batch = Batch([each.delivery for each in items])
         place = (items[0].entry.shard, items[0].entry.id)
         began = run.running[place] = clock()
-        error: BaseException | None = None
+        outcomes: list[object] = []
         try:
-            result = await run.call([each.event for each in items], batch)
-            outcomes = answers(result, batch.failures, len(items), wanted=run.emitter is not None)
-        except asyncio.CancelledError:
-            if run.stopping:
-                raise
-            error = asyncio.CancelledError("the handler was cancelled")
-        except BaseException as raised:
-            error = raised
+            result, error = await run.call([each.event for each in items], batch)
+            if error is None:
+                outcomes = answers(result, batch.failures, len(items), wanted=run.emitter is not None)
+        except ConfigError as wrong:
+            error = wrong
         finally:
             del run.running[place]
             run.took(clock() - began)

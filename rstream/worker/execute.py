@@ -39,21 +39,25 @@ async def _handle(run: ConsumerRun, started: Started) -> Outcome:
     place = (entry.shard, entry.id)
     began = run.running[place] = clock()
     try:
-        result = await run.call(event, delivery)
-        outcome, records = acked(run, started, result)
-        if run.emitter is not None and records:
-            await run.emitter.before_ack([(delivery, records)])
+        result, error = await run.call(event, delivery)
+        if error is None:
+            return await _emitted(run, started, result)
     except asyncio.CancelledError:
-        if not run.stopping:
-            return failures.judge(run, entry, delivery, asyncio.CancelledError("the handler was cancelled"))
         # The grace is over. The attempt counts, and somebody else may start the next at once.
         run.settle(Outcome(entry.shard, entry.id, delivery.attempt, "retry", 0))
         raise
-    except BaseException as error:
-        return failures.judge(run, entry, delivery, error)
+    except Exception as raised:
+        error = raised
     finally:
         del run.running[place]
         run.took(clock() - began)
+    return failures.judge(run, entry, delivery, error)
+
+
+async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
+    outcome, records = acked(run, started, result)
+    if run.emitter is not None and records:
+        await run.emitter.before_ack([(started.delivery, records)])
     run.counts.handled += 1
     return outcome
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
-import traceback
 
 from rstream.delivery import Delivery
+from rstream.errors import full_text, one_line
 from rstream.retry import Reject, Retry
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
 
-TRACEBACK_LETTERS = 16_000
-"""How much of a traceback is kept, its end."""
 ERROR_LETTERS = 1_000
 
 
@@ -24,7 +22,7 @@ def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExcep
     delay = _delay(run, entry, delivery, error)
     if delay is None:
         return _bury(run, entry, delivery, error)
-    level = logging.INFO if isinstance(error, Retry) else logging.WARNING
+    level = logging.INFO if issubclass(type(error), Retry) else logging.WARNING
     log.log(
         level, "%s: entry %s failed attempt %d, next in %.1f s: %s",
         run.name, delivery.id, delivery.attempt, delay, one_line(error),
@@ -43,8 +41,8 @@ def _delay(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExce
 
 def _bury(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
     run.counts.dead += 1
-    text = "".join(traceback.format_exception(error))[-TRACEBACK_LETTERS:]
-    if isinstance(error, Reject):
+    text = full_text(error)
+    if issubclass(type(error), Reject):
         log.warning("%s: entry %s rejected on attempt %d: %s", run.name, delivery.id, delivery.attempt, one_line(error))
         return Outcome(entry.shard, entry.id, delivery.attempt, "dead", "rejected", one_line(error), text)
     log.error("%s: entry %s failed attempt %d, the last:\n%s", run.name, delivery.id, delivery.attempt, text)
@@ -73,8 +71,3 @@ def expired(run: ConsumerRun, entry: Fetched, attempt: int) -> Outcome:
             run.name, run.entry_id(entry.shard, entry.id), run.consumer.expires, run.counts.expired,
         )  # fmt: skip
     return Outcome(entry.shard, entry.id, attempt, "ack")
-
-
-def one_line(error: BaseException) -> str:
-    """Type and text; an exception whose own str() raises is no trouble."""
-    return " ".join("".join(traceback.format_exception_only(error)).split())[:ERROR_LETTERS]

@@ -1,8 +1,9 @@
-"""Deliveries that wait for a slot. Pure: no clock, no I/O.
+"""Deliveries that wait for a slot. Pure but for one timer: no I/O.
 
 Unordered groups have one lane, and one for what failed before; lanes per key come with ordered groups. Beside them wait
 the suspects: entries that were taken over twice or more, so that any of them may be what killed its workers. They run
-one at a time in a process.
+one at a time in a process; one that has only its last attempt left while nothing new is begun beside it, or it could be
+set aside for what another did.
 """
 
 from __future__ import annotations
@@ -13,16 +14,61 @@ from collections.abc import Iterable
 
 from rstream.store.deliveries import Fetched
 
+QUIET_WAIT = 10.0
+"""Seconds that a suspect waits for what runs in the process to end: what has run for so long is hardly what kills."""
+
 
 class Gate:
-    """Lets one suspect of a whole process through at a time. Its lanes are told when it opens."""
+    """What may be begun in a process. Its lanes are told when it opens.
+
+    handed: entries that were taken and are not done · suspect: the one that runs · quiet_for: the suspect for which, or
+    beside which, nothing else is begun.
+    """
 
     def __init__(self) -> None:
-        self.open = True
         self.lanes: list[Lanes] = []
+        self.handed = 0
+        self.suspect: Fetched | None = None
+        self.quiet_for: Fetched | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._waited = False
 
-    def leave(self) -> None:
-        self.open = True
+    def admit(self, suspect: Fetched, alone: bool) -> bool:
+        """Whether this suspect may be begun now."""
+        if self.suspect is not None or self.quiet_for not in (None, suspect):
+            return False
+        if alone and self.quiet_for is None:
+            self.quiet_for = suspect
+            self._waited = False
+            self._timer = asyncio.get_running_loop().call_later(QUIET_WAIT, self._enough)
+            if self.handed:
+                self.wake()  # a batch that is being filled is begun with what it has
+        if alone and self.handed and not self._waited:
+            return False
+        self.suspect = suspect
+        return True
+
+    def _enough(self) -> None:
+        self._waited = True
+        self.wake()
+
+    def done(self, entry: Fetched) -> None:
+        self.handed -= 1
+        if entry is self.suspect:
+            self.suspect = None
+            self.calm(entry)
+        elif self.quiet_for is not None and not self.handed:
+            self.wake()
+
+    def calm(self, suspect: Fetched) -> None:
+        """This suspect needs no quiet any more."""
+        if suspect is self.quiet_for:
+            self.quiet_for = None
+            if self._timer is not None:
+                self._timer.cancel()
+        self.wake()
+
+    def wake(self) -> None:
         for lanes in self.lanes:
             lanes.wake()
 
@@ -30,15 +76,14 @@ class Gate:
 class Lanes:
     """First in, first out; idle slots are woken one for each entry, never all for one.
 
-    admitted: the suspect that runs · forming: the batch that is being filled.
+    forming: the batch that is being filled.
     """
 
     def __init__(self, gate: Gate | None = None) -> None:
         self._waiting: deque[Fetched] = deque()
         self._failed: deque[Fetched] = deque()
-        self._suspects: deque[Fetched] = deque()
+        self._suspects: deque[tuple[Fetched, bool]] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
-        self.admitted: Fetched | None = None
         self.forming: list[Fetched] = []
         self.gate = gate or Gate()
         self.gate.lanes.append(self)
@@ -61,13 +106,14 @@ class Lanes:
     def _lane(self, entry: Fetched) -> deque[Fetched]:
         return self._failed if entry.source == "~retry" else self._waiting
 
-    def put_suspects(self, entries: Iterable[Fetched]) -> None:
+    def put_suspects(self, entries: Iterable[tuple[Fetched, bool]]) -> None:
+        """(entry, whether it has to be alone)."""
         self._suspects.extend(entries)
         self.wake()
 
     def wake(self) -> None:
-        """Wake a slot where a suspect may run now."""
-        if self._suspects and self.gate.open:
+        """Wake the slots that may find something now."""
+        for _ in range(len(self) + bool(self._suspects) + bool(self.forming)):
             self._wake_one()
 
     def _wake_one(self) -> None:
@@ -78,29 +124,41 @@ class Lanes:
                 return
 
     def _next(self, like: Fetched | None) -> Fetched | None:
-        if like is None and self._suspects and self.gate.open:
-            self.gate.open, self.admitted = False, self._suspects.popleft()
+        if like is None and self._suspects and self.gate.admit(*self._suspects[0]):
             if len(self):
                 self._wake_one()  # what woke this slot may have been one of those
-            return self.admitted
+            return self._suspects.popleft()[0]
+        if self.gate.quiet_for is not None:
+            return None
         lane = self._lane(like) if like is not None else self._failed or self._waiting
         return lane.popleft() if lane else None
 
-    async def take(self, like: Fetched | None = None) -> Fetched:
-        """The next entry, when there is one; with `like`, the next of the lane that this one came from. Whoever takes
-        it says when it is `done`.
-        """
+    async def take(self) -> Fetched:
+        """The next entry, when there is one. Whoever takes it says when it is `done`."""
         while True:
-            if (entry := self._next(like)) is not None:
+            if (entry := self._next(None)) is not None:
+                self.gate.handed += 1
                 return entry
-            slot = asyncio.get_running_loop().create_future()
-            self._idle.append(slot)
-            try:
-                await slot
-            except asyncio.CancelledError:
-                if slot.done() and not slot.cancelled():
-                    self._wake_one()  # the entry that woke this slot is for another
-                raise
+            await self._woken()
+
+    async def take_like(self, first: Fetched) -> Fetched | None:
+        """The next entry of the lane that this one came from, when there is one; None when no more may be begun."""
+        while self.gate.quiet_for is None:
+            if (entry := self._next(first)) is not None:
+                self.gate.handed += 1
+                return entry
+            await self._woken()
+        return None
+
+    async def _woken(self) -> None:
+        slot = asyncio.get_running_loop().create_future()
+        self._idle.append(slot)
+        try:
+            await slot
+        except asyncio.CancelledError:
+            if slot.done() and not slot.cancelled():
+                self._wake_one()  # the entry that woke this slot is for another
+            raise
 
     def formed(self) -> list[Fetched]:
         """Take the batch."""
@@ -108,15 +166,27 @@ class Lanes:
         return batch
 
     def done(self, entry: Fetched) -> None:
-        """A taken entry has been handled: the next suspect may run."""
-        if entry is self.admitted:
-            self.admitted = None
-            self.gate.leave()
+        """A taken entry has been handled."""
+        self.gate.done(entry)
+
+    @property
+    def head(self) -> Fetched | None:
+        """What a free slot would take next."""
+        lane = self._failed or self._waiting
+        return lane[0] if lane else None
+
+    def give_back(self) -> list[Fetched]:
+        """Take what waits for a slot and for nothing else."""
+        entries = [*self._failed, *self._waiting]
+        self._failed.clear()
+        self._waiting.clear()
+        return entries
 
     def drain(self) -> list[Fetched]:
         """Take everything that waits."""
-        entries = [*self.formed(), *self._failed, *self._waiting, *self._suspects]
-        self._failed.clear()
-        self._waiting.clear()
+        forming, suspects = self.formed(), [entry for entry, _ in self._suspects]
         self._suspects.clear()
-        return entries
+        self.gate.handed -= len(forming)
+        for suspect in suspects:
+            self.gate.calm(suspect)
+        return [*forming, *self.give_back(), *suspects]

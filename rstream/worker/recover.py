@@ -38,10 +38,12 @@ async def recover_loop(run: ConsumerRun) -> None:
                 await _adopt(run, term)
                 if asked == run.adoptions_asked:
                     run.adopted.set()
-            next_due = await _take_over(run, turn, search=search)
+            next_due, taken = await _take_over(run, turn, search=search)
             if next_due is not None:
                 run.look_in(next_due + 0.001)
-            if search:
+            if taken:
+                run.look_in(0)  # there may be more than there was room for
+            elif search:
                 search_at = now + search_every
         except GroupMissing:
             continue  # the fetch loop meets the same error, and heals
@@ -58,15 +60,15 @@ async def _time_to_look(run: ConsumerRun) -> None:
             await asyncio.wait_for(run.look.wait(), wait)
 
 
-async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> float | None:
-    """Claim what there is room for; seconds until the next waiting retry is due, or None.
+async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> tuple[float | None, int]:
+    """Claim what there is room for; (seconds until the next waiting retry is due or None, taken from silent workers).
 
     `search`: also among the deliveries of silent workers, which costs Redis more.
     """
     async with run.intake:
         room = await run.wait_for_room()
         if not run.lease.holds():
-            return None
+            return None, 0
         term = run.lease.term
         lease_ms = int(run.consumer.lease * 1000) if search else 0
         try:
@@ -81,7 +83,7 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> float | No
         log.info("%s: took over %d deliveries of silent workers", run.name, taken)
     for shard, id in found.lost:
         _lost(run, shard, id)
-    return found.next_due
+    return found.next_due, taken
 
 
 async def _adopt(run: ConsumerRun, term: int) -> None:

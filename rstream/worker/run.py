@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from rstream.consumer import Consumer
 from rstream.event import EntryId
+from rstream.processes import ProcessCall
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from rstream.store.layout import Layout
 from rstream.store.link import Link
@@ -55,6 +56,7 @@ class ConsumerRun:
     ) -> None:
         self.consumer, self.concurrency, self.ops, self.link, self.counts = consumer, concurrency, ops, link, counts
         self.call = consumer.call(concurrency)
+        self.pool = self.call if isinstance(self.call, ProcessCall) else None
         self.size = consumer.batch or 1
         self.emitter = emitter
         self.lease = Lease(ops, consumer.lease)
@@ -72,6 +74,10 @@ class ConsumerRun:
         self.intake = asyncio.Lock()
         self.stopping = False
         self.finished = False
+        # What the running handlers show before they end: how many of them take long, and whether nothing that waits
+        # for a slot moves.
+        self.slow = 0
+        self.stuck = False
         self.adoptions_asked = 0
         self.adopted = asyncio.Event()
         self.adopted.set()
@@ -79,6 +85,7 @@ class ConsumerRun:
         self._back: dict[Place, tuple[Fetched, int]] = {}
         self._let_go: set[Place] | None = None
         self._mean_seconds = float("inf")
+        self._samples = 0
 
     @property
     def layout(self) -> Layout:
@@ -117,7 +124,8 @@ class ConsumerRun:
                 self._back[place] = (entry, term)
         suspects = [entry for entry in new if self._suspect(entry)]
         self.lanes.put([entry for entry in new if entry not in suspects] if suspects else new)
-        self.lanes.put_suspects(suspects)
+        if suspects:
+            self.lanes.put_suspects([(entry, self._last(entry)) for entry in suspects])
 
     def _suspect(self, entry: Fetched) -> bool:
         """An entry whose worker died over it, again or for the last time that its policy allows: it may be what
@@ -125,7 +133,10 @@ class ConsumerRun:
         """
         if entry.source is None or entry.source.startswith("~"):
             return False
-        return entry.deliveries >= 2 or entry.deliveries + 1 >= self.consumer.policy.max_attempts
+        return entry.deliveries >= 2 or self._last(entry)
+
+    def _last(self, entry: Fetched) -> bool:
+        return entry.deliveries + 1 >= self.consumer.policy.max_attempts
 
     def may_start(self, entry: Fetched) -> bool:
         """Whether the entry is surely still this worker's."""
@@ -161,7 +172,14 @@ class ConsumerRun:
         """Deliveries to hold beyond those being handled: long handlers must not hoard, short ones must not wait."""
         if self.consumer.prefetch is not None:
             return self.consumer.prefetch
-        return int(min(max(BUFFER_MAX, self.size), self.handled_at_once * BUFFER_SECONDS / self._mean_seconds))
+        if self.stuck:
+            return 0
+        if self.consumer.policy.max_attempts == 1:
+            return 0  # what a dead worker had read counts as begun, and would have no attempt left
+        if self._samples < self.concurrency:
+            return 0  # those that end first are the short ones
+        free = (self.concurrency - self.slow) * self.size
+        return int(min(max(BUFFER_MAX, self.size), free * BUFFER_SECONDS / self._mean_seconds))
 
     @property
     def handled_at_once(self) -> int:
@@ -170,6 +188,8 @@ class ConsumerRun:
 
     def took(self, seconds: float) -> None:
         """A call of the handler took this long. The mean follows a slower handler at once and a faster one by steps."""
+        self.stuck = False
+        self._samples += 1
         seconds = max(seconds, 1e-6)
         if self._mean_seconds == float("inf") or seconds > self._mean_seconds:
             self._mean_seconds = seconds if seconds > 2 * self._mean_seconds else self._mix(seconds)

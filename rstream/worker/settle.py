@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 from rstream.errors import GroupMissing, LeaseLost, StoreError, StoreUnavailable
-from rstream.store.deliveries import PSEUDO, Outcome, Refusal
+from rstream.store.deliveries import PSEUDO, Fetched, Outcome, Refusal
 from rstream.store.link import backoff
 from rstream.worker.run import ConsumerRun, Outcomes, Place
 
@@ -79,7 +80,11 @@ def _looks_done(refusal: Refusal) -> bool:
 
 def release(run: ConsumerRun) -> None:
     """Hand over what was not started: at once, and without burning an attempt."""
-    for entry in run.lanes.drain():
+    hand_over_all(run, run.lanes.drain())
+
+
+def hand_over_all(run: ConsumerRun, entries: Iterable[Fetched]) -> None:
+    for entry in entries:
         hand_over(run, entry.shard, entry.id, entry.deliveries, begun=entry.source is not None)
 
 

@@ -107,10 +107,18 @@ def _open(run: ConsumerRun, entry: Fetched) -> Started | None:
     except EntryInvalid as error:
         run.settle(failures.set_aside(run, entry, attempt, error.reason, str(error)))
         return None
-    if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires:
+    if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires and _never_started(entry):
         run.settle(failures.expired(run, entry, attempt))
         return None
     return Started(entry, event, delivery, marker)
+
+
+def _never_started(entry: Fetched) -> bool:
+    """Whether this surely is the first start, and nobody asked for it: only then is an event worthless when late. What
+    was started may have done half its work, and ends as handled or as a dead letter; a redrive wants it whatever
+    its age. Nobody knows what a dead worker had started: that counts as started.
+    """
+    return entry.source is None or (entry.source == "~released" and entry.deliveries == 0)
 
 
 def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delivery]:

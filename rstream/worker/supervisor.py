@@ -26,6 +26,10 @@ PARENT, CHECK_ONLY = "RSTREAM_SUPERVISOR", "RSTREAM_CHECK_ONLY"
 RECYCLED = 79
 """Exit code of a child that ended well, before its time: start another. (The first one after those of sysexits.h.)"""
 FIRST_DELAY, LONGEST_DELAY, LONG_LIFE = 1.0, 30.0, 60.0
+ECHO = 0.5
+"""Seconds within which children take a second signal for the first one, told twice: by us, and by whoever signals all
+processes of a service at once, as systemd does. A second signal that we get is passed on after that.
+"""
 PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
@@ -64,6 +68,7 @@ class Supervisor:
         self._children = [Child(number) for number in range(1, processes + 1)]
         self._signals: list[int] = []
         self._stopping = False
+        self._next_at = 0.0
 
     def run(self) -> int:
         """Blocks until all children have ended; 0 if all ended well."""
@@ -100,15 +105,17 @@ class Supervisor:
 
     def _wait(self, pipe: int) -> None:
         due = [child.restart_at for child in self._children if child.restart_at is not None]
+        if self._signals:
+            due.append(self._next_at)
         timeout = max(0.0, min(due) - time.monotonic()) if due else None
         if select.select([pipe], [], [], timeout)[0]:
             with contextlib.suppress(BlockingIOError):
                 os.read(pipe, 4096)
 
     def _forward(self) -> None:
-        while self._signals:
+        while self._signals and time.monotonic() >= self._next_at:
             number = self._signals.pop(0)
-            self._stopping = True
+            self._stopping, self._next_at = True, time.monotonic() + ECHO + 0.1
             for child in self._children:
                 child.restart_at = None
                 if child.process is not None:

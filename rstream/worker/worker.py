@@ -6,16 +6,17 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 from anyio.abc import TaskGroup
 
 from rstream.app import RStream
+from rstream.calling import LEFT
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
-from rstream.process import worker_id
+from rstream.process import clock, worker_id
 from rstream.store.deliveries import GroupOps
 from rstream.worker import groups
 from rstream.worker.batching import batch_slot
@@ -23,6 +24,7 @@ from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.execute import slot
 from rstream.worker.fetch import fetch_loop
+from rstream.worker.hoard import hoard_loop
 from rstream.worker.lanes import Gate
 from rstream.worker.lease import LeaseKeeper
 from rstream.worker.recover import PAGE, recover_loop
@@ -66,18 +68,22 @@ class Worker:
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
         self.recycled: str | None = None
+        self.echo = 0.0
+        """Seconds within which a second signal is the first one told twice."""
         self.runs: list[ConsumerRun] = []
         self._limits = draw(max_handled, max_rss_mb)
         self._concurrency = concurrency
         self._stopped = False
         self._waiting: anyio.CancelScope | None = None
+        self._first_signal: float | None = None
         self._stop_asked: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def run(self) -> None:
+    def run(self, leave: Callable[[], None] | None = None) -> None:
         """Run until SIGTERM, SIGINT or `stop()`, then close the app's connections. Blocks.
 
-        Raises `StoreError` where Redis cannot be reached at the start.
+        leave: called at the end where handlers go on that did not heed their cancellation; it should end the process,
+        for an event loop waits for all its tasks. Raises `StoreError` where Redis cannot be reached at the start.
         """
 
         async def main() -> None:
@@ -86,6 +92,8 @@ class Worker:
                 for app in {self.app, *targets}:
                     await open_apps.enter_async_context(app)
                 await self.serve()
+            if LEFT and leave is not None:
+                leave()
 
         anyio.run(main)
 
@@ -110,6 +118,9 @@ class Worker:
             async with self._signals(signals):
                 await self._work(runs)
         finally:
+            for run in runs:
+                if run.pool is not None:
+                    run.pool.close()
             watchdog.stop()
             await asyncio.to_thread(keeper.stop)
         log.info("worker %s ended: %s", self.id, self.counts)
@@ -121,6 +132,8 @@ class Worker:
         emitter = None if target is None else Emitter(target, await target.layout(), self.app.endpoint)
         slots = self._concurrency or consumer.slots
         run = ConsumerRun(consumer, slots, ops, self.app.link, self.counts, gate, emitter)
+        if run.pool is not None:
+            await run.pool.warm()
         await groups.ensure(run)
         return run
 
@@ -157,6 +170,7 @@ class Worker:
             for run in runs:
                 intake.start_soon(fetch_loop, run, self.burst)
                 intake.start_soon(recover_loop, run)
+                intake.start_soon(hoard_loop, run)
             log.info("worker %s ready: %s", self.id, ", ".join(run.name for run in runs))
             intake.start_soon(recycle_loop, self._limits, self.counts, self._recycle)
             if self.burst:
@@ -208,25 +222,32 @@ class Worker:
         if not wanted:
             yield
             return
-        assert self._loop is not None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._signalled, number)
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        # Not loop.add_signal_handler: a handler that blocks the loop must not hold up a second signal.
+        before = {number: signal.signal(number, self._signalled) for number in numbers}
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.remove_signal_handler(number)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def _signalled(self, number: signal.Signals) -> None:
-        assert self._stop_asked is not None
-        if self._stop_asked.is_set() and self.recycled is None:
-            log.warning("worker %s: second signal, ends at once; others take over after the lease", self.id)
-            logging.shutdown()
+    def _signalled(self, number: int, frame: object) -> None:
+        """Runs in the main thread, between any two lines of whatever is running there."""
+        now = clock()
+        if self._first_signal is None:
+            self._first_signal = now
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._end_for_good, signal.Signals(number).name)
+        elif now - self._first_signal > self.echo:
+            os.write(2, f"worker {self.id}: second signal, ends at once; others take over after the lease\n".encode())
             os._exit(128 + number)
-        self.recycled = None  # from here on it ends for good
+
+    def _end_for_good(self, name: str) -> None:
+        assert self._stop_asked is not None
+        self.recycled = None
         if self._waiting is not None:
             self._waiting.deadline = anyio.current_time() + self.grace
-        log.info("worker %s: %s, finishing what runs (at most %g s)", self.id, number.name, self.grace)
+        log.info("worker %s: %s, finishing what runs (at most %g s)", self.id, name, self.grace)
         self._stop_asked.set()
 
 

@@ -1,0 +1,30 @@
+"""Hands over what waits here too long: no worker may be idle while another one holds work that it has not started.
+
+The buffer is meant for a fraction of a second (see `ConsumerRun.buffer`). Where the slots got longer work than was
+foreseen, it goes back, attempts unchanged, and nothing beyond the slots is read until one of them is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from rstream.process import clock
+from rstream.worker.run import BUFFER_SECONDS, ConsumerRun
+from rstream.worker.settle import hand_over_all
+
+LOOK = 0.25
+"""Seconds: what has not moved for one to two looks goes back."""
+
+
+async def hoard_loop(run: ConsumerRun) -> None:
+    """Runs until cancelled."""
+    before = None
+    while run.consumer.prefetch is None:
+        await asyncio.sleep(LOOK)
+        now = clock()
+        run.slow = sum(now - began > BUFFER_SECONDS for began in run.running.values())
+        head = run.lanes.head
+        if head is not None and head is before:
+            run.stuck = True
+            hand_over_all(run, run.lanes.give_back())
+        before = head

@@ -1,0 +1,94 @@
+"""No worker is idle while another one holds work that it has not started."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rstream import Delivery, Event, RStream
+from tests.servers import Server
+from tests.test_worker import working
+from tests.waiting import eventually_async
+
+
+class Item(Event):
+    n: int
+    long: bool = False
+
+
+@pytest.fixture
+async def app(server: Server, namespace: str) -> AsyncIterator[RStream]:
+    async with RStream(server.url, namespace=namespace) as app:
+        yield app
+
+
+async def test_what_waits_behind_long_work_goes_to_who_is_free(app: RStream) -> None:
+    items = app.stream("items", Item, shards=1)
+    ended: Counter[int] = Counter()
+    attempts: set[int] = set()
+    finish = asyncio.Event()
+
+    @items.consumer("g", concurrency=2)
+    async def handle(event: Item, delivery: Delivery) -> None:
+        if event.long:
+            await finish.wait()
+        attempts.add(delivery.attempt)
+        ended[event.n] += 1
+
+    async with working(app) as busy:
+        await items.publish_many(Item(n=n) for n in range(200))
+        (run,) = await eventually_async(lambda: busy.runs)
+        await eventually_async(lambda: len(ended) == 200 and run.in_hand == 0)
+        assert run.buffer > 50, "short handlers earn a buffer"
+        await items.publish_many(Item(n=n, long=n < 202) for n in range(200, 230))
+        await eventually_async(lambda: len(run.running) == 2)
+        await eventually_async(lambda: run.in_hand == 2)  # the others went back
+        assert run.room == 0, "and nothing more comes in"
+        async with working(app) as free:
+            await eventually_async(lambda: len(ended) == 228)
+            assert free.counts.handled == 28
+            finish.set()
+            await eventually_async(lambda: len(ended) == 230)
+        await items.publish_many(Item(n=n) for n in range(230, 500))
+        await eventually_async(lambda: len(ended) == 500)
+    assert set(ended.values()) == {1} and attempts == {1}
+
+
+async def test_long_work_is_begun_wherever_there_is_a_slot(app: RStream) -> None:
+    items = app.stream("items", Item, shards=8)
+    begun, finish = Counter[str](), asyncio.Event()
+
+    @items.consumer("g", concurrency=3)
+    async def handle(event: Item, delivery: Delivery) -> None:
+        begun[delivery.worker] += 1
+        await finish.wait()
+
+    async with working(app), working(app), working(app):
+        await items.publish_many(Item(n=n) for n in range(20))
+        await eventually_async(lambda: begun.total() == 9)
+        assert set(begun.values()) == {3}
+        finish.set()
+        await eventually_async(lambda: begun.total() == 20)
+
+
+async def test_a_prefetch_that_was_asked_for_is_kept(app: RStream) -> None:
+    items = app.stream("items", Item, shards=1)
+    finish = asyncio.Event()
+
+    @items.consumer("g", concurrency=1, prefetch=5)
+    async def handle(event: Item) -> None:
+        await finish.wait()
+
+    await items.publish_many(Item(n=n) for n in range(20))
+    async with working(app) as worker:
+        (run,) = await eventually_async(lambda: worker.runs)
+        await eventually_async(lambda: run.in_hand == 6)
+        loop = asyncio.get_running_loop()
+        later = loop.time() + 1
+        await eventually_async(lambda: loop.time() > later)
+        assert run.in_hand == 6
+        finish.set()
+        await eventually_async(lambda: worker.counts.handled == 20)
