@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rstream.batch import Batch
@@ -71,12 +72,9 @@ def serve(pipe: Connection, module: str, name: str, start_method: str) -> None:
 def _settle_in(pipe: Connection, start_method: str) -> None:
     parent: Any = multiprocessing.parent_process()
     os.set_inheritable(pipe.fileno(), False)
-    if 0 not in (pipe.fileno(), parent.sentinel):  # it may be free where the worker has no stdin
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        if null != 0:
-            os.close(null)
-        os.set_inheritable(0, True)
+    if 0 not in (pipe.fileno(), parent.sentinel):  # they may have got it where the worker has no stdin
+        with Path(os.devnull).open("rb") as nothing:
+            os.dup2(nothing.fileno(), 0)  # programs inherit it, unlike what multiprocessing put there
     multiprocessing.set_start_method(start_method, force=True)  # as the worker has it: "spawn" is for this child only
     _let_forks_be_ordinary(pipe)
     _decline_signals()

@@ -116,6 +116,11 @@ class Consumer:
             if not (value is None and name in _OPTIONAL) and (problem := limits.problem(value)):
                 raise ConfigError(f"{where}: {name} is {problem}")
         self._check_once(where)
+        if self.prefetch and self.policy.max_attempts == 1:
+            raise ConfigError(
+                f"{where}: prefetch is {self.prefetch} with a single attempt, but what a worker had read counts as "
+                "begun when it dies, and would be set aside: leave prefetch out, or allow a second attempt"
+            )
         try:
             bound(self.start, "start", 0)
         except PositionError as error:

@@ -41,6 +41,10 @@ KILL_AFTER = 30.0
 """Seconds after its timeout at which a handler's process is killed, where no hard limit says otherwise: it was told to
 end again and again, and may clean up."""
 
+LOOK_EVERY = 1.0
+"""Seconds between two looks at whether a child that was asked still lives: its end of the pipe closes with it, unless
+a C library of the handler's forked and holds it open."""
+
 PATIENCE = 5.0
 """Seconds that a process that was killed, or whose pipe broke, may take until the system has it off its list."""
 
@@ -113,10 +117,7 @@ class ProcessCall:
         """Kill all children, and see them gone."""
         self._closed = True
         self._free.clear()
-        _kill(self._children)
-        until = time.monotonic() + PATIENCE
-        for child in self._children:
-            child.gone(max(0.0, until - time.monotonic()))
+        _kill(self._children, see_them_gone=True)
 
     def __str__(self) -> str:
         return f"{self._module}:{self._name}"
@@ -233,6 +234,9 @@ class _Child:
             try:
                 if request is not None:
                     self._pipe.send_bytes(request)
+                while not self._pipe.poll(LOOK_EVERY):
+                    if self._process.exitcode is not None and not self._pipe.poll():
+                        raise EOFError
                 raw = self._pipe.recv_bytes()
             except (EOFError, OSError):
                 raise _Gone(self._how_it_ended()) from None
@@ -283,6 +287,7 @@ class _Child:
         self._reaped(PATIENCE)
         with self._using:
             self._pipe.close()
+            self._process.join(0)  # multiprocessing forgets it, before it is closed
             with suppress(ValueError):  # the kernel does not let go of it
                 self._process.close()
         self._buried.set()
@@ -295,9 +300,13 @@ class _Child:
         return code
 
 
-def _kill(children: list[_Child]) -> None:
+def _kill(children: list[_Child], see_them_gone: bool = False) -> None:
     for child in children:
         child.kill()
+    if see_them_gone or util.is_exiting():  # then multiprocessing joins what is not
+        until = time.monotonic() + PATIENCE
+        for child in children:
+            child.gone(max(0.0, until - time.monotonic()))
 
 
 @contextmanager

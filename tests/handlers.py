@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -246,13 +247,15 @@ def forking(event: Order) -> int:
 
 
 def leaving_a_fork_behind(event: Order) -> int:
-    if forked := os.fork():
+    """With all that is open. It may come from a C library, of which Python learns nothing."""
+    libc = ctypes.PyDLL(None)
+    if forked := libc.fork() if event.kind.endswith("in C") else os.fork():
         Path(event.folder, "fork").write_text(str(forked))
-        if event.kind == "die":
+        if event.kind.startswith("die"):
             os._exit(5)
         return until_told(event)
     while True:
-        time.sleep(60)
+        libc.pause()
 
 
 def garbling(event: Order) -> int:

@@ -315,6 +315,12 @@ def test_how_many_calls_run_at_once(digits: Stream[Seen]) -> None:
     assert [consumer.slots for consumer in digits.consumers] == [16, 1, os.cpu_count(), 3]
 
 
+def test_what_was_only_read_must_not_lose_its_single_attempt(digits: Stream[Seen]) -> None:
+    with pytest.raises(ConfigError, match="prefetch is 10 with a single attempt"):
+        digits.consumer("a", prefetch=10, retry=RetryPolicy(max_attempts=1))(asynchronous)
+    digits.consumer("b", prefetch=0, retry=RetryPolicy(max_attempts=1))(asynchronous)
+
+
 def test_a_group_has_one_handler(app: RStream, digits: Stream[Seen]) -> None:
     digits.consumer("g")(asynchronous)
     with pytest.raises(ConfigError, match=r"^group 'g' of stream 'digits' has a handler already: name another group$"):

@@ -157,7 +157,7 @@ async def test_what_was_handed_over_unstarted_expires(app: RStream) -> None:
     async def handle(event: Item) -> None:
         seen.append(event.n)
 
-    id = await doomed(app, items, lambda entry: Outcome(entry.shard, entry.id, 1, "release"))
+    id = await doomed(app, items, lambda entry: Outcome(entry.shard, entry.id, 1, "release", 0))
     await too_late(app, id, 0.2)
     worker = await drain(app)
     assert (seen, worker.counts.expired) == ([], 1)

@@ -11,10 +11,11 @@ import pytest
 import redis
 
 from rstream import RStream, Stream
-from rstream.store.deliveries import Fetched
+from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from rstream.worker import lanes as lanes_module
 from rstream.worker.lanes import Gate, Lanes
 from tests.servers import Server
+from tests.test_worker import working
 from tests.waiting import eventually, eventually_async
 from tests.workload import History, Job, Spawner, WorkerProcess, workers
 
@@ -212,3 +213,34 @@ async def test_a_batch_that_is_being_filled_gives_way_to_quiet() -> None:
     for each in lanes.formed():
         lanes.done(each)
     assert await took(lanes) == entry(5, "dead")
+
+
+async def test_a_suspect_that_was_handed_over_unstarted_is_one_still(
+    one_server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with RStream(one_server.url, namespace=namespace) as app:
+        jobs = app.stream("jobs", Job, shards=1)
+
+        @jobs.consumer("g", lease=1, concurrency=2)
+        async def handle(event: Job) -> None: ...
+
+        await jobs.publish_many(Job(n=n) for n in range(3))
+        doomed = GroupOps(await jobs.layout(), "g", "dead")
+        await app.link.run(doomed.create("0"))
+        fetched = await app.link.run(doomed.fetch(10, 0))
+        with redis.Redis.from_url(one_server.url) as raw:
+            for each, count in zip(fetched, (0, 2, 3), strict=True):  # never begun, begun twice, begun three times
+                raw.xclaim(doomed.layout.keys[0].stream, "g", "dead", 0, [each.id], retrycount=count, justid=True)
+        over = [Outcome(0, each.id, count, "release", count) for each, count in zip(fetched, (0, 2, 3), strict=True)]
+        assert not await app.link.run(doomed.settle(over))
+        seen: list[tuple[int, bool]] = []
+        put = Lanes.put_suspects
+
+        def watched(lanes: Lanes, found: list[tuple[Fetched, bool]]) -> None:
+            seen.extend((each.deliveries, alone) for each, alone in found)
+            put(lanes, found)
+
+        monkeypatch.setattr(Lanes, "put_suspects", watched)
+        async with working(app) as worker:
+            await eventually_async(lambda: worker.counts.handled == 2 and worker.counts.dead == 1)
+        assert sorted(seen) == [(2, True), (3, True)]

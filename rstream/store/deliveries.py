@@ -46,7 +46,8 @@ class Emit(NamedTuple):
 
 class Outcome(NamedTuple):
     """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
-    a = delay in ms · dead: a = reason, b = error in one line, c = traceback. emits: of an ack.
+    a = delay in ms · dead: a = reason, b = error in one line, c = traceback · release: a = attempts begun so far.
+    emits: of an ack.
     """
 
     shard: int

@@ -9,7 +9,7 @@ from rstream.delivery import Delivery
 from rstream.errors import full_text, one_line
 from rstream.retry import Reject, Retry
 from rstream.store.deliveries import Fetched, Outcome
-from rstream.worker.run import ConsumerRun
+from rstream.worker.run import ConsumerRun, from_the_dead
 
 log = logging.getLogger("rstream")
 
@@ -58,8 +58,7 @@ def set_aside(run: ConsumerRun, entry: Fetched, attempt: int, reason: str, error
 
 def used_up(run: ConsumerRun, entry: Fetched) -> bool:
     """Whether an entry that was taken over from a dead worker has had all its attempts."""
-    dead_worker = entry.source is not None and not entry.source.startswith("~")
-    return dead_worker and entry.deliveries >= run.consumer.policy.max_attempts
+    return from_the_dead(entry) and entry.deliveries >= run.consumer.policy.max_attempts
 
 
 def expired(run: ConsumerRun, entry: Fetched, attempt: int) -> Outcome:

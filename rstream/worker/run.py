@@ -24,6 +24,13 @@ Place = tuple[int, bytes]
 """(shard, Redis id) of an entry."""
 
 
+def from_the_dead(entry: Fetched) -> bool:
+    """Whether its last attempt may have ended with its worker: also one that somebody took over and did not start."""
+    if entry.source == "~released":
+        return entry.deliveries > 0
+    return not (entry.source is None or entry.source.startswith("~"))
+
+
 class Outcomes:
     """What is to be settled next."""
 
@@ -131,7 +138,7 @@ class ConsumerRun:
         """An entry whose worker died over it, again or for the last time that its policy allows: it may be what
         killed them. Run alone, it cannot take others with it; the first take-over is not yet held against it.
         """
-        if entry.source is None or entry.source.startswith("~"):
+        if not from_the_dead(entry):
             return False
         return entry.deliveries >= 2 or self._last(entry)
 

@@ -85,12 +85,12 @@ def release(run: ConsumerRun) -> None:
 
 def hand_over_all(run: ConsumerRun, entries: Iterable[Fetched]) -> None:
     for entry in entries:
-        hand_over(run, entry.shard, entry.id, entry.deliveries, begun=entry.source is not None)
+        if entry.source == "~retry":  # it failed before, and who takes it shall know
+            run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "retry", 0))
+        else:
+            hand_over(run, entry.shard, entry.id, entry.deliveries, begun=entry.source is not None)
 
 
 def hand_over(run: ConsumerRun, shard: int, id: bytes, deliveries: int, *, begun: bool) -> None:
     """Let somebody else start an entry. `begun`: the attempt that its delivery count names was begun already."""
-    if begun:
-        run.settle(Outcome(shard, id, deliveries, "retry", 0))
-    else:
-        run.settle(Outcome(shard, id, deliveries, "release"))
+    run.settle(Outcome(shard, id, deliveries, "release", deliveries if begun else deliveries - 1))

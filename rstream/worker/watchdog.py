@@ -94,7 +94,7 @@ class Watchdog(threading.Thread):
 
     def _check_handlers(self, run: ConsumerRun) -> None:
         limit = run.consumer.hard_timeout
-        if limit is None:
+        if limit is None or run.pool is not None:  # a process of its own is ended by itself, not with the worker
             return
         now = clock()
         for (shard, id), started in list(run.running.items()):
