@@ -86,6 +86,7 @@ def _settle_in(pipe: Connection, start_method: str) -> None:
 
 
 def _end_with(parent: Any) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they must wake the thread of the handler
     parent.join()
     os._exit(1)
 

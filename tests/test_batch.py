@@ -52,7 +52,7 @@ async def test_of_500_events_the_bad_one_is_set_aside_and_499_are_acked_once(
     items = await publish(app, tmp_path, kind=kind)
     run_in: Any = "process" if handler is batches.in_process else None
     policy = RetryPolicy(max_attempts=3, initial_delay=0.01)
-    items.consumer("g", batch=SIZE, max_wait=5, run_in=run_in, concurrency=1, retry=policy)(handler)
+    items.consumer("g", batch=SIZE, max_wait=0.7, run_in=run_in, concurrency=1, retry=policy)(handler)
     worker = await drain(app)
     assert (worker.counts.handled, worker.counts.failed, worker.counts.dead) == (SIZE - 1, 3, 1)
     (letter,) = await dead_letters(app, "g", "items")
@@ -105,7 +105,7 @@ async def test_several_bad_events_are_found_in_one_go(one_app: RStream, tmp_path
     items = one_app.stream("items", Item, shards=4)
     bad = {3, 4, 200, 499}
     await items.publish_many(Item(n=n, kind="raise" if n in bad else "ok", folder=str(tmp_path)) for n in range(SIZE))
-    items.consumer("g", batch=SIZE, max_wait=5, retry=RetryPolicy(max_attempts=1))(batches.on_loop)
+    items.consumer("g", batch=SIZE, max_wait=0.7, retry=RetryPolicy(max_attempts=1))(batches.on_loop)
     worker = await drain(one_app)
     assert (worker.counts.handled, worker.counts.dead) == (SIZE - len(bad), len(bad))
     asked = Counter(n for call in calls(tmp_path) for n in call)
@@ -118,7 +118,7 @@ async def test_when_it_is_not_the_events_the_handler_is_not_called_for_each_of_t
     made: list[int] = []
     away = True
 
-    @items.consumer("g", batch=SIZE, max_wait=5, retry=RetryPolicy(max_attempts=3, initial_delay=0.5, jitter=0))
+    @items.consumer("g", batch=SIZE, max_wait=0.7, retry=RetryPolicy(max_attempts=3, initial_delay=0.5, jitter=0))
     async def handle(events: list[Item], batch: Batch) -> None:
         nonlocal away
         made.append(len(events))

@@ -11,7 +11,7 @@ from rstream.store.deliveries import Outcome
 from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.run import ConsumerRun
-from rstream.worker.start import Started, start
+from rstream.worker.start import Started, start, start_fresh
 
 TURN_SECONDS = 0.005
 """A slot whose handlers never wait lets the loop's other tasks run this often."""
@@ -24,7 +24,11 @@ async def slot(run: ConsumerRun) -> None:
         entry = await run.lanes.take()
         run.room_made.set()
         try:
-            for started in await start(run, (entry,)):
+            if entry.source is None and run.consumer.once is None:
+                started = start_fresh(run, entry)
+            else:
+                started = next(iter(await start(run, (entry,))), None)
+            if started is not None:
                 run.settle(await _handle(run, started))
         finally:
             run.lanes.done(entry)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rstream.store.deliveries import Fetched
 
@@ -96,11 +96,13 @@ class Lanes:
     def suspects(self) -> int:
         return len(self._suspects)
 
-    def put(self, entries: Iterable[Fetched]) -> None:
-        before = len(self)
-        for entry in entries:
-            self._lane(entry).append(entry)
-        for _ in range(len(self) - before):
+    def put(self, entries: Sequence[Fetched]) -> None:
+        if entries and entries[0].source is None:  # a read brings nothing else
+            self._waiting.extend(entries)
+        else:
+            for entry in entries:
+                self._lane(entry).append(entry)
+        for _ in range(min(len(entries), len(self._idle))):
             self._wake_one()
 
     def _lane(self, entry: Fetched) -> deque[Fetched]:

@@ -32,6 +32,13 @@ class Started(NamedTuple):
     marker: str
 
 
+def start_fresh(run: ConsumerRun, entry: Fetched) -> Started | None:
+    """`start` for an entry that nothing has to be asked about: one that was just read, without a dedupe key. (A way of
+    its own because it is everybody's.)
+    """
+    return _open(run, entry) if _held(run, entry) else None
+
+
 async def start(run: ConsumerRun, entries: Sequence[Fetched]) -> list[Started]:
     """Those of the entries that may be handled now; the others are settled, or let go."""
     asked = False
