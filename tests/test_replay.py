@@ -15,7 +15,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rstream import Delivery, EntryId, Event, RStream, Stream
+from rstream import Batch, Delivery, EntryId, Event, RStream, Stream
 from rstream.errors import ConfigError, PositionError, ReplayBusy, StoreUnavailable
 from rstream.replay import Replay, ReplayResult, replay
 from rstream.replay.backlog import ENTRIES
@@ -284,6 +284,25 @@ def test_a_key_is_handled_in_order_and_keys_in_parallel(bench: Bench, ordered: b
         assert all(numbers == sorted(numbers) for numbers in order.values())
     else:
         assert together == 16 and overlaps
+
+
+def test_a_batch_handler_gets_batches_of_one(one: Bench) -> None:
+    one.publish(20)
+    seen: list[int] = []
+
+    @one.stream.consumer("live", batch=10)
+    async def declared(events: list[Seen]) -> None:
+        seen.extend(event.n for event in events)
+        assert len(events) == 1
+
+    async def another(events: list[Seen], batch: Batch) -> None:
+        if events[0].n % 2:
+            batch.fail(0, ValueError("odd"))
+
+    assert one.play(None, None, handler=declared).handled == 20
+    assert sorted(seen) == [*range(20)]
+    result = one.play(None, None, handler=another)
+    assert (result.handled, result.failed) == (10, 10)
 
 
 def test_no_more_than_the_concurrency_run_at_once_and_reading_waits_for_them(one: Bench) -> None:
