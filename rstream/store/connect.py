@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -85,7 +86,8 @@ class Endpoint:
             kinds[self.transport](**self.kwargs())  # connects nothing yet
         except TypeError as error:
             # After a ? with an @ behind it may be a password that was not quoted.
-            name = "it" if "@" in self.url.partition("?")[2] else str(error).rpartition(" ")[2]
+            named = re.search(r"'\w+'", str(error))
+            name = "it" if "@" in self.url.partition("?")[2] or named is None else named[0]
             raise ValueError(f"{name} is no option of a connection URL") from None
 
     @property

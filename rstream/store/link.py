@@ -189,6 +189,9 @@ class Link:
         replies: list[Any] = []
         try:
             async with asyncio.timeout(self._patience if timeout is None else timeout):
+                if connection._writer is None or connection._writer.is_closing():
+                    # Python 3.12 and later fail with an AttributeError where they are asked to write to such a one.
+                    raise ConnectionError("the connection was closed")
                 await connection.send_packed_command(connection.pack_commands(calls), check_health=False)
                 for _ in calls:
                     try:

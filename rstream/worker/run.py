@@ -185,8 +185,8 @@ class ConsumerRun:
             return 0  # what a dead worker had read counts as begun, and would have no attempt left
         if self._samples < self.concurrency:
             return 0  # those that end first are the short ones
-        free = (self.concurrency - self.slow) * self.size
-        return int(min(max(BUFFER_MAX, self.size), free * BUFFER_SECONDS / self._mean_seconds))
+        calls = int(min(BUFFER_MAX, (self.concurrency - self.slow) * BUFFER_SECONDS / self._mean_seconds))
+        return min(max(BUFFER_MAX, self.size), calls * self.size)
 
     @property
     def handled_at_once(self) -> int:
