@@ -182,9 +182,11 @@ class Stream(Generic[E]):
         for event in events:
             payloads.append(self._encode(event, layout.version))
             keys.append(given if field is None else key_text(self.codec.key(event, field), field))
-        places = self._places(layout, keys)
+        if ids is None:
+            places, ids = self._places(layout, keys), new_event_ids(len(payloads))
+        else:  # the same event goes to the same shard, whoever publishes it again
+            places = [layout.shard(id.hex() if key is None else key) for key, id in zip(keys, ids, strict=True)]
         records: dict[int, list[Record]] = {}
-        ids = new_event_ids(len(payloads)) if ids is None else ids
         for shard, payload, text, event_id in zip(places, payloads, keys, ids, strict=True):
             record = Record(payload, b"" if text is None else text.encode(), event_id, packed)
             records.setdefault(shard, []).append(record)

@@ -101,6 +101,25 @@ async def test_a_handler_that_takes_the_events_alone_may_return_outcomes(one_app
     assert sorted(letter[b"reason"] for letter in await dead_letters(one_app, "g", "items")) == [b"failed", b"rejected"]
 
 
+async def test_a_lone_retry_holds_nothing_up(one_app: RStream) -> None:
+    items = one_app.stream("items", Item, shards=1)
+    sizes: list[tuple[int, int]] = []
+
+    @items.consumer("g", batch=10, max_wait=3600, retry=RetryPolicy(initial_delay=0.05, jitter=0))
+    async def handle(events: list[Item], batch: Batch) -> None:
+        sizes.append((len(events), batch.deliveries[0].attempt))
+        for index, event in enumerate(events):
+            if event.kind == "fail" and batch.deliveries[index].attempt == 1:
+                batch.fail(index, ValueError("later"))
+
+    await items.publish_many(Item(n=n, kind="fail" if n == 3 else "ok") for n in range(10))
+    async with working(one_app) as worker:
+        await eventually_async(lambda: worker.counts.handled == 10)
+        await items.publish_many(Item(n=n) for n in range(10, 40))
+        await eventually_async(lambda: worker.counts.handled == 40)
+    assert sizes == [(10, 1), (1, 2), (10, 1), (10, 1), (10, 1)]
+
+
 async def test_several_bad_events_are_found_in_one_go(one_app: RStream, tmp_path: Path) -> None:
     items = one_app.stream("items", Item, shards=4)
     bad = {3, 4, 200, 499}

@@ -314,7 +314,7 @@ def test_a_memo_lives_until_the_entry_is_settled_and_not_for_ever(bench: Bench) 
     bench.settle("retry", 0)
     assert bench.loaded(2) == {"c": b"first", "s:one": b"1"}
     bench.rerun("a", 2)
-    bench.settle("release", 1, attempt=2)
+    bench.settle("release", 1, "~released", attempt=2)
     assert bench.raw.exists(bench.key)
     bench.rerun("a", 2)
     bench.settle("ack", attempt=2)

@@ -69,7 +69,7 @@ def test_outcomes_and_workers_are_told_apart(orders: Stream[Order]) -> None:
     run(alive.beat(60_000))
     run(dead.fetch(5, 0))
     entries = run(alive.fetch(20, 0))
-    ends = [("retry", 60_000, "")] * 3 + [("dead", "poison", "Boom")] * 2 + [("release", 0, "")] * 4
+    ends = [("retry", 60_000, "")] * 3 + [("dead", "poison", "Boom")] * 2 + [("release", 0, "~released")] * 4
     outcomes = [Outcome(e.shard, e.id, 1, *end) for e, end in zip(entries[:9], ends, strict=True)]
     assert run(alive.settle(outcomes)) == []
 

@@ -98,7 +98,7 @@ OUTCOMES: list[Callable[[bytes, int], Outcome]] = [
     lambda id, attempt: Outcome(0, id, attempt, "ack"),
     lambda id, attempt: Outcome(0, id, attempt, "retry", 10),
     lambda id, attempt: Outcome(0, id, attempt, "dead", "failed", "why"),
-    lambda id, attempt: Outcome(0, id, attempt, "release", 0),
+    lambda id, attempt: Outcome(0, id, attempt, "release", 0, "~released"),
 ]
 
 
@@ -127,7 +127,7 @@ def test_each_outcome_does_what_it_says(bench: Bench) -> None:
         Outcome(0, ack, 1, "ack"),
         Outcome(0, retry, 1, "retry", 60_000),
         Outcome(0, dead, 1, "dead", "failed", "Traceback …"),
-        Outcome(0, release, 1, "release", 0),
+        Outcome(0, release, 1, "release", 0, "~released"),
     )
     assert bench.pending() == {retry: (b"~retry", 1), release: (b"~released", 0)}
     seconds, micros = bench.raw.time()
@@ -212,7 +212,7 @@ def test_a_clock_set_back_does_not_make_a_worker_alive_since_the_future(bench: B
 def test_released_deliveries_need_no_waiting_and_keep_their_attempts(bench: Bench) -> None:
     bench.publish(1)
     (entry,) = bench.fetch("a")
-    settle(bench, "a", Outcome(0, entry.id, 1, "release", 0))
+    settle(bench, "a", Outcome(0, entry.id, 1, "release", 0, "~released"))
     (got,) = bench.recover(bench.ops("b"))
     assert (got.deliveries, got.source) == (0, "~released")
     assert bench.run(bench.ops("b").begin(got)) is True

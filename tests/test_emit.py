@@ -15,6 +15,7 @@ from rstream.event import derived_event_id, new_event_ids
 from rstream.store.deliveries import Emit, GroupOps, Outcome
 from rstream.store.log import Record
 from rstream.worker import emit
+from rstream.worker import worker as worker_module
 from tests.proxy import ChaosProxy
 from tests.servers import KINDS, Server
 from tests.test_worker import dead_letters, drain, working
@@ -259,6 +260,40 @@ async def test_to_another_server_each_event_arrives_once_although_the_ack_is_los
         assert await found(labels) == sorted([(p.user, p.n) for p in photos(20)] + [("x", n) for n in range(20)])
 
 
+async def test_what_waits_to_be_emitted_when_a_worker_stops_is_no_crash(
+    own_server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "LEAVE", 0.2)
+    async with RStream(own_server.url, namespace=namespace) as app:
+        source, labels = streams(app)
+
+        @source.consumer("label", emits=labels)
+        async def handle(event: Photo) -> Label:
+            return Label(user=event.user, n=event.n)
+
+        await source.publish_many(photos(8))
+        await labels.layout()
+        with redis.Redis.from_url(own_server.url) as raw:
+            raw.config_set("maxmemory", raw.info("memory")["used_memory"] - 1)
+            for _ in range(4):
+                async with working(app, grace=0.1) as worker:
+                    await eventually_async(lambda worker=worker: worker.counts.handled == 8)  # type: ignore[misc]
+            raw.config_set("maxmemory", 0)
+        await drain(app)
+        assert await dead_letters(app, "label", "photos") == []
+        assert await found(labels) == sorted((photo.user, photo.n) for photo in photos(8))
+
+
+async def test_an_event_without_a_key_goes_to_the_same_shard_again(one_app: RStream) -> None:
+    notes = one_app.stream("notes", Label, shards=8)
+    layout, ids = await notes.layout(), new_event_ids(100)
+    events = [Label(user="", n=n) for n in range(100)]
+    first, places = notes.prepare(layout, events, ids=ids)
+    await notes.publish(events[0])  # others take their turns meanwhile
+    again, _ = notes.prepare(layout, events, ids=ids)
+    assert first == again and len(set(places)) == 8
+
+
 async def test_another_server_that_is_away_is_waited_for(
     one_server: Server, other_server: Server, namespace: str
 ) -> None:
@@ -279,6 +314,7 @@ async def test_another_server_that_is_away_is_waited_for(
             (run,) = await eventually_async(lambda: worker.runs)
             await eventually_async(lambda: run.in_hand >= 20)
             assert worker.counts.handled == 0
+            assert not run.running, "no handler does: no time limit is theirs"
             other_server.resume()
             await eventually_async(lambda: worker.counts.handled == 30, 20)
         assert await found(labels) == sorted((photo.user, photo.n) for photo in photos(30))

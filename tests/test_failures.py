@@ -157,7 +157,7 @@ async def test_what_was_handed_over_unstarted_expires(app: RStream) -> None:
     async def handle(event: Item) -> None:
         seen.append(event.n)
 
-    id = await doomed(app, items, lambda entry: Outcome(entry.shard, entry.id, 1, "release", 0))
+    id = await doomed(app, items, lambda entry: Outcome(entry.shard, entry.id, 1, "release", 0, "~released"))
     await too_late(app, id, 0.2)
     worker = await drain(app)
     assert (seen, worker.counts.expired) == ([], 1)
@@ -219,3 +219,29 @@ async def test_a_waiting_retry_survives_a_restart_with_its_due_time(app: RStream
     await drain(app)
     assert len(starts) == 2
     assert 0.95 < starts[1] - starts[0] < 4
+
+
+async def test_what_is_redriven_and_handed_over_unstarted_runs_whatever_its_age(app: RStream) -> None:
+    items = app.stream("items", Item, shards=1)
+    handled: list[int] = []
+    reject, hold = [True], asyncio.Event()
+
+    @items.consumer("g", concurrency=1, prefetch=20, expires=0.3)
+    async def handle(event: Item) -> None:
+        if reject[0]:
+            raise Reject("not today")
+        handled.append(event.n)
+        await hold.wait()
+
+    await items.publish_many(Item(n=n) for n in range(20))
+    await drain(app)
+    reject[0] = False
+    published = asyncio.get_running_loop().time()
+    await eventually_async(lambda: asyncio.get_running_loop().time() > published + 0.5)
+    assert (await items.dead("g").redrive(everything=True)).done == 20
+    async with working(app, grace=0.05) as worker:
+        (run,) = await eventually_async(lambda: worker.runs)
+        await eventually_async(lambda: handled and run.in_hand > 5)
+    hold.set()
+    worker = await drain(app)
+    assert worker.counts.expired == 0 and set(handled) == {*range(20)}

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rstream import Delivery, Event, RStream
+from rstream import Delivery, Event, Reject, RetryPolicy, RStream
 from tests.servers import Server
-from tests.test_worker import working
+from tests.test_worker import drain, working
 from tests.waiting import eventually_async
 
 
@@ -92,3 +92,21 @@ async def test_a_prefetch_that_was_asked_for_is_kept(app: RStream) -> None:
         assert run.in_hand == 6
         finish.set()
         await eventually_async(lambda: worker.counts.handled == 20)
+
+
+async def test_what_is_redelivered_comes_as_fast_as_there_is_room(app: RStream) -> None:
+    items = app.stream("items", Item, shards=1)
+    starts: list[float] = []
+
+    @items.consumer("g", concurrency=4, retry=RetryPolicy(max_attempts=1))
+    async def handle(event: Item) -> None:
+        starts.append(asyncio.get_running_loop().time())
+        if len(starts) <= 100:
+            raise Reject("again, please")
+
+    await items.publish_many(Item(n=n) for n in range(100))
+    await drain(app)
+    assert (await items.dead("g").redrive(everything=True)).done == 100
+    await drain(app)
+    assert len(starts) == 200
+    assert starts[-1] - starts[100] < 3  # four a second would take 25 s

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from rstream import RStream, Stream
+from rstream import Delivery, RStream, Stream
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from rstream.worker import lanes as lanes_module
 from rstream.worker.lanes import Gate, Lanes
@@ -176,6 +177,49 @@ async def test_a_suspect_at_its_last_attempt_waits_for_quiet_and_keeps_it() -> N
     assert await took(one) == entry(2)
 
 
+async def test_between_two_suspects_that_want_quiet_others_have_their_turn() -> None:
+    gate = Gate()
+    one, two = Lanes(gate), Lanes(gate)
+    suspects = [entry(5, "dead"), entry(6, "dead")]
+    one.put_suspects([(each, True) for each in suspects])
+    two.put([entry(1), entry(2)])
+    assert await took(one) is suspects[0]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await eventually_async(lambda: loop.time() > began + 0.3)
+    assert await took(two) is None
+    one.done(suspects[0])
+    assert await took(one) is None, "it is the others' turn"
+    assert [await took(two), await took(two)] == [entry(1), entry(2)]
+    for number in (1, 2):
+        two.done(entry(number))
+    slot = asyncio.create_task(one.take())
+    await eventually_async(slot.done)
+    assert slot.result() is suspects[1]
+
+
+async def test_suspects_are_shared_among_workers(one_server: Server, namespace: str) -> None:
+    async with RStream(one_server.url, namespace=namespace) as app:
+        jobs = app.stream("jobs", Job, shards=2)
+        begun: Counter[str] = Counter()
+
+        @jobs.consumer("g", lease=1, concurrency=4)
+        async def handle(event: Job, delivery: Delivery) -> None:
+            begun[delivery.worker] += 1
+            await asyncio.sleep(0.1)
+
+        await jobs.publish_many(Job(n=n) for n in range(30))
+        doomed = GroupOps(await jobs.layout(), "g", "dead")
+        await app.link.run(doomed.create("0"))
+        with redis.Redis.from_url(one_server.url) as raw:
+            for each in await app.link.run(doomed.fetch(30, 0)):
+                stream = doomed.layout.keys[each.shard].stream
+                raw.xclaim(stream, "g", "dead", 0, [each.id], retrycount=2, justid=True)
+        async with working(app), working(app), working(app):
+            await eventually_async(lambda: begun.total() == 30, 30)
+        assert len(begun) == 3 and min(begun.values()) >= 5
+
+
 async def test_a_suspect_does_not_wait_for_ever_for_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes_module, "QUIET_WAIT", 0.05)
     lanes = Lanes()
@@ -231,7 +275,10 @@ async def test_a_suspect_that_was_handed_over_unstarted_is_one_still(
         with redis.Redis.from_url(one_server.url) as raw:
             for each, count in zip(fetched, (0, 2, 3), strict=True):  # never begun, begun twice, begun three times
                 raw.xclaim(doomed.layout.keys[0].stream, "g", "dead", 0, [each.id], retrycount=count, justid=True)
-        over = [Outcome(0, each.id, count, "release", count) for each, count in zip(fetched, (0, 2, 3), strict=True)]
+        over = [
+            Outcome(0, each.id, count, "release", count, "~released")
+            for each, count in zip(fetched, (0, 2, 3), strict=True)
+        ]
         assert not await app.link.run(doomed.settle(over))
         seen: list[tuple[int, bool]] = []
         put = Lanes.put_suspects

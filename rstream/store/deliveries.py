@@ -22,6 +22,8 @@ Kind = Literal["ack", "retry", "dead", "release"]
 READ_BYTES = 4 * 1024 * 1024
 """Payload that one call brings at most (and one entry, or the entries of one small read, more)."""
 
+MANY = 2**31
+
 PSEUDO = ("~released", "~again", "~retry")
 """Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due)."""
 
@@ -46,8 +48,8 @@ class Emit(NamedTuple):
 
 class Outcome(NamedTuple):
     """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
-    a = delay in ms · dead: a = reason, b = error in one line, c = traceback · release: a = attempts begun so far.
-    emits: of an ack.
+    a = delay in ms · dead: a = reason, b = error in one line, c = traceback · release: a = attempts begun so far, b =
+    the pseudo-consumer that gets it. emits: of an ack.
     """
 
     shard: int
@@ -78,11 +80,13 @@ class Refusal(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """lost: (shard, id) of entries that were pending but are no longer stored · next_due: seconds until the
-    next waiting retry, or None."""
+    next waiting retry, or None · left: whether suspects were left to other workers.
+    """
 
     claimed: list[Fetched]
     lost: list[tuple[int, bytes]]
     next_due: float | None
+    left: bool
 
 
 class GroupOps:
@@ -120,10 +124,14 @@ class GroupOps:
         call = MINE([self._streams[shard]], self.group, self.worker, start, limit, READ_BYTES)
         return Op([call], lambda replies: [(id, count, flat or None) for id, count, flat in replies[0]])
 
-    def recover(self, limit: int, first: int, lease_ms: int) -> Op[Recovered]:
-        """Claim up to `limit` deliveries that nobody alive holds; without a lease, not those of silent workers."""
+    def recover(
+        self, limit: int, first: int, lease_ms: int, *, doubt: int = MANY, suspects: int = MANY
+    ) -> Op[Recovered]:
+        """Claim up to `limit` deliveries that nobody alive holds; without a lease, not those of silent workers. Of
+        those that were delivered `doubt` times and more, at most `suspects`.
+        """
         keys = [key for shard in self.layout.keys for key in (shard.stream, shard.retry(self.group))]
-        call = RECOVER(keys, self.group, self.worker, limit, lease_ms, first, READ_BYTES)
+        call = RECOVER(keys, self.group, self.worker, limit, lease_ms, first, READ_BYTES, doubt, suspects)
         return Op([call], lambda replies: _recovered(*replies[0]))
 
     def begin(self, entry: Fetched) -> Op[bool]:
@@ -204,9 +212,10 @@ def _fresh(found: Sequence[Any]) -> list[Fetched]:
     return [Fetched(shard, id, flat, 1, None) for shard, entries in found for id, flat in entries if flat is not None]
 
 
-def _recovered(claimed: list[Any], lost: list[Any], next_due: int) -> Recovered:
+def _recovered(claimed: list[Any], lost: list[Any], next_due: int, left: int) -> Recovered:
     return Recovered(
         [Fetched(shard, id, flat, count, source.decode()) for shard, id, count, source, flat in claimed],
         [(shard, id) for shard, id in lost],
         None if next_due < 0 else next_due / 1000,
+        bool(left),
     )

@@ -36,7 +36,8 @@ async def batch_slot(run: ConsumerRun) -> None:
 async def _fill(run: ConsumerRun) -> list[Fetched]:
     """As many as the consumer wants at once, or what has come when the first has waited `max_wait`.
 
-    An entry that failed before is put together with its like only, and a suspect with none: they may fail others.
+    An entry that failed before is put together with its like only, and a suspect with none: they may fail others. Such
+    a batch does not wait: the others would wait with it.
     """
     lanes, size = run.lanes, run.consumer.batch or 1
     async with run.filling:  # one batch after the other: two half ones would be slower
@@ -46,7 +47,7 @@ async def _fill(run: ConsumerRun) -> list[Fetched]:
             return [first]
         lanes.forming.append(first)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(run.consumer.max_wait):
+            async with asyncio.timeout(0 if first.source == "~retry" else run.consumer.max_wait):
                 while len(lanes.forming) < size and (entry := await lanes.take_like(first)) is not None:
                     lanes.forming.append(entry)
                     run.room_made.set()

@@ -43,7 +43,11 @@ async def _handle(run: ConsumerRun, started: Started) -> Outcome:
     place = (entry.shard, entry.id)
     began = run.running[place] = clock()
     try:
-        result, error = await run.call(event, delivery)
+        try:
+            result, error = await run.call(event, delivery)
+        finally:
+            del run.running[place]
+            run.took(clock() - began)
         if error is None:
             return await _emitted(run, started, result)
     except asyncio.CancelledError:
@@ -52,9 +56,6 @@ async def _handle(run: ConsumerRun, started: Started) -> Outcome:
         raise
     except Exception as raised:
         error = raised
-    finally:
-        del run.running[place]
-        run.took(clock() - began)
     return failures.judge(run, entry, delivery, error)
 
 

@@ -1,4 +1,4 @@
-"""Deliveries that wait for a slot. Pure but for one timer: no I/O.
+"""Deliveries that wait for a slot. Pure but for timers: no I/O.
 
 Unordered groups have one lane, and one for what failed before; lanes per key come with ordered groups. Beside them wait
 the suspects: entries that were taken over twice or more, so that any of them may be what killed its workers. They run
@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rstream.store.deliveries import Fetched
 
 QUIET_WAIT = 10.0
-"""Seconds that a suspect waits for what runs in the process to end: what has run for so long is hardly what kills."""
+"""Seconds that a suspect waits for what runs in the process to end: what has run for so long is hardly what kills. Also
+how long at most others have their turn after a suspect that ran in quiet."""
+
+SUSPECTS = 2
+"""How many a process holds: the one that runs, and the next. All others are left to other workers."""
 
 
 class Gate:
-    """What may be begun in a process. Its lanes are told when it opens.
+    """What may be begun in a process. Its lanes are told when it opens, and its listeners when a suspect is done.
 
     handed: entries that were taken and are not done · suspect: the one that runs · quiet_for: the suspect for which, or
     beside which, nothing else is begun.
@@ -27,45 +31,53 @@ class Gate:
 
     def __init__(self) -> None:
         self.lanes: list[Lanes] = []
+        self.listeners: list[Callable[[], None]] = []
         self.handed = 0
         self.suspect: Fetched | None = None
         self.quiet_for: Fetched | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._waited = False
+        self._since = self._others_until = float("-inf")
+
+    @property
+    def room_for_suspects(self) -> int:
+        return max(0, SUSPECTS - (self.suspect is not None) - sum(lanes.suspects for lanes in self.lanes))
 
     def admit(self, suspect: Fetched, alone: bool) -> bool:
         """Whether this suspect may be begun now."""
         if self.suspect is not None or self.quiet_for not in (None, suspect):
             return False
-        if alone and self.quiet_for is None:
-            self.quiet_for = suspect
-            self._waited = False
-            self._timer = asyncio.get_running_loop().call_later(QUIET_WAIT, self._enough)
-            if self.handed:
-                self.wake()  # a batch that is being filled is begun with what it has
-        if alone and self.handed and not self._waited:
+        if alone and not self._quiet_enough(suspect):
             return False
         self.suspect = suspect
         return True
 
-    def _enough(self) -> None:
-        self._waited = True
-        self.wake()
+    def _quiet_enough(self, suspect: Fetched) -> bool:
+        loop = asyncio.get_running_loop()
+        if self.quiet_for is None:
+            if loop.time() < self._others_until:
+                return False
+            self.quiet_for, self._since = suspect, loop.time()
+            loop.call_later(QUIET_WAIT + 0.01, self.wake)
+            self.wake()  # a batch that is being filled is begun with what it has
+        return not self.handed or loop.time() >= self._since + QUIET_WAIT
 
     def done(self, entry: Fetched) -> None:
         self.handed -= 1
         if entry is self.suspect:
             self.suspect = None
             self.calm(entry)
+            for listener in self.listeners:
+                listener()
         elif self.quiet_for is not None and not self.handed:
             self.wake()
 
     def calm(self, suspect: Fetched) -> None:
-        """This suspect needs no quiet any more."""
+        """This suspect needs no quiet any more: others have their turn, for as long as it had its."""
         if suspect is self.quiet_for:
             self.quiet_for = None
-            if self._timer is not None:
-                self._timer.cancel()
+            loop = asyncio.get_running_loop()
+            turn = min(QUIET_WAIT, loop.time() - self._since)
+            self._others_until = loop.time() + turn
+            loop.call_later(turn + 0.01, self.wake)
         self.wake()
 
     def wake(self) -> None:

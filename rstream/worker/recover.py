@@ -11,8 +11,8 @@ import contextlib
 import logging
 
 from rstream.errors import GroupMissing, StoreError
-from rstream.store.deliveries import Fetched, Outcome
-from rstream.worker.run import ConsumerRun
+from rstream.store.deliveries import Fetched, Outcome, Recovered
+from rstream.worker.run import ConsumerRun, from_the_dead
 
 log = logging.getLogger("rstream")
 
@@ -38,12 +38,14 @@ async def recover_loop(run: ConsumerRun) -> None:
                 await _adopt(run, term)
                 if asked == run.adoptions_asked:
                     run.adopted.set()
-            next_due, taken = await _take_over(run, turn, search=search)
-            if next_due is not None:
-                run.look_in(next_due + 0.001)
-            if taken:
+            found = await _take_over(run, turn, search=search)
+            if found is None:
+                continue
+            if found.next_due is not None:
+                run.look_in(found.next_due + 0.001)
+            if found.claimed:
                 run.look_in(0)  # there may be more than there was room for
-            elif search:
+            if search and not (found.left or any(from_the_dead(entry) for entry in found.claimed)):
                 search_at = now + search_every
         except GroupMissing:
             continue  # the fetch loop meets the same error, and heals
@@ -60,19 +62,22 @@ async def _time_to_look(run: ConsumerRun) -> None:
             await asyncio.wait_for(run.look.wait(), wait)
 
 
-async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> tuple[float | None, int]:
-    """Claim what there is room for; (seconds until the next waiting retry is due or None, taken from silent workers).
+async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered | None:
+    """Claim what there is room for; None where the lease was lost meanwhile.
 
     `search`: also among the deliveries of silent workers, which costs Redis more.
     """
     async with run.intake:
         room = await run.wait_for_room()
         if not run.lease.holds():
-            return None, 0
+            return None
         term = run.lease.term
         lease_ms = int(run.consumer.lease * 1000) if search else 0
+        op = run.ops.recover(
+            room, turn % run.layout.shards, lease_ms, doubt=run.doubt, suspects=run.lanes.gate.room_for_suspects
+        )
         try:
-            found = await run.link.run(run.ops.recover(room, turn % run.layout.shards, lease_ms))
+            found = await run.link.run(op)
         except BaseException:
             run.unsure = True  # what it claimed, unseen, may have been begun elsewhere
             raise
@@ -83,7 +88,7 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> tuple[floa
         log.info("%s: took over %d deliveries of silent workers", run.name, taken)
     for shard, id in found.lost:
         _lost(run, shard, id)
-    return found.next_due, taken
+    return found
 
 
 async def _adopt(run: ConsumerRun, term: int) -> None:

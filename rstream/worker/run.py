@@ -68,6 +68,7 @@ class ConsumerRun:
         self.emitter = emitter
         self.lease = Lease(ops, consumer.lease)
         self.lanes = Lanes(gate)
+        gate.listeners.append(self._gate_opened)
         self.running: dict[Place, float] = {}
         self.filling = asyncio.Lock()
         self.plain, self.emitting = Outcomes(), Outcomes()
@@ -134,13 +135,15 @@ class ConsumerRun:
         if suspects:
             self.lanes.put_suspects([(entry, self._last(entry)) for entry in suspects])
 
-    def _suspect(self, entry: Fetched) -> bool:
-        """An entry whose worker died over it, again or for the last time that its policy allows: it may be what
-        killed them. Run alone, it cannot take others with it; the first take-over is not yet held against it.
+    @property
+    def doubt(self) -> int:
+        """Deliveries from which an entry may be what killed its workers: it was taken over before, or has only the last
+        attempt that its policy allows. Run alone, it cannot take others with it.
         """
-        if not from_the_dead(entry):
-            return False
-        return entry.deliveries >= 2 or self._last(entry)
+        return max(1, min(2, self.consumer.policy.max_attempts - 1))
+
+    def _suspect(self, entry: Fetched) -> bool:
+        return from_the_dead(entry) and entry.deliveries >= self.doubt
 
     def _last(self, entry: Fetched) -> bool:
         return entry.deliveries + 1 >= self.consumer.policy.max_attempts
@@ -210,7 +213,7 @@ class ConsumerRun:
     def room(self) -> int:
         """How many more deliveries may come in: all there is room for, once half the buffer is used up."""
         buffer = self.buffer
-        if len(self.lanes) > buffer // 2:
+        if len(self.lanes) > buffer // 2 or self.lanes.gate.quiet_for is not None:
             return 0
         return max(0, self.handled_at_once + buffer - self.in_hand + self.lanes.suspects)
 
@@ -222,6 +225,10 @@ class ConsumerRun:
 
     def settle(self, outcome: Outcome) -> None:
         (self.emitting if outcome.emits else self.plain).add(outcome)
+
+    def _gate_opened(self) -> None:
+        self.room_made.set()
+        self.look_in(0)  # others may have left suspects to us
 
     # When the recovery has to look.
 

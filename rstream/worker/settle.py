@@ -84,13 +84,13 @@ def release(run: ConsumerRun) -> None:
 
 
 def hand_over_all(run: ConsumerRun, entries: Iterable[Fetched]) -> None:
-    for entry in entries:
-        if entry.source == "~retry":  # it failed before, and who takes it shall know
-            run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "retry", 0))
+    """Let somebody else start these, who shall know of them what is known here."""
+    for shard, id, _, deliveries, source in entries:
+        if source in ("~retry", "~unsure"):
+            run.settle(Outcome(shard, id, deliveries, "retry", 0))
+        elif source is None:
+            run.settle(Outcome(shard, id, deliveries, "release", deliveries - 1, "~released"))
         else:
-            hand_over(run, entry.shard, entry.id, entry.deliveries, begun=entry.source is not None)
-
-
-def hand_over(run: ConsumerRun, shard: int, id: bytes, deliveries: int, *, begun: bool) -> None:
-    """Let somebody else start an entry. `begun`: the attempt that its delivery count names was begun already."""
-    run.settle(Outcome(shard, id, deliveries, "release", deliveries if begun else deliveries - 1))
+            run.settle(
+                Outcome(shard, id, deliveries, "release", deliveries, source if source == "~again" else "~released")
+            )

@@ -17,7 +17,7 @@ from rstream.calling import LEFT
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
 from rstream.process import clock, worker_id
-from rstream.store.deliveries import GroupOps
+from rstream.store.deliveries import Fetched, GroupOps
 from rstream.worker import groups
 from rstream.worker.batching import batch_slot
 from rstream.worker.counts import Counts
@@ -30,7 +30,7 @@ from rstream.worker.lease import LeaseKeeper
 from rstream.worker.recover import PAGE, recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
-from rstream.worker.settle import flush, hand_over, release, settle_loop
+from rstream.worker.settle import flush, hand_over_all, release, settle_loop
 from rstream.worker.watchdog import Watchdog
 
 log = logging.getLogger("rstream")
@@ -210,8 +210,9 @@ class Worker:
         """Settle what is left, hand over what a cancelled read may have brought, and go."""
         try:
             for shard in range(run.layout.shards):
-                for id, deliveries, _ in await run.link.run(run.ops.mine(shard, "-", PAGE)):
-                    hand_over(run, shard, id, deliveries, begun=run.unsure)
+                source = "~unsure" if run.unsure else None
+                mine = await run.link.run(run.ops.mine(shard, "-", PAGE))
+                hand_over_all(run, [Fetched(shard, id, (), deliveries, source) for id, deliveries, _ in mine])
             await flush(run, run.plain)
             await run.link.run(run.ops.leave())
         except StoreError as error:

@@ -12,15 +12,20 @@
 -- ARGV[4] lease   ms; 0 = do not look for silent workers
 -- ARGV[5] first   0-based shard to begin with
 -- ARGV[6] budget  bytes of payload after which no more is claimed
--- returns {claimed, lost, next}: claimed = {{shard, id, deliveries, from, fields}, ...};
+-- ARGV[7] doubt   deliveries from which an entry of a silent worker is suspected to have killed it
+-- ARGV[8] suspects  how many of those may be claimed: they run one at a time, and the others are for other workers
+-- returns {claimed, lost, next, left}: claimed = {{shard, id, deliveries, from, fields}, ...};
 --         lost = {{shard, id}, ...}: pending, but no longer in the stream, and now acked;
---         next = ms until the next retry is due, -1 = none waits
--- cost    O(shards + claimed), with a lease O(shards · consumers + claimed)
+--         next = ms until the next retry is due, -1 = none waits; left = 1 where suspects were left to others
+-- cost    O(shards + claimed), with a lease O(shards · consumers + claimed); at most PAGES · PAGE suspects are passed
+--         over on the way
 local group, worker, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local claimed, lost, next_due = {}, {}, -1
+local doubt, suspects = tonumber(ARGV[7]), tonumber(ARGV[8])
+local claimed, lost, next_due, passed_over = {}, {}, -1, 0
+local PAGE, PAGES = 100, 10
 
 -- XCLAIM with JUSTID leaves the delivery count alone, and answers nothing for an entry that was trimmed.
 local function claim(shard, key, pending)
@@ -47,13 +52,28 @@ local function due_retries(shard, key, retries)
   end
 end
 
-local function held_by(shard, key, name, retries)
-  if left <= 0 then return end
-  local held = redis.pcall('XPENDING', key, group, '-', '+', left, name)
-  if held.err then return end -- no such group: the fetch finds that out and heals it
-  for _, pending in ipairs(held) do
+-- False where it has to be left to another worker.
+local function acceptable(pending, suspicious)
+  if not suspicious or pending[4] < doubt then return true end
+  suspects = suspects - 1
+  if suspects < 0 then passed_over = 1 end
+  return suspects >= 0
+end
+
+local function held_by(shard, key, name, suspicious, retries)
+  local from = '-'
+  for _ = 1, PAGES do
     if left <= 0 then return end
-    if not retries or not redis.call('ZSCORE', retries, pending[1]) then claim(shard, key, pending) end
+    local held = redis.pcall('XPENDING', key, group, from, '+', PAGE, name)
+    if held.err then return end -- no such group: the fetch finds that out and heals it
+    for _, pending in ipairs(held) do
+      if left <= 0 then return end
+      if not (retries and redis.call('ZSCORE', retries, pending[1])) and acceptable(pending, suspicious) then
+        claim(shard, key, pending)
+      end
+    end
+    if #held < PAGE then return end
+    from = '(' .. held[#held][1]
   end
 end
 
@@ -72,12 +92,12 @@ local function silent_workers(shard, key, retries)
     local name, holds = info.name, info.pending
     if name == '~retry' then
       -- a retry whose due time was lost (a restored backup, say) would wait for ever
-      if holds > redis.call('ZCARD', retries) then held_by(shard, key, name, retries) end
+      if holds > redis.call('ZCARD', retries) then held_by(shard, key, name, false, retries) end
     elseif string.sub(name, 1, 1) ~= '~' and name ~= worker and patient and not alive_since(key, name) then
       if holds == 0 then
         redis.call('XGROUP', 'DELCONSUMER', key, group, name)
       else
-        held_by(shard, key, name)
+        held_by(shard, key, name, true)
       end
     end
   end
@@ -88,8 +108,8 @@ for n = 0, shards - 1 do
   local shard = (n + tonumber(ARGV[5])) % shards
   local key, retries = KEYS[2 * shard + 1], KEYS[2 * shard + 2]
   due_retries(shard, key, retries)
-  held_by(shard, key, '~released')
-  held_by(shard, key, '~again')
+  held_by(shard, key, '~released', true)
+  held_by(shard, key, '~again', false)
   if lease > 0 then silent_workers(shard, key, retries) end
   local first = redis.call('ZRANGE', retries, 0, 0, 'WITHSCORES')
   if first[2] then
@@ -97,4 +117,4 @@ for n = 0, shards - 1 do
     if next_due < 0 or wait < next_due then next_due = wait end
   end
 end
-return {claimed, lost, next_due}
+return {claimed, lost, next_due, passed_over}

@@ -11,7 +11,7 @@
 --           ack      a = marker, b = ttl in ms -> where a marker is given, it is set to the id
 --           retry    a = delay in ms         -> pending for ~retry, due then
 --           dead     a = reason, b = error, c = traceback -> a dead letter, and acked
---           release  a = attempts begun      -> pending for ~released: this one was not, so it is not burnt
+--           release  a = attempts begun, b = ~released or ~again -> pending for that one: nothing is burnt
 -- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
 -- cost     O(outcomes · log pending)
 local key, retries, graveyard, group, worker = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
@@ -57,7 +57,7 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     bury(id, attempt, outcome[4], outcome[5], outcome[6])
     acks[#acks + 1] = id
   else
-    hand_to('~released', id, outcome[4])
+    hand_to(outcome[5], id, outcome[4])
   end
 end
 
