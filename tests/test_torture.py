@@ -21,13 +21,14 @@ from tests.workload import FREEZE, THAW, Done, History, Job, Spawner, WorkerProc
 class Storm:
     """Workers that are killed, frozen, stopped and started again; a Redis that is cut off and restarted."""
 
-    def __init__(self, spawn: Spawner, proxy: ChaosProxy, server: Server, seed: int) -> None:
-        self.spawn, self.proxy, self.server, self.rng = spawn, proxy, server, random.Random(seed)
+    def __init__(self, spawn: Spawner, proxy: ChaosProxy, server: Server, group: str, seed: int) -> None:
+        self.spawn, self.proxy, self.server, self.group = spawn, proxy, server, group
+        self.rng = random.Random(seed)
         self.live: list[WorkerProcess] = []
         self.done: Counter[str] = Counter()
 
     def start(self) -> None:
-        self.live.append(self.spawn("--grace", "0.3", lease=1, concurrency=8))
+        self.live.append(self.spawn("--grace", "0.3", group=self.group, lease=1, concurrency=8))
 
     def strike(self) -> None:
         blow = self.rng.choices(
@@ -76,14 +77,16 @@ def pause(seconds: float) -> None:
     eventually(lambda: time.monotonic() >= until, seconds + 5)
 
 
-def weather(server: Server, namespace: str, folder: Path, *, jobs: int, blows: int, seed: int) -> None:
+def weather(
+    server: Server, namespace: str, folder: Path, *, jobs: int, blows: int, seed: int, group: str = "async"
+) -> None:
     with (
         ChaosProxy(server.upstream) as proxy,
         workers(server, namespace, folder, url=f"{proxy.url}?socket_timeout=0.5") as spawn,
         RStream(server.url, namespace=namespace) as app,
         redis.Redis.from_url(server.url) as raw,
     ):
-        storm = Storm(spawn, proxy, server, seed)
+        storm = Storm(spawn, proxy, server, group, seed)
         stream = app.stream("jobs", Job, shards=4)
         rng = random.Random(seed)
         kinds = ["wait"] * 97 + ["fail"] * 3
@@ -101,7 +104,7 @@ def weather(server: Server, namespace: str, folder: Path, *, jobs: int, blows: i
         layout = stream.sync.layout()
 
         def settled() -> bool:
-            return sum(raw.xpending(keys.stream, "async")["pending"] for keys in layout.keys) == 0
+            return sum(raw.xpending(keys.stream, group)["pending"] for keys in layout.keys) == 0
 
         eventually(lambda: len(history.counts("start")) == jobs and settled(), 120)
         for worker in storm.live:
@@ -109,14 +112,14 @@ def weather(server: Server, namespace: str, folder: Path, *, jobs: int, blows: i
         assert [worker.wait() for worker in storm.live] == [0] * len(storm.live)
 
         starts = Counter((line.n, line.attempt) for line in history.lines() if line.what == "start")
-        dead = {entry[b"e"] for keys in layout.keys for _, entry in raw.xrange(keys.dead("async"))}
+        dead = {entry[b"e"] for keys in layout.keys for _, entry in raw.xrange(keys.dead(group))}
         ended = set(history.counts("end"))
         stored = {entry.event.n: entry.payload for entry in stream.sync.read()}
         # Nothing lost: every job ended well, or was set aside; nothing that nobody published.
         assert {n for n in range(jobs) if n not in ended and stored[n] not in dead} == set(), storm.done
         assert ended <= set(range(jobs))
         # One outcome of each was accepted: what it emits is there once.
-        emitted = Counter(entry.event.n for entry in app.stream("done", Done).sync.read())
+        emitted = Counter(entry.event.n for entry in app.stream("done", Done, shards=2).sync.read())
         assert emitted == Counter(n for n in range(jobs) if stored[n] not in dead), storm.done
         # Each attempt was begun once, in one place.
         twice = [line for line in history.lines() if starts[line.n, line.attempt] > 1]
@@ -124,12 +127,14 @@ def weather(server: Server, namespace: str, folder: Path, *, jobs: int, blows: i
 
 
 @pytest.mark.timeout(240)
-def test_a_short_storm(own_server: Server, namespace: str, tmp_path: Path) -> None:
-    weather(own_server, namespace, tmp_path, jobs=2000, blows=12, seed=20261120)
+@pytest.mark.parametrize("group", ["async", "batch"])
+def test_a_short_storm(own_server: Server, namespace: str, tmp_path: Path, group: str) -> None:
+    weather(own_server, namespace, tmp_path, jobs=2000, blows=12, seed=20261120, group=group)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("group", ["async", "batch"])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_long_storm(own_server: Server, namespace: str, tmp_path: Path, seed: int) -> None:
-    weather(own_server, namespace, tmp_path, jobs=20_000, blows=120, seed=seed)
+def test_a_long_storm(own_server: Server, namespace: str, tmp_path: Path, seed: int, group: str) -> None:
+    weather(own_server, namespace, tmp_path, jobs=20_000, blows=120, seed=seed, group=group)

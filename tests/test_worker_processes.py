@@ -25,7 +25,7 @@ class Bench:
         self.raw = redis.Redis.from_url(server.url)
         self.app = RStream(server.url, namespace=namespace)
         self.jobs: Stream[Job] = self.app.stream("jobs", Job, shards=4)
-        self.done: Stream[Done] = self.app.stream("done", Done)
+        self.done: Stream[Done] = self.app.stream("done", Done, shards=2)
         self.history = History(self.raw, namespace)
 
     def publish(self, count: int, seconds: float = 0.0, kind: str = "wait", first: int = 0) -> None:

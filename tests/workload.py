@@ -22,7 +22,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rstream import Delivery, Event, Reject, RetryPolicy, RStream
+from rstream import Batch, Delivery, Event, Reject, RetryPolicy, RStream
 from tests.servers import Server
 from tests.waiting import eventually
 
@@ -93,6 +93,24 @@ async def on_loop_limited(event: Job, delivery: Delivery) -> None:
 @jobs.consumer("single", concurrency=CONCURRENCY, lease=LEASE, retry=RetryPolicy(max_attempts=1))
 async def on_loop_one_attempt(event: Job, delivery: Delivery) -> None:
     await on_loop(event, delivery)
+
+
+@jobs.consumer(
+    "batch", batch=20, max_wait=0.05, concurrency=4, lease=LEASE, retry=RetryPolicy(initial_delay=0.05), emits=done
+)
+async def in_batches(events: list[Job], batch: Batch) -> list[Done]:
+    def note_all(what: str) -> None:
+        for index, (event, delivery) in enumerate(zip(events, batch.deliveries, strict=True)):
+            if index not in batch.failures:
+                note(what, event, delivery)
+
+    await asyncio.to_thread(note_all, "start")
+    await asyncio.sleep(max(event.seconds for event in events))
+    for index, event in enumerate(events):
+        if event.kind == "fail" and batch.deliveries[index].attempt == 1:
+            batch.fail(index, ValueError(f"job {event.n} fails at first"))
+    await asyncio.to_thread(note_all, "end")
+    return [Done(n=event.n) for event in events]
 
 
 class Line(NamedTuple):
