@@ -185,9 +185,10 @@ def one_by_one(handler: Handler, limit: int) -> Call:
         answer = await call([event], batch)
         if answer.error is not None:
             return answer
-        (outcome,) = answers(
-            answer.result if isinstance(answer.result, list) else None, batch.failures, 1, wanted=False
-        )
+        try:
+            (outcome,) = answers(answer.result, batch.failures, 1, wanted=False)
+        except ConfigError as error:
+            return Answer(error=error)
         return Answer(error=outcome) if isinstance(outcome, BaseException) else answer
 
     return alone

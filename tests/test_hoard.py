@@ -110,3 +110,26 @@ async def test_what_is_redelivered_comes_as_fast_as_there_is_room(app: RStream) 
     await drain(app)
     assert len(starts) == 200
     assert starts[-1] - starts[100] < 3  # four a second would take 25 s
+
+
+async def test_a_slot_that_is_at_work_takes_nothing_more_into_its_batch(app: RStream) -> None:
+    items = app.stream("items", Item, shards=1)
+    finish = asyncio.Event()
+
+    @items.consumer("g", batch=100, max_wait=0.05)
+    async def handle(events: list[Item]) -> None:
+        if any(event.long for event in events):
+            await finish.wait()
+
+    async with working(app) as slow:
+        await items.publish(Item(n=0, long=True))
+        (run,) = await eventually_async(lambda: slow.runs)
+        await eventually_async(lambda: run.busy == 1)
+        await items.publish_many(Item(n=n) for n in range(1, 101))
+        await eventually_async(
+            lambda: run.in_hand == 1
+        )  # but for what a read that was under way brought, and gave back
+        assert run.room == 0
+        async with working(app) as free:
+            await eventually_async(lambda: free.counts.handled == 100)
+        finish.set()

@@ -125,13 +125,13 @@ class GroupOps:
         return Op([call], lambda replies: [(id, count, flat or None) for id, count, flat in replies[0]])
 
     def recover(
-        self, limit: int, first: int, lease_ms: int, *, doubt: int = MANY, suspects: int = MANY
+        self, limit: int, first: int, lease_ms: int, *, doubt: int = MANY, used_up: int = MANY, suspects: int = MANY
     ) -> Op[Recovered]:
         """Claim up to `limit` deliveries that nobody alive holds; without a lease, not those of silent workers. Of
-        those that were delivered `doubt` times and more, at most `suspects`.
+        those that were delivered from `doubt` to less than `used_up` times, at most `suspects`.
         """
         keys = [key for shard in self.layout.keys for key in (shard.stream, shard.retry(self.group))]
-        call = RECOVER(keys, self.group, self.worker, limit, lease_ms, first, READ_BYTES, doubt, suspects)
+        call = RECOVER(keys, self.group, self.worker, limit, lease_ms, first, READ_BYTES, doubt, suspects, used_up)
         return Op([call], lambda replies: _recovered(*replies[0]))
 
     def begin(self, entry: Fetched) -> Op[bool]:

@@ -24,10 +24,13 @@ async def batch_slot(run: ConsumerRun) -> None:
     """Runs until cancelled."""
     while True:
         entries = await _fill(run)
+        run.busy += 1
         try:
             if started := await start(run, entries):
                 await Bisection(run, started).work()
         finally:
+            run.busy -= 1
+            run.room_made.set()
             for entry in entries:
                 run.lanes.done(entry)
         await asyncio.sleep(0)  # handlers that never wait let the loop's other tasks run

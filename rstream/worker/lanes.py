@@ -18,9 +18,6 @@ QUIET_WAIT = 10.0
 """Seconds that a suspect waits for what runs in the process to end: what has run for so long is hardly what kills. Also
 how long at most others have their turn after a suspect that ran in quiet."""
 
-SUSPECTS = 2
-"""How many a process holds: the one that runs, and the next. All others are left to other workers."""
-
 
 class Gate:
     """What may be begun in a process. Its lanes are told when it opens, and its listeners when a suspect is done.
@@ -39,7 +36,10 @@ class Gate:
 
     @property
     def room_for_suspects(self) -> int:
-        return max(0, SUSPECTS - (self.suspect is not None) - sum(lanes.suspects for lanes in self.lanes))
+        """A process holds one, that runs or will be the next to run. All others are left to other workers."""
+        if self.suspect is not None or asyncio.get_running_loop().time() < self._others_until:
+            return 0
+        return int(not any(lanes.suspects for lanes in self.lanes))
 
     def admit(self, suspect: Fetched, alone: bool) -> bool:
         """Whether this suspect may be begun now."""
@@ -65,8 +65,7 @@ class Gate:
         if entry is self.suspect:
             self.suspect = None
             self.calm(entry)
-            for listener in self.listeners:
-                listener()
+            self._opened()
         elif self.quiet_for is not None and not self.handed:
             self.wake()
 
@@ -77,8 +76,13 @@ class Gate:
             loop = asyncio.get_running_loop()
             turn = min(QUIET_WAIT, loop.time() - self._since)
             self._others_until = loop.time() + turn
-            loop.call_later(turn + 0.01, self.wake)
+            loop.call_later(turn + 0.01, self._opened)
         self.wake()
+
+    def _opened(self) -> None:
+        self.wake()
+        for listener in self.listeners:
+            listener()
 
     def wake(self) -> None:
         for lanes in self.lanes:

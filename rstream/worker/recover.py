@@ -74,7 +74,12 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
         term = run.lease.term
         lease_ms = int(run.consumer.lease * 1000) if search else 0
         op = run.ops.recover(
-            room, turn % run.layout.shards, lease_ms, doubt=run.doubt, suspects=run.lanes.gate.room_for_suspects
+            room,
+            turn % run.layout.shards,
+            lease_ms,
+            doubt=run.doubt,
+            used_up=run.consumer.policy.max_attempts,
+            suspects=run.lanes.gate.room_for_suspects,
         )
         try:
             found = await run.link.run(op)

@@ -86,6 +86,8 @@ class ConsumerRun:
         # for a slot moves.
         self.slow = 0
         self.stuck = False
+        self.busy = 0  # slots of a batch consumer that are at work
+        self.taken = 0  # entries, in all
         self.adoptions_asked = 0
         self.adopted = asyncio.Event()
         self.adopted.set()
@@ -130,6 +132,7 @@ class ConsumerRun:
                 # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
                 # the next attempt begins when that one is let go.
                 self._back[place] = (entry, term)
+        self.taken += len(new)
         suspects = [entry for entry in new if self._suspect(entry)]
         self.lanes.put([entry for entry in new if entry not in suspects] if suspects else new)
         if suspects:
@@ -143,7 +146,8 @@ class ConsumerRun:
         return max(1, min(2, self.consumer.policy.max_attempts - 1))
 
     def _suspect(self, entry: Fetched) -> bool:
-        return from_the_dead(entry) and entry.deliveries >= self.doubt
+        # With no attempt left it is not run at all.
+        return from_the_dead(entry) and self.doubt <= entry.deliveries < self.consumer.policy.max_attempts
 
     def _last(self, entry: Fetched) -> bool:
         return entry.deliveries + 1 >= self.consumer.policy.max_attempts
@@ -215,7 +219,9 @@ class ConsumerRun:
         buffer = self.buffer
         if len(self.lanes) > buffer // 2 or self.lanes.gate.quiet_for is not None:
             return 0
-        return max(0, self.handled_at_once + buffer - self.in_hand + self.lanes.suspects)
+        # A slot that is at work has no room, however small its batch was.
+        for_slots = (self.concurrency - self.busy) * self.size + buffer - len(self.lanes) - len(self.lanes.forming)
+        return max(0, min(for_slots, self.handled_at_once + buffer - self.in_hand + self.lanes.suspects))
 
     async def wait_for_room(self) -> int:
         while not (room := self.room):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -179,8 +180,17 @@ class Worker:
             intake.cancel_scope.cancel()
 
     async def _stop_when_drained(self, runs: list[ConsumerRun]) -> None:
-        for run in runs:
-            await run.drained.wait()
+        """What one group was found to be drained of may have been emitted to another, found drained before. So all have
+        to be in one round, in which nothing was in hand and nothing came in.
+        """
+        quiet = False
+        while not quiet:
+            before, idle = sum(run.taken for run in runs), not any(run.in_hand for run in runs)
+            for run in runs:
+                run.drained.clear()
+            for run in runs:
+                await run.drained.wait()
+            quiet = idle and before == sum(run.taken for run in runs)
         assert self._stop_asked is not None
         self._stop_asked.set()
 
@@ -203,7 +213,10 @@ class Worker:
             for run in runs:
                 while run.in_hand:
                     run.room_made.clear()
-                    await run.room_made.wait()
+                    with anyio.move_on_after(1.0):
+                        await run.room_made.wait()
+                    if scope.deadline == math.inf and not any(other.running for other in runs):
+                        scope.deadline = anyio.current_time() + self.grace  # what is left waits for a Redis
         handling.cancel_scope.cancel()
 
     async def _leave(self, run: ConsumerRun) -> None:

@@ -14,6 +14,7 @@
 -- ARGV[6] budget  bytes of payload after which no more is claimed
 -- ARGV[7] doubt   deliveries from which an entry of a silent worker is suspected to have killed it
 -- ARGV[8] suspects  how many of those may be claimed: they run one at a time, and the others are for other workers
+-- ARGV[9] end     deliveries from which it is not run any more: these are no suspects
 -- returns {claimed, lost, next, left}: claimed = {{shard, id, deliveries, from, fields}, ...};
 --         lost = {{shard, id}, ...}: pending, but no longer in the stream, and now acked;
 --         next = ms until the next retry is due, -1 = none waits; left = 1 where suspects were left to others
@@ -23,7 +24,7 @@ local group, worker, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[6])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local doubt, suspects = tonumber(ARGV[7]), tonumber(ARGV[8])
+local doubt, suspects, used_up = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local claimed, lost, next_due, passed_over = {}, {}, -1, 0
 local PAGE, PAGES = 100, 10
 
@@ -54,7 +55,7 @@ end
 
 -- False where it has to be left to another worker.
 local function acceptable(pending, suspicious)
-  if not suspicious or pending[4] < doubt then return true end
+  if not suspicious or pending[4] < doubt or pending[4] >= used_up then return true end
   suspects = suspects - 1
   if suspects < 0 then passed_over = 1 end
   return suspects >= 0
