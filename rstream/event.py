@@ -69,7 +69,7 @@ class EntryId(NamedTuple):
 class Entry(Generic[E]):
     """One stored event, as `read` yields it. `event` is decoded when first touched.
 
-    id: EntryId · key: str, or None where the stream has no keys · event_id: 16 bytes (UUIDv7) ·
+    id: EntryId · key: str, or None where the stream has no keys · event_id: 16 bytes (UUIDv7; of an emitted one v8) ·
     headers: str -> str · payload: the encoded event, see docs/wire-format.md.
     """
 
