@@ -16,6 +16,7 @@ from rstream.store.deliveries import Emit, GroupOps, Outcome
 from rstream.store.log import Record
 from rstream.worker import emit
 from rstream.worker import worker as worker_module
+from rstream.worker.worker import Worker
 from tests.proxy import ChaosProxy
 from tests.servers import KINDS, Server
 from tests.test_worker import dead_letters, drain, working
@@ -362,3 +363,31 @@ async def test_a_burst_ends_when_all_of_a_pipeline_is_drained(app: RStream) -> N
     await source.publish_many(photos(40))
     await drain(app)
     assert sorted(last) == [*range(40)]
+
+
+async def test_a_process_that_is_recycled_does_not_wait_for_ever_to_emit(
+    one_server: Server, other_server: Server, namespace: str
+) -> None:
+    async with (
+        RStream(one_server.url, namespace=namespace) as app,
+        RStream(f"{other_server.url}?socket_timeout=0.5", namespace=namespace) as far,
+    ):
+        source, labels = streams(app, far)
+
+        @source.consumer("label", emits=labels)
+        async def handle(event: Photo) -> Label:
+            return Label(user=event.user, n=event.n)
+
+        @source.consumer("quick")
+        async def quick(event: Photo) -> None: ...
+
+        await labels.layout()
+        await source.publish_many(photos(30))
+        other_server.pause()
+        worker = Worker(app, max_handled=20, grace=0.2)
+        async with asyncio.timeout(20):
+            await worker.serve(signals=False)
+        assert worker.recycled
+        other_server.resume()
+        await drain(app, "label")
+        assert await found(labels) == sorted((photo.user, photo.n) for photo in photos(30))
