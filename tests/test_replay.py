@@ -425,7 +425,7 @@ def test_failures_before_the_stop_are_told_after_it(one: Bench) -> None:
             if delivery.id == one.ids[60]:
                 run.stop()
 
-        run = Replay(one.stream, fails, None, None, handler_name="same")
+        run = Replay(one.stream, fails, None, None, handler_name="same", concurrency=1)
         return await run.run()
 
     assert not one.run(main).finished

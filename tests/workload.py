@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis.retry import Retry as RedisRetry
 
-from rstream import Batch, Delivery, Event, Reject, RetryPolicy, RStream
+from rstream import Batch, Delivery, Event, Reject, Retry, RetryPolicy, RStream
 from tests.servers import Server
 from tests.waiting import eventually
 
@@ -50,7 +50,7 @@ def note(what: str, event: Job, delivery: Delivery) -> None:
     global _raw
     if _raw is None:
         # redis-py's own retry would write a line twice when Redis restarts in between.
-        _raw = redis.Redis.from_url(os.environ["WORKLOAD_HISTORY"], retry=Retry(NoBackoff(), 0))
+        _raw = redis.Redis.from_url(os.environ["WORKLOAD_HISTORY"], retry=RedisRetry(NoBackoff(), 0))
     _raw.rpush(f"history:{app.settings.namespace}", f"{what} {event.n} {delivery.attempt} {os.getpid()} {time.time()}")
 
 
@@ -96,13 +96,22 @@ async def on_loop_one_attempt(event: Job, delivery: Delivery) -> None:
 
 
 @jobs.consumer(
-    "batch", batch=20, max_wait=0.05, concurrency=4, lease=LEASE, retry=RetryPolicy(initial_delay=0.05), emits=done
+    "batch",
+    batch=20,
+    max_wait=0.05,
+    concurrency=4,
+    lease=LEASE,
+    retry=RetryPolicy(initial_delay=0.05, max_attempts=9),
+    emits=done,
 )
 async def in_batches(events: list[Job], batch: Batch) -> list[Done]:
     def note_all(what: str) -> None:
         for index, (event, delivery) in enumerate(zip(events, batch.deliveries, strict=True)):
             if index not in batch.failures:
-                note(what, event, delivery)
+                try:
+                    note(what, event, delivery)
+                except redis.RedisError:  # it is not this event: bisection would begin the same attempt again
+                    raise Retry(after=0.05) from None
 
     await asyncio.to_thread(note_all, "start")
     await asyncio.sleep(max(event.seconds for event in events))
