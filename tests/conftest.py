@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,13 @@ def namespace() -> str:
 @pytest.fixture
 def app(server: Server, namespace: str) -> Iterator[RStream]:
     with RStream(server.url, namespace=namespace) as app:
+        yield app
+
+
+@pytest.fixture
+async def one_app(one_server: Server, namespace: str) -> AsyncIterator[RStream]:
+    """An app in the event loop, on the embedded kind."""
+    async with RStream(one_server.url, namespace=namespace) as app:
         yield app
 
 

@@ -32,12 +32,6 @@ async def app(server: Server, namespace: str) -> AsyncIterator[RStream]:
         yield app
 
 
-@pytest.fixture
-async def one_app(one_server: Server, namespace: str) -> AsyncIterator[RStream]:
-    async with RStream(one_server.url, namespace=namespace) as app:
-        yield app
-
-
 async def publish(app: RStream, folder: Path, *, kind: str, bad: int = BAD, count: int = SIZE) -> Stream[Item]:
     items = app.stream("items", Item, shards=4)
     await items.publish_many(Item(n=n, kind=kind if n == bad else "ok", folder=str(folder)) for n in range(count))

@@ -12,8 +12,9 @@ import pytest
 import redis
 
 from rstream import RetryPolicy, RStream
-from rstream.errors import ConfigError
+from rstream.errors import ConfigError, StoreUnavailable
 from rstream.worker.watchdog import EXIT_CODE
+from rstream.worker.worker import Worker
 from tests import handlers
 from tests.handlers import Work
 from tests.servers import Server
@@ -149,3 +150,29 @@ async def test_a_handler_past_its_hard_limit_ends_the_process_and_is_taken_over(
         other = spawn(lease=1, group="limited").ready()
         eventually(lambda: history_.counts("start")[1] == 2, 20)
         assert other.wait(20) == EXIT_CODE
+
+
+async def test_a_worker_that_cannot_start_leaves_no_processes_behind(
+    app: RStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(run: object) -> None:
+        started.extend(child.pid for child in psutil.Process().children() if child.pid not in before)
+        raise StoreUnavailable("not today")
+
+    before = {child.pid for child in psutil.Process().children()}
+    started: list[int] = []
+    monkeypatch.setattr("rstream.worker.groups.ensure", refuse)
+    work = app.stream("work", Work, shards=1)
+    work.consumer("g", run_in="process", concurrency=2)(handlers.in_process)
+    with pytest.raises(StoreUnavailable):
+        await Worker(app).serve(signals=False)
+    assert len(started) >= 2
+    pools = [pid for pid in started if psutil.pid_exists(pid) and "multiprocessing.spawn" in str(cmdline(pid))]
+    assert pools == []
+
+
+def cmdline(pid: int) -> list[str]:
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.NoSuchProcess:
+        return []

@@ -44,12 +44,6 @@ async def app(server: Server, namespace: str) -> AsyncIterator[RStream]:
 
 
 @pytest.fixture
-async def one_app(one_server: Server, namespace: str) -> AsyncIterator[RStream]:
-    async with RStream(one_server.url, namespace=namespace) as app:
-        yield app
-
-
-@pytest.fixture
 def other_server(tmp_path: Path) -> Iterator[Server]:
     with Server(KINDS["embedded"], tmp_path / "other", tcp=True) as server:
         yield server

@@ -14,6 +14,7 @@ from rstream.store.dead import DeadOps, Head, Letter, Match, Search, chunks
 from rstream.store.link import Op
 
 R = TypeVar("R")
+S = TypeVar("S")
 Steps = Generator[Op[Any], Any, R]
 """Yields operations, is sent their results, returns what came of it all."""
 
@@ -79,6 +80,17 @@ def _unambiguous(wanted: Match, found: list[Head]) -> None:
 
 def letters(ops: DeadOps, filters: Filters) -> Generator[Op[Any] | list[Letter], Any, None]:
     """Yields operations, and lists of letters in order of death."""
+
+    def bring(chunk: list[Head]) -> Generator[Op[Any] | list[Letter], Any, None]:
+        yield (yield ops.letters(chunk))
+
+    yield from _over(ops, filters, bring)
+
+
+def _over(
+    ops: DeadOps, filters: Filters, act: Callable[[list[Head]], Generator[S, Any, None]]
+) -> Generator[Op[Any] | S, Any, None]:
+    """Act on the heads that match, chunk by chunk."""
     search = heads(ops, filters)
     result = None
     while (step := proceed(search, result)) is not None:
@@ -87,7 +99,7 @@ def letters(ops: DeadOps, filters: Filters) -> Generator[Op[Any] | list[Letter],
             result = yield step
             continue
         for chunk in chunks(step):
-            yield (yield ops.letters(chunk))
+            yield from act(chunk)
 
 
 def redrive(ops: DeadOps, filters: Filters, dry: bool) -> Steps[Redrive]:
@@ -126,18 +138,14 @@ def _each(ops: DeadOps, filters: Filters, act: Callable[[list[Head]], Steps[None
         ids = filters["ids"] = list(ids)  # may be an iterator, and is gone through twice
     named = [id.id if isinstance(id, DeadLetter) else id for id in ids or ()]
     missing = dict.fromkeys(EntryId.parse(id) if isinstance(id, str) else id for id in named)
-    search = heads(ops, filters)
-    result = None
-    while (step := proceed(search, result)) is not None:
-        result = None
-        if isinstance(step, Op):
-            result = yield step
-            continue
-        for chunk in chunks(step):
-            yield from act(chunk)
-            for head in chunk:
-                missing.pop(head.id, None)
-                missing.pop(head.entry_id, None)
+
+    def act_and_tick(chunk: list[Head]) -> Steps[None]:
+        yield from act(chunk)
+        for head in chunk:
+            missing.pop(head.id, None)
+            missing.pop(head.entry_id, None)
+
+    yield from _over(ops, filters, act_and_tick)
     return [Left(id, None, "missing") for id in missing]
 
 

@@ -80,7 +80,6 @@ class ConsumerRun:
         self.look_at = float("-inf")
         self.drained = asyncio.Event()
         self.intake = asyncio.Lock()
-        self.stopping = False
         self.finished = False
         # What the running handlers show before they end: how many of them take long, and whether nothing that waits
         # for a slot moves.

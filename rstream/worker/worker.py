@@ -110,33 +110,41 @@ class Worker:
         if self._stopped:
             self._stop_asked.set()
         gate = Gate()
-        self.runs = runs = [await self._prepare(consumer, gate) for consumer in self.consumers]
-        keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in runs])
-        watchdog = Watchdog(runs)
+        self.runs = [await self._declared(consumer, gate) for consumer in self.consumers]
+        try:
+            for run in self.runs:
+                await self._prepare(run)
+            await self._keep_leases_and_work(signals)
+        finally:
+            for run in self.runs:
+                if run.pool is not None:
+                    run.pool.close()
+        log.info("worker %s ended: %s", self.id, self.counts)
+
+    async def _keep_leases_and_work(self, signals: bool) -> None:
+        keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in self.runs])
+        watchdog = Watchdog(self.runs)
         await asyncio.to_thread(keeper.begin)
         watchdog.start()
         try:
             async with self._signals(signals):
-                await self._work(runs)
+                await self._work(self.runs)
         finally:
-            for run in runs:
-                if run.pool is not None:
-                    run.pool.close()
             watchdog.stop()
             await asyncio.to_thread(keeper.stop)
-        log.info("worker %s ended: %s", self.id, self.counts)
 
-    async def _prepare(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
+    async def _declared(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
         layout = await consumer.stream.layout()
         ops = GroupOps(layout, consumer.group, self.id)
         target = consumer.emits
         emitter = None if target is None else Emitter(target, await target.layout(), self.app.endpoint)
         slots = self._concurrency or consumer.slots
-        run = ConsumerRun(consumer, slots, ops, self.app.link, self.counts, gate, emitter)
+        return ConsumerRun(consumer, slots, ops, self.app.link, self.counts, gate, emitter)
+
+    async def _prepare(self, run: ConsumerRun) -> None:
         if run.pool is not None:
             await run.pool.warm()
         await groups.ensure(run)
-        return run
 
     async def _work(self, runs: list[ConsumerRun]) -> None:
         async with anyio.create_task_group() as settling:
@@ -149,7 +157,6 @@ class Worker:
                         handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
                 await self._take_in(runs)
                 for run in runs:
-                    run.stopping = True
                     release(run)
                 await self._finish(runs, handling)
             for run in runs:
@@ -204,7 +211,8 @@ class Worker:
     async def _finish(self, runs: list[ConsumerRun], handling: TaskGroup) -> None:
         """Running handlers get the grace to return and be settled; what runs on is cancelled.
 
-        A process that is only recycled has no such haste: its grace begins when it is told to end.
+        A process that is only recycled has no such haste: its grace begins when it is told to end, or when no handler
+        runs any more and what is left waits for a Redis.
         """
         with anyio.CancelScope() as scope:
             self._waiting = scope
@@ -216,7 +224,7 @@ class Worker:
                     with anyio.move_on_after(1.0):
                         await run.room_made.wait()
                     if scope.deadline == math.inf and not any(other.running for other in runs):
-                        scope.deadline = anyio.current_time() + self.grace  # what is left waits for a Redis
+                        scope.deadline = anyio.current_time() + self.grace
         handling.cancel_scope.cancel()
 
     async def _leave(self, run: ConsumerRun) -> None:
