@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rstream.stream import Stream
 
 _declared: weakref.WeakKeyDictionary[Handler, list[Consumer]] = weakref.WeakKeyDictionary()
+
+OnRetry = Literal["block", "skip"]
 
 MAX_BATCH = 10_000
 _YEAR = 365 * 86_400.0
@@ -85,6 +87,8 @@ class Options(TypedDict, total=False):
     batch: int | None
     max_wait: float
     emits: Stream[Any] | None
+    ordered: bool | None
+    on_retry: OnRetry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,8 @@ class Consumer:
     batch: int | None = None
     max_wait: float = 0.5
     emits: Stream[Any] | None = None
+    ordered: bool | None = None
+    on_retry: OnRetry = "block"
 
     def __post_init__(self) -> None:
         where = f"consumer {self.group!r} of stream {self.stream.name!r}"
@@ -116,6 +122,8 @@ class Consumer:
             if not (value is None and name in _OPTIONAL) and (problem := limits.problem(value)):
                 raise ConfigError(f"{where}: {name} is {problem}")
         self._check_once(where)
+        if self.on_retry not in get_args(OnRetry):
+            raise ConfigError(f"{where}: on_retry is {self.on_retry!r}, it must be 'block' or 'skip'")
         if self.prefetch and self.policy.max_attempts == 1:
             raise ConfigError(
                 f"{where}: prefetch is {self.prefetch} with a single attempt, but what a worker had read counts as "
@@ -138,6 +146,11 @@ class Consumer:
         if self.once not in fields:
             known = f"their fields are {', '.join(fields)}"
             raise ConfigError(f"{where}: once={self.once!r}, but its events have no such field: {known}")
+
+    @property
+    def in_order(self) -> bool:
+        """Whether events of one key are handled one at a time, in order."""
+        return self.stream.key is not None if self.ordered is None else self.ordered
 
     @cached_property
     def policy(self) -> RetryPolicy:

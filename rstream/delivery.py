@@ -15,7 +15,8 @@ class Delivery:
     """One handing-over of an entry to a worker.
 
     id: where the entry lies · stream, group: names · key: str or None · event_id: 16 bytes, the same over all
-    attempts · headers: str -> str · attempt: from 1 · worker: the worker's id.
+    attempts · headers: str -> str · attempt: from 1 · worker: the worker's id · epoch: by which the worker owns the
+    shard; 0 where the group is not ordered.
 
     One that you make yourself, as in a unit test, keeps checkpoints and steps in memory; `dataclasses.replace(delivery,
     attempt=2)` is then the next attempt, which finds them.
@@ -29,6 +30,7 @@ class Delivery:
     headers: Mapping[str, str]
     attempt: int
     worker: str
+    epoch: int = 0
     _memo: Memo = field(default_factory=Memo, repr=False, compare=False)
 
     @property
@@ -40,12 +42,13 @@ class Delivery:
 
     @property
     def fence(self) -> int:
-        """A number that grows with every attempt at this entry, whichever worker makes it, until the entry is
-        settled: of two writers, the one with the lower number is out of date.
+        """A number that tells writers apart: of two, the one with the lower number is out of date.
 
-        Compare it only for one and the same `idempotency_key`. A dead letter that is redriven begins anew.
+        In an ordered group it is the epoch of the shard, which grows with every new owner: within one key of the stream
+        it never falls, and whoever took a key over has a higher one. Without order it is the attempt: it grows with
+        every attempt at this entry, until that is settled; compare it only for one and the same `idempotency_key`.
         """
-        return self.attempt
+        return self.epoch or self.attempt
 
     @property
     def checkpoint_value(self) -> Any:

@@ -12,7 +12,7 @@ import threading
 
 from rstream.errors import PublishUncertain
 from rstream.event import EntryId
-from rstream.store.layout import Layout
+from rstream.store.keys import Shard
 from rstream.store.link import Link, SyncLink
 from rstream.store.log import Outbox, Parcel, Record
 
@@ -20,16 +20,16 @@ from rstream.store.log import Outbox, Parcel, Record
 class Producer:
     """The publisher of one stream in one event loop."""
 
-    def __init__(self, link: Link, layout: Layout, timeout: float) -> None:
-        self._link, self._layout, self._timeout = link, layout, timeout
+    def __init__(self, link: Link, timeout: float) -> None:
+        self._link, self._timeout = link, timeout
         self._renew()
 
     def _renew(self) -> None:
-        self._outbox = Outbox(self._layout)
+        self._outbox = Outbox()
         self._flusher: asyncio.Task[None] | None = None
         self._pid = os.getpid()
 
-    async def send(self, shards: dict[int, list[Record]]) -> list[tuple[Parcel, EntryId | BaseException]]:
+    async def send(self, shards: dict[Shard, list[Record]]) -> list[tuple[Parcel, EntryId | BaseException]]:
         """Publish records to their shards; each parcel with the id of its first record, or its error."""
         if self._pid != os.getpid():
             self._renew()  # see SyncProducer
@@ -61,16 +61,16 @@ class Producer:
 class SyncProducer:
     """The publisher of one stream for all threads of a process: whoever gets the lock flushes for everybody."""
 
-    def __init__(self, link: SyncLink, layout: Layout, timeout: float) -> None:
-        self._link, self._layout, self._timeout = link, layout, timeout
+    def __init__(self, link: SyncLink, timeout: float) -> None:
+        self._link, self._timeout = link, timeout
         self._renew()
 
     def _renew(self) -> None:
-        self._outbox = Outbox(self._layout)
+        self._outbox = Outbox()
         self._adding, self._flushing = threading.Lock(), threading.Lock()
         self._pid = os.getpid()
 
-    def send(self, shards: dict[int, list[Record]]) -> list[tuple[Parcel, EntryId | BaseException]]:
+    def send(self, shards: dict[Shard, list[Record]]) -> list[tuple[Parcel, EntryId | BaseException]]:
         """As `Producer.send`."""
         if self._pid != os.getpid():
             # A forked child that went on with the parent's producer id and numbers would have its

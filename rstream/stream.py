@@ -18,6 +18,7 @@ from rstream.position import Position, bound
 from rstream.producer import Producer, SyncProducer
 from rstream.settings import check_name
 from rstream.store import layout as layouts
+from rstream.store.keys import Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
 from rstream.store.log import Cursor, Parcel, Record
@@ -73,6 +74,10 @@ class Stream(Generic[E]):
 
         - `concurrency`: calls at once, per process (16; with `batch` 1; in processes one per core).
         - `lease`: seconds a worker may be silent before its deliveries are taken over (30).
+        - `ordered`: events of one key are handled one at a time and in order, also through retries, while keys run in
+          parallel (the default where the stream has a key). With False, workers compete for all events.
+        - `on_retry`: in ordered groups, whether an event that waits for its next attempt has the later ones of its key
+          wait, too ("block", the default), or not ("skip").
         - `start`: where a group that does not exist yet begins: "earliest" (of what is retained; the default),
           "latest", an id, a datetime or "2h ago".
         - `retry`: a `RetryPolicy`: what happens after a failure.
@@ -162,7 +167,7 @@ class Stream(Generic[E]):
         """
         layout = self._layout or await self.layout()
         records, places = self.prepare(layout, events, key, headers)
-        producer = self._producers.get(lambda: Producer(self.app.link, layout, self.app.settings.publish_timeout))
+        producer = self._producers.get(lambda: Producer(self.app.link, self.app.settings.publish_timeout))
         return _ids(await producer.send(records), places)
 
     def prepare(
@@ -172,7 +177,7 @@ class Stream(Generic[E]):
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
         ids: Sequence[bytes] | None = None,
-    ) -> tuple[dict[int, list[Record]], list[int]]:
+    ) -> tuple[dict[Shard, list[Record]], list[Shard]]:
         """(records by shard, the shard of each event). ids: the events' ids, where they are not new ones."""
         if key is not None and self.key is not None:
             raise EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
@@ -186,7 +191,7 @@ class Stream(Generic[E]):
             places, ids = self._places(layout, keys), new_event_ids(len(payloads))
         else:  # the same event goes to the same shard, whoever publishes it again
             places = [layout.shard(id.hex() if key is None else key) for key, id in zip(keys, ids, strict=True)]
-        records: dict[int, list[Record]] = {}
+        records: dict[Shard, list[Record]] = {}
         for shard, payload, text, event_id in zip(places, payloads, keys, ids, strict=True):
             record = Record(payload, b"" if text is None else text.encode(), event_id, packed)
             records.setdefault(shard, []).append(record)
@@ -202,13 +207,14 @@ class Stream(Generic[E]):
             )
         return payload
 
-    def _places(self, layout: Layout, keys: Sequence[str | None]) -> list[int]:
+    def _places(self, layout: Layout, keys: Sequence[str | None]) -> list[Shard]:
         """The shard of each event. Without keys, shards take turns, in runs so that few are touched."""
         run = -(-len(keys) // layout.shards)
         turn = self._turn
         self._turn += 1
         return [
-            layout.shard(key) if key is not None else (turn + n // run) % layout.shards for n, key in enumerate(keys)
+            layout.shard(key) if key is not None else layout.current[(turn + n // run) % layout.shards]
+            for n, key in enumerate(keys)
         ]
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -283,7 +289,7 @@ class SyncStream(Generic[E]):
         records, places = self._stream.prepare(layout, events, key, headers)
         if self._producer is None:
             settings = self._stream.app.settings
-            self._producer = SyncProducer(self._stream.app.sync_link, layout, settings.publish_timeout)
+            self._producer = SyncProducer(self._stream.app.sync_link, settings.publish_timeout)
         return _ids(self._producer.send(records), places)
 
     def dead(self, group: str) -> SyncDeadLetters[E]:
@@ -314,9 +320,9 @@ class SyncStream(Generic[E]):
                 left = None if left is None else left - 1
 
 
-def _ids(sent: list[tuple[Parcel, EntryId | BaseException]], places: list[int]) -> list[EntryId]:
+def _ids(sent: list[tuple[Parcel, EntryId | BaseException]], places: list[Shard]) -> list[EntryId]:
     """The id of each event, in the order they were given. Raises the first error, with what was published."""
-    by_shard: dict[int, list[EntryId]] = {}
+    by_shard: dict[Shard, list[EntryId]] = {}
     errors = []
     for parcel, first in sent:
         if isinstance(first, BaseException):
@@ -324,7 +330,7 @@ def _ids(sent: list[tuple[Parcel, EntryId | BaseException]], places: list[int]) 
             continue
         ms, seq, generation, shard = first
         ids = [EntryId(ms, seq + n, generation, shard) for n in range(len(parcel.records))]
-        by_shard.setdefault(shard, []).extend(ids)
+        by_shard.setdefault(parcel.shard, []).extend(ids)
     if errors:
         if isinstance(errors[0], StoreError):
             errors[0].published = [id for ids in by_shard.values() for id in ids]

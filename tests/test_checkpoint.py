@@ -238,7 +238,7 @@ async def test_a_delivery_can_be_sent_to_another_process(app: RStream, raw: redi
         await sent._memo._links.link.aclose()
         if delivery.attempt == 1:
             raise ValueError
-        raw.xclaim((await items.layout()).keys[delivery.id.shard].stream, "g", "thief", 0, [delivery.id.redis])
+        raw.xclaim((await items.layout()).current[delivery.id.shard].stream, "g", "thief", 0, [delivery.id.redis])
         with pytest.raises(LeaseLost):
             await sent.step("t", seen.append, "never")
         await sent._memo._links.link.aclose()
@@ -267,7 +267,7 @@ class Bench:
         self.layout = stream.sync.layout()
         self.run(self.ops("a").create("0"))
         (entry,) = self.run(self.ops("a").fetch(10, 0))
-        self.id, self.keys = entry.id, self.layout.keys[0]
+        self.id, self.keys = entry.id, self.layout.current[0]
         self.key = self.keys.memo("g", self.id.decode())
 
     def ops(self, worker: str) -> GroupOps:

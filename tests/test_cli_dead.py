@@ -122,7 +122,7 @@ def test_what_cannot_be_redriven_is_named_and_published_again(
     killed(orders, 3)
     first, *_ = orders.sync.dead("billing").read()
     with redis.Redis.from_url(one_server.url) as raw:
-        raw.xdel(orders.sync.layout().keys[first.entry_id.shard].stream, first.entry_id.redis)
+        raw.xdel(orders.sync.layout().current[first.entry_id.shard].stream, first.entry_id.redis)
     done = rs.run("dead", "redrive", "orders", "-g", "billing", "--all", "--json")
     left = [{"id": str(first.id), "entry_id": str(first.entry_id), "why": "trimmed"}]
     assert json.loads(done.stdout) == {"redriven": 2, "gone": 0, "left": left, "dry_run": False}
@@ -159,8 +159,8 @@ def test_an_undecodable_letter_is_shown_as_it_is_stored(
     ops = GroupOps(layout, "billing", "w1")
     run(ops.create("0"))
     with redis.Redis.from_url(one_server.url) as raw:
-        raw.xadd(layout.keys[0].stream, {"foreign": b"\xff\xfe", "text": "caf\u00e9"})
-        raw.xadd(layout.keys[0].stream, {"e": b"\x92\x01\x81\xa8customer\xa1x"})  # no total
+        raw.xadd(layout.current[0].stream, {"foreign": b"\xff\xfe", "text": "caf\u00e9"})
+        raw.xadd(layout.current[0].stream, {"e": b"\x92\x01\x81\xa8customer\xa1x"})  # no total
     foreign, invalid = run(ops.fetch(10, 0))
     outcomes = Outcome(0, foreign.id, 1, "dead", "undecodable", "x"), Outcome(0, invalid.id, 1, "dead", "invalid", "y")
     run(ops.settle(outcomes))
@@ -212,7 +212,7 @@ def test_wrong_usage_is_told_in_a_line(
 def test_a_group_that_is_gone_is_told_in_a_line(rs: Commands, orders: Stream[Order], one_server: Server) -> None:
     killed(orders, 1)
     with redis.Redis.from_url(one_server.url) as raw:
-        for keys in orders.sync.layout().keys:
+        for keys in orders.sync.layout().current:
             raw.xgroup_destroy(keys.stream, "billing")
     done = rs.run("dead", "redrive", "orders", "-g", "billing", "--all")
     assert done.returncode == 1 and "start a worker" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -90,7 +90,7 @@ def test_behind_is_the_age_of_the_oldest_unprocessed_entry(
     layout = orders.sync.layout()
     now = run(layout_clock())
     for shard, age in enumerate((7_000, 90_000, 50_000, 1_000)):
-        raw.xadd(layout.keys[shard].stream, {"e": b"x"}, id=f"{now - age}-0")
+        raw.xadd(layout.current[shard].stream, {"e": b"x"}, id=f"{now - age}-0")
     ops = member(orders)
 
     def behind() -> float:
@@ -123,7 +123,7 @@ def test_lag_is_right_or_unknown_whatever_was_read_deleted_and_trimmed(
     groups = [member(orders, "first")]
     known = 0
     for step in range(60):
-        stream = layout.keys[dice.randrange(4)].stream
+        stream = layout.current[dice.randrange(4)].stream
         stored = raw.xrange(stream)
         match dice.choice(["publish", "publish", "fetch", "fetch", "delete", "trim", "group"] if step > 15 else "pf"):
             case "publish" | "p":
@@ -138,10 +138,10 @@ def test_lag_is_right_or_unknown_whatever_was_read_deleted_and_trimmed(
                 start = dice.choice([b"$", dice.choice(stored)[0]]).decode()
                 groups.append(member(orders, f"group{len(groups)}", start=start))
         for group in stats(orders):
-            truth = sum(len(raw.xrange(layout.keys[at.shard].stream, min=f"({at.redis}")) for at in group.positions)
+            truth = sum(len(raw.xrange(layout.current[at.shard].stream, min=f"({at.redis}")) for at in group.positions)
             assert group.lag in (None, truth), (step, group)
             known += group.lag is not None
-            ids = [m for keys in layout.keys if (m := raw.xpending(keys.stream, group.name)["min"])]
+            ids = [m for keys in layout.current if (m := raw.xpending(keys.stream, group.name)["min"])]
             assert (group.behind == 0.0) == (not truth and not ids) or group.behind < 1
     assert known > 15
 
@@ -151,7 +151,7 @@ def test_a_shard_that_lost_the_group_counts_as_unread(orders: Stream[Order], raw
     ops = member(orders)
     fetched = orders.app.sync_link.run(ops.fetch(100, 0))
     orders.app.sync_link.run(ops.settle([Outcome(e.shard, e.id, 1, "ack") for e in fetched]))
-    raw.xgroup_destroy(orders.sync.layout().keys[2].stream, "billing")
+    raw.xgroup_destroy(orders.sync.layout().current[2].stream, "billing")
 
     (group,) = stats(orders)
 

@@ -66,7 +66,7 @@ class Log:
         return found, 0
 
     def _between(self, stream: str, low: str, high: str) -> list[Any]:
-        row = self.rows[[keys.stream for keys in self.layout.keys].index(stream)]
+        row = self.rows[[keys.stream for keys in self.layout.current].index(stream)]
         ids = [id for id, _ in row]
         start = bisect_right(ids, parsed(low[1:])) if low.startswith("(") else bisect_left(ids, parsed(low))
         return [(b"%d-%d" % id, flat) for id, flat in row[start : bisect_right(ids, parsed(high))]]
@@ -178,7 +178,7 @@ def test_one_key_reads_one_shard() -> None:
     cursor = Cursor(log.layout, FIRST, LAST, bytes.decode, "ada", limit=3)
     while op := cursor.op():
         streams = [call[3] if call[0] == "EVALSHA" else call[1] for call in op.calls]
-        assert streams == [log.layout.keys[log.layout.shard("ada")].stream]
+        assert streams == [log.layout.current[log.layout.shard("ada")].stream]
         log.run(op)
         assert {entry.key for entry in cursor.ready()} <= {"ada"}
 

@@ -57,7 +57,7 @@ def next_millisecond(items: Stream[Any]) -> None:
 def seen_by(raw: redis.Redis, items: Stream[Item], group: str) -> list[Any]:
     """A group's position and pending entries, per shard."""
     found: list[Any] = []
-    for keys in items.sync.layout().keys:
+    for keys in items.sync.layout().current:
         told = next(info for info in raw.xinfo_groups(keys.stream) if info["name"] == group.encode())
         found.append((told["last-delivered-id"], told["pending"], told["entries-read"]))
         pending = raw.xpending_range(keys.stream, group, "-", "+", 1000)
@@ -66,7 +66,7 @@ def seen_by(raw: redis.Redis, items: Stream[Item], group: str) -> list[Any]:
 
 
 def shard_of(items: Stream[Item], id: EntryId) -> str:
-    return items.sync.layout().keys[id.shard].stream
+    return items.sync.layout().current[id.shard].stream
 
 
 # -- the whole round -----------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_an_entry_that_is_being_handled_is_not_stolen(items: Stream[Item], raw: 
 def test_a_group_that_was_made_anew_reads_the_entry_anyway(items: Stream[Item], raw: redis.Redis) -> None:
     killed(items, 3)
     layout, dead = items.sync.layout(), items.sync.dead("g")
-    for keys in layout.keys:
+    for keys in layout.current:
         raw.xgroup_destroy(keys.stream, "g")
     with pytest.raises(GroupMissing, match="start a worker"):
         dead.redrive(everything=True)
@@ -215,7 +215,7 @@ def test_a_group_that_was_made_anew_reads_the_entry_anyway(items: Stream[Item], 
     items.app.sync_link.run(GroupOps(layout, "g", "w1").create("0"))
     done = dead.redrive(everything=True)
     assert (done.done, [left.why for left in done.left]) == (0, ["ahead"] * 3)
-    for keys in layout.keys:
+    for keys in layout.current:
         assert raw.xpending(keys.stream, "g")["pending"] == 0
 
 
@@ -328,7 +328,7 @@ def test_filters_and_ids(items: Stream[Item]) -> None:
 
 def test_an_id_that_means_two_letters_is_refused(app: RStream, raw: redis.Redis) -> None:
     items = app.stream("lone", Item, shards=1)
-    grave, dead = items.sync.layout().keys[0].dead("g"), items.sync.dead("g")
+    grave, dead = items.sync.layout().current[0].dead("g"), items.sync.dead("g")
 
     def bury(entry: str, letter: str) -> str:
         told = {"id": entry, "reason": "failed", "error": "", "attempts": 1, "worker": "w"}
@@ -361,7 +361,7 @@ def test_thousands_are_paged_merged_and_redriven(
     assert dead.redrive(error="boom: 59").done == 111
     assert dead.redrive(everything=True).done == 6000 - 111
     assert dead.count() == {}
-    assert sum(raw.xpending(keys.stream, "g")["pending"] for keys in items.sync.layout().keys) == 6000
+    assert sum(raw.xpending(keys.stream, "g")["pending"] for keys in items.sync.layout().current) == 6000
 
 
 def test_large_letters_are_brought_by_the_chunk(items: Stream[Item], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,7 +391,7 @@ def test_foreign_and_odd_letters_are_listed(items: Stream[Item], raw: redis.Redi
     layout, run = items.sync.layout(), items.app.sync_link.run
     ops = GroupOps(layout, "g", "w1")
     run(ops.create("0"))
-    keys = layout.keys[2]
+    keys = layout.current[2]
     raw.xadd(keys.stream, {"id": "7-7", "reason": "mine", "worker": "nobody", "blob": b"\xff\x00"})
     (entry,) = run(ops.fetch(10, 0))
     run(ops.settle([Outcome(2, entry.id, 1, "dead", "undecodable", "no field 'e'")]))

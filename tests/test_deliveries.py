@@ -26,7 +26,7 @@ class Bench:
         self.app, self.raw = app, raw
         self.stream = app.stream("items", Item, shards=shards)
         self.layout = self.stream.sync.layout()
-        self.key = self.layout.keys[0]
+        self.key = self.layout.current[0]
         self.run = app.sync_link.run
         self.run(self.ops("maker").create("0"))
 
@@ -40,7 +40,7 @@ class Bench:
         """A worker that has been alive for longer than any lease here, so that it may claim from silent ones."""
         ops = self.ops(worker)
         self.run(ops.beat(lease))
-        for keys in self.layout.keys:
+        for keys in self.layout.current:
             self.raw.set(keys.alive("g", worker), 1, px=lease)
         return ops
 
@@ -352,8 +352,8 @@ def test_calls_are_bounded_in_bytes(app: RStream, raw: redis.Redis) -> None:
         pages.append(len(page))
         start = "(" + page[-1][0].decode()
     assert max(pages) <= 12
-    raw.set(layout.keys[0].alive("g", "b"), 1)
-    raw.set(layout.keys[1].alive("g", "b"), 1)
+    raw.set(layout.current[0].alive("g", "b"), 1)
+    raw.set(layout.current[1].alive("g", "b"), 1)
     assert 0 < len(run(other.recover(1000, 0, LEASE)).claimed) <= 24
 
 

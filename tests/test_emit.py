@@ -139,7 +139,7 @@ async def test_who_lost_the_delivery_emits_nothing(app: RStream) -> None:
     entries = await app.link.run(late.fetch(100, 0))
     with redis.Redis.from_url(app.settings.url or "") as raw:
         for entry in entries[:20]:
-            raw.xclaim(layout.keys[entry.shard].stream, "g", "owner", 0, [entry.id], retrycount=2, justid=True)
+            raw.xclaim(layout.current[entry.shard].stream, "g", "owner", 0, [entry.id], retrycount=2, justid=True)
 
     def outcome(shard: int, id: bytes, attempt: int) -> Outcome:
         emits = [Emit(target.keys[n % 3].stream, Record(b"%d" % n, b"", new_event_ids(1)[0], b"")) for n in range(3)]
@@ -159,7 +159,7 @@ async def test_who_lost_the_delivery_emits_nothing(app: RStream) -> None:
 async def found_raw(app: RStream, labels: Stream[Label]) -> list[bytes]:
     layout = await labels.layout()
     with redis.Redis.from_url(app.settings.url or "") as raw:
-        return [fields[b"e"] for keys in layout.keys for _, fields in raw.xrange(keys.stream)]
+        return [fields[b"e"] for keys in layout.current for _, fields in raw.xrange(keys.stream)]
 
 
 async def test_through_a_line_that_breaks_every_event_is_emitted_once(one_server: Server, namespace: str) -> None:

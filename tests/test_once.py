@@ -67,7 +67,7 @@ async def test_an_entry_that_is_redelivered_on_purpose_is_no_double_of_itself(ap
 
     id = await orders.publish(Order(customer="ada", number="1"))
     await drain(app)
-    stream = (await orders.layout()).keys[0].stream
+    stream = (await orders.layout()).current[0].stream
     with redis.Redis.from_url(app.settings.url or "") as raw:
         raw.xclaim(stream, "g", "~again", 0, [id.redis], force=True, retrycount=0, justid=True)
     await drain(app)
@@ -86,7 +86,7 @@ async def test_the_marker_is_set_with_the_ack_or_not_at_all(app: RStream) -> Non
     assert not await app.link.run(mine.settle([Outcome(0, entry.id, 1, "ack", "key", 60_000)]))
     assert await app.link.run(mine.succeeded(0, "key")) == entry.id
     with redis.Redis.from_url(app.settings.url or "") as raw:
-        assert 50_000 < raw.pttl(layout.keys[0].once("g", "key")) <= 60_000
+        assert 50_000 < raw.pttl(layout.current[0].once("g", "key")) <= 60_000
 
 
 @pytest.mark.parametrize("once", ["numbr", "", "model_config", 5])

@@ -51,7 +51,7 @@ class Truth(NamedTuple):
 
 def truth(bench: Bench, stream: Stream[Job] | Stream[Timed], group: str) -> Truth:
     shards = []
-    for keys in stream.sync.layout().keys:
+    for keys in stream.sync.layout().current:
         (found,) = (each for each in bench.raw.xinfo_groups(keys.stream) if each["name"] == group.encode())
         published, dead = bench.raw.xlen(keys.stream), bench.raw.xlen(keys.dead(group))
         shards.append(Truth(published, found["entries-read"] or 0, found["pending"], dead))
@@ -80,7 +80,7 @@ class Kill(NamedTuple):
 
 def held_by(bench: Bench, pid: int) -> set[Place]:
     held: set[Place] = set()
-    for shard, keys in enumerate(bench.jobs.sync.layout().keys):
+    for shard, keys in enumerate(bench.jobs.sync.layout().current):
         for consumer in bench.raw.xinfo_consumers(keys.stream, "patient"):
             if f"-{pid}-".encode() in consumer["name"]:
                 pending = bench.raw.xpending_range(keys.stream, "patient", "-", "+", JOBS, consumer["name"])
@@ -185,7 +185,7 @@ def two_workers_that_could_take_over(bench: Bench, *groups: str, jobs: int) -> l
 
 def holders(bench: Bench, group: str) -> list[str]:
     consumers = [
-        each for keys in bench.jobs.sync.layout().keys for each in bench.raw.xinfo_consumers(keys.stream, group)
+        each for keys in bench.jobs.sync.layout().current for each in bench.raw.xinfo_consumers(keys.stream, group)
     ]
     return [each["name"].decode() for each in consumers if each["pending"]]
 

@@ -52,7 +52,7 @@ def test_ids_that_run_ahead_of_redis_clock_are_read_all_the_same(app: RStream, r
     items.sync.publish(Item(n=0))
     payload = next(iter(items.sync.read())).payload
     ahead = raw.time()[0] * 1000 + 3_600_000  # the clock was set back by an hour
-    for keys in items.sync.layout().keys:
+    for keys in items.sync.layout().current:
         raw.xadd(keys.stream, {"e": payload, "i": bytes(16)}, id=f"{ahead}-0")
     items.sync.publish(Item(n=1))
     assert len(list(items.sync.read())) == 4

@@ -74,7 +74,7 @@ class Bench:
         return self.raw.hgetall(keys[0]) if keys else {}
 
     def shard_keys(self) -> list[str]:
-        return [keys.stream for keys in self.stream.sync.layout().keys]
+        return [keys.stream for keys in self.stream.sync.layout().current]
 
     def everything(self) -> dict[bytes, Any]:
         return {key: self.raw.dump(key) for key in self.raw.scan_iter(f"*{self.app.settings.namespace}*")}

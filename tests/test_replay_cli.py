@@ -63,7 +63,7 @@ class Shell:
         stream = self.app.stream("seen", Seen, key="device", shards=4)
         self.ids = sorted(stream.sync.publish_many([Seen(device=f"d{n % 40}", n=n) for n in range(300)]))
         self.window = self.ids[50:250]
-        self.shards = [keys.stream for keys in stream.sync.layout().keys]
+        self.shards = [keys.stream for keys in stream.sync.layout().current]
         self.processes: list[subprocess.Popen[str]] = []
         self.env = os.environ | {"RSTREAM_URL": server.url, "RSTREAM_NAMESPACE": namespace, "PASS": str(HALF)}
 

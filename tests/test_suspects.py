@@ -13,8 +13,9 @@ import redis
 
 from rstream import Delivery, RetryPolicy, RStream, Stream
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
-from rstream.worker import lanes as lanes_module
-from rstream.worker.lanes import Gate, Lanes
+from rstream.worker import gate as gate_module
+from rstream.worker.gate import Gate
+from rstream.worker.lanes import Lanes
 from tests.servers import Server
 from tests.test_worker import working
 from tests.waiting import eventually, eventually_async
@@ -45,7 +46,7 @@ class Fleet:
                 self.live.append(self._worker(16))
 
     def pending(self) -> int:
-        return sum(self.raw.xpending(keys.stream, self.group)["pending"] for keys in self.jobs.sync.layout().keys)
+        return sum(self.raw.xpending(keys.stream, self.group)["pending"] for keys in self.jobs.sync.layout().current)
 
     def letters(self) -> dict[int, str]:
         return {letter.event.n: letter.reason for letter in self.jobs.sync.dead(self.group).read()}
@@ -213,7 +214,7 @@ async def test_suspects_are_shared_among_workers(one_server: Server, namespace: 
         await app.link.run(doomed.create("0"))
         with redis.Redis.from_url(one_server.url) as raw:
             for each in await app.link.run(doomed.fetch(30, 0)):
-                stream = doomed.layout.keys[each.shard].stream
+                stream = doomed.layout.current[each.shard].stream
                 raw.xclaim(stream, "g", "dead", 0, [each.id], retrycount=2, justid=True)
         async with working(app), working(app), working(app):
             await eventually_async(lambda: begun.total() == 30, 30)
@@ -242,7 +243,7 @@ async def test_what_has_no_attempt_left_is_set_aside_at_once(one_server: Server,
 
 
 async def test_a_suspect_does_not_wait_for_ever_for_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes_module, "QUIET_WAIT", 0.05)
+    monkeypatch.setattr(gate_module, "QUIET_WAIT", 0.05)
     lanes = Lanes()
     lanes.put([entry(1)])
     assert await took(lanes) == entry(1)
@@ -295,7 +296,7 @@ async def test_a_suspect_that_was_handed_over_unstarted_is_one_still(
         fetched = await app.link.run(doomed.fetch(10, 0))
         with redis.Redis.from_url(one_server.url) as raw:
             for each, count in zip(fetched, (0, 2, 3), strict=True):  # never begun, begun twice, begun three times
-                raw.xclaim(doomed.layout.keys[0].stream, "g", "dead", 0, [each.id], retrycount=count, justid=True)
+                raw.xclaim(doomed.layout.current[0].stream, "g", "dead", 0, [each.id], retrycount=count, justid=True)
         over = [
             Outcome(0, each.id, count, "release", count, "~released")
             for each, count in zip(fetched, (0, 2, 3), strict=True)

@@ -104,7 +104,7 @@ def weather(
         layout = stream.sync.layout()
 
         def settled() -> bool:
-            return sum(raw.xpending(keys.stream, group)["pending"] for keys in layout.keys) == 0
+            return sum(raw.xpending(keys.stream, group)["pending"] for keys in layout.current) == 0
 
         eventually(lambda: len(history.counts("start")) == jobs and settled(), 120)
         for worker in storm.live:
@@ -112,7 +112,7 @@ def weather(
         assert [worker.wait() for worker in storm.live] == [0] * len(storm.live)
 
         starts = Counter((line.n, line.attempt) for line in history.lines() if line.what == "start")
-        dead = {entry[b"e"] for keys in layout.keys for _, entry in raw.xrange(keys.dead(group))}
+        dead = {entry[b"e"] for keys in layout.current for _, entry in raw.xrange(keys.dead(group))}
         ended = set(history.counts("end"))
         stored = {entry.event.n: entry.payload for entry in stream.sync.read()}
         # Nothing lost: every job ended well, or was set aside; nothing that nobody published.

@@ -147,7 +147,7 @@ async def test_a_long_handler_hoards_nothing_and_a_short_one_earns_a_buffer(app:
 async def pending(app: RStream, group: str, stream: str = "items") -> int:
     layout = await app.streams[stream].layout()
     with redis.Redis.from_url(app.settings.url or "") as raw, contextlib.suppress(redis.ResponseError):
-        return sum(raw.xpending(keys.stream, group)["pending"] for keys in layout.keys)
+        return sum(raw.xpending(keys.stream, group)["pending"] for keys in layout.current)
     return 0  # no such group yet
 
 
@@ -181,7 +181,7 @@ async def test_a_failure_is_tried_again_and_the_last_one_becomes_a_dead_letter(
 async def dead_letters(app: RStream, group: str, stream: str = "items") -> list[dict[bytes, bytes]]:
     layout = await app.streams[stream].layout()
     with redis.Redis.from_url(app.settings.url or "") as raw:
-        return [letter for keys in layout.keys for _, letter in raw.xrange(keys.dead(group))]
+        return [letter for keys in layout.current for _, letter in raw.xrange(keys.dead(group))]
 
 
 async def test_a_waiting_retry_holds_no_slot(app: RStream) -> None:
@@ -237,7 +237,7 @@ async def test_bad_input_never_reaches_user_code_and_never_stops_a_worker(
 
     await items.publish(Item(n=1))
     with redis.Redis.from_url(app.settings.url or "") as raw:
-        raw.xadd((await items.layout()).keys[0].stream, fields)
+        raw.xadd((await items.layout()).current[0].stream, fields)
     await items.publish(Item(n=2))
 
     worker = await drain(app)
@@ -293,10 +293,10 @@ async def test_a_group_that_is_gone_is_made_anew_from_the_start_of_what_is_left(
     async with working(app) as worker:
         layout = await items.layout()
         with redis.Redis.from_url(app.settings.url or "") as raw:
-            await eventually_async(lambda: raw.exists(layout.keys[1].stream))
+            await eventually_async(lambda: raw.exists(layout.current[1].stream))
             await items.publish_many([Item(n=1), Item(n=2)])
             await eventually_async(lambda: len(seen) == 2)
-            raw.xgroup_destroy(layout.keys[0].stream, "g")
+            raw.xgroup_destroy(layout.current[0].stream, "g")
             await eventually_async(lambda: worker.counts.resets == 1, 10)
             # What shard 0 still holds is read again rather than skipped: at least once, never silently less.
             await items.publish_many([Item(n=3), Item(n=4)])
@@ -340,7 +340,7 @@ async def test_the_stop_of_a_worker_leaves_nothing_behind(app: RStream, caplog: 
         await eventually_async(lambda: worker.counts.handled == 50)
     layout = await items.layout()
     with redis.Redis.from_url(app.settings.url or "") as raw:
-        assert [raw.xinfo_consumers(keys.stream, "g") for keys in layout.keys] == [[], [], []]
+        assert [raw.xinfo_consumers(keys.stream, "g") for keys in layout.current] == [[], [], []]
         assert not raw.keys(f"{{{app.settings.namespace}:*alive*")
     assert "handled 50" in caplog.text
     assert not [thread for thread in threading.enumerate() if thread.name == "rstream-lease"]
@@ -387,7 +387,7 @@ async def test_what_redis_refuses_for_a_while_ends_no_worker(own_server: Server,
                 await eventually_async(lambda: len(started) == 4)
                 raw.config_set(refusal, 1)
                 if refusal == "maxmemory":  # and the group has to be made anew, which Redis may refuse too
-                    raw.delete((await items.layout()).keys[0].stream)
+                    raw.delete((await items.layout()).current[0].stream)
                     await eventually_async(lambda: worker.counts.resets >= 1, 10)
                 gate.set()
                 await eventually_async(lambda: len(done) == 4)
@@ -426,7 +426,7 @@ async def test_what_lost_answers_carried_is_found_again_under_the_right_attempt(
     await items.publish_many(Item(n=n) for n in range(40))
     layout = await items.layout()
     with redis.Redis.from_url(app.settings.url or "") as raw:
-        for shard, keys in enumerate(layout.keys):  # all were begun once, by a worker that is dead
+        for shard, keys in enumerate(layout.current):  # all were begun once, by a worker that is dead
             raw.xgroup_create(keys.stream, "g", "0")
             found = raw.xreadgroup("g", "dead-worker", {keys.stream: ">"})
             begun |= {id.decode() + str(shard) for _, entries in found for id, _ in entries}

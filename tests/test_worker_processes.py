@@ -33,11 +33,11 @@ class Bench:
 
     def pending(self, group: str = "async") -> int:
         layout = self.jobs.sync.layout()
-        return sum(self.raw.xpending(keys.stream, group)["pending"] for keys in layout.keys)
+        return sum(self.raw.xpending(keys.stream, group)["pending"] for keys in layout.current)
 
     def owners(self, group: str = "async") -> set[str]:
         """Whom deliveries are pending for."""
-        found = [self.raw.xpending(keys.stream, group)["consumers"] for keys in self.jobs.sync.layout().keys]
+        found = [self.raw.xpending(keys.stream, group)["consumers"] for keys in self.jobs.sync.layout().current]
         return {each["name"].decode() for consumers in found for each in consumers}
 
     def all_done(self, count: int, group: str = "async") -> bool:
@@ -76,7 +76,7 @@ def test_a_killed_workers_50_deliveries_run_elsewhere_within_three_seconds(bench
 
 def alive_for(bench: Bench, pid: int) -> float:
     """Seconds for which a worker process has been alive without a gap, as its first shard sees it."""
-    stream = bench.jobs.sync.layout().keys[0].stream
+    stream = bench.jobs.sync.layout().current[0].stream
     found = bench.raw.keys(f"{stream.replace('{', '[{]')}:alive:async:*-{pid}-*")
     seconds, micros = bench.raw.time()
     return seconds + micros / 1e6 - int(bench.raw.get(found[0]) or 0) / 1000 if found else 0.0
@@ -300,7 +300,7 @@ def test_a_handler_in_a_thread_does_not_outlive_the_grace(bench: Bench) -> None:
     eventually(lambda: bench.history.running(worker.pid) == {0})
     worker.signal(signal.SIGTERM)
     assert worker.wait(10) == 0
-    assert bench.raw.xpending_range(bench.jobs.sync.layout().keys[0].stream, "thread", "-", "+", 1) is not None
+    assert bench.raw.xpending_range(bench.jobs.sync.layout().current[0].stream, "thread", "-", "+", 1) is not None
     other = bench.spawn(group="thread", lease=30).ready()
     eventually(lambda: bench.history.running(other.pid) == {0}, 10)
     assert max(line.attempt for line in bench.history.lines()) == 2

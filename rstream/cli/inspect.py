@@ -98,7 +98,13 @@ def _stream_row(stats: StreamStats) -> dict[str, Any]:
         "last_id": _text(stats.last),
         "groups": stats.groups,
         "per_shard": [
-            {"shard": s.shard, "entries": s.entries, "first_id": _text(s.first), "last_id": _text(s.last)}
+            {
+                "generation": s.shard.generation,
+                "shard": s.shard.number,
+                "entries": s.entries,
+                "first_id": _text(s.first),
+                "last_id": _text(s.last),
+            }
             for s in stats.shards
         ],
     }
@@ -122,7 +128,7 @@ def _group_row(stats: GroupStats) -> dict[str, Any]:
         "waiting": stats.waiting,
         "workers": [asdict(worker) for worker in stats.workers],
         "positions": [str(position) for position in stats.positions],
-        "missing_shards": stats.missing,
+        "missing_shards": [*map(str, stats.missing)],
     }
 
 

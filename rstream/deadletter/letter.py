@@ -37,9 +37,8 @@ class DeadLetter(Generic[E]):
         def text(name: bytes) -> str:
             return letter.own[name].decode(errors="replace")
 
-        id = letter.entry_id
         self.id = letter.id
-        self.entry: Entry[E] = make_entry(id.redis.encode(), id.shard, id.generation, letter.flat, decode)
+        self.entry: Entry[E] = make_entry(letter.entry_id, letter.flat, decode)
         self.reason, self.error, self.traceback = text(b"reason"), text(b"error"), text(b"traceback")
         self.attempts, self.worker = number(letter.own[b"attempts"]), text(b"worker")
         self.fields: Mapping[bytes, bytes] = dict(zip(letter.flat[::2], letter.flat[1::2], strict=True))

@@ -137,6 +137,11 @@ class Endpoint:
         scheme = self.url.partition(":")[0]
         return {"redis": "tcp", "rediss": "tls"}.get(scheme, "unix")
 
+    @property
+    def clustered(self) -> bool:
+        """Whether keys of different slots may lie on different servers."""
+        return "+cluster:" in self.url.partition("//")[0]
+
     def close(self) -> None:
         """Let go of the embedded server, if there is one. Idempotent."""
         with self._lock:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from rstream.event import MAX_PART, EntryId
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.scripts import DEAD, REDRIVE, Call
@@ -43,6 +44,7 @@ class Head(NamedTuple):
     worker: str
     key: str | None
     size: int
+    shard: Shard
 
 
 class Letter(NamedTuple):
@@ -84,11 +86,10 @@ class DeadOps:
 
     def __init__(self, layout: Layout, group: str) -> None:
         self.layout, self.group = layout, group
-        self._graves = [keys.dead(group) for keys in layout.keys]
 
     def letters(self, heads: Sequence[Head]) -> Op[list[Letter]]:
         """Those of a chunk that are still there, in the order of `heads`."""
-        calls: list[Call] = [("XRANGE", self._graves[h.id.shard], h.id.redis, h.id.redis) for h in heads]
+        calls: list[Call] = [("XRANGE", h.shard.dead(self.group), h.id.redis, h.id.redis) for h in heads]
 
         def parse(replies: list[Any]) -> list[Letter]:
             return [_letter(head.id, reply[0][1]) for head, reply in zip(heads, replies, strict=True) if reply]
@@ -99,12 +100,9 @@ class DeadOps:
         """Give a chunk back to the group, one Lua call a shard; what became of each, as redrive.lua says."""
         shards = _by_shard(heads)
         calls = [
-            REDRIVE(
-                [self.layout.keys[shard].stream, self._graves[shard]],
-                self.group, int(dry), *(head.id.redis for head in batch),
-            )
+            REDRIVE([shard.stream, shard.dead(self.group)], self.group, int(dry), *(head.id.redis for head in batch))
             for shard, batch in shards.items()
-        ]  # fmt: skip
+        ]
 
         def parse(replies: list[Any]) -> list[tuple[Head, str]]:
             return [
@@ -118,25 +116,26 @@ class DeadOps:
     def discard(self, heads: Sequence[Head]) -> Op[int]:
         """Delete a chunk; how many were still there."""
         calls: list[Call] = [
-            ("XDEL", self._graves[shard], *(head.id.redis for head in batch))
+            ("XDEL", shard.dead(self.group), *(head.id.redis for head in batch))
             for shard, batch in _by_shard(heads).items()
         ]
         return Op(calls, sum)
 
     def look(
-        self, shards: Sequence[int], starts: dict[int, str], ends: dict[int, str], match: Match, want: str
+        self, shards: Sequence[Shard], starts: dict[Shard, str], ends: dict[Shard, str], match: Match, want: str
     ) -> Op[list[Any]]:
         """A page of each of the shards, as dead.lua gives it."""
         limit = PAGE if match.limit is None else min(PAGE, max(1, match.limit))
         calls = []
         for shard in shards:
-            ids = [[id.redis for id in some if id.shard == shard] for some in (match.letters, match.entries)]
+            place = shard.generation, shard.number
+            ids = [[id.redis for id in some if id[2:] == place] for some in (match.letters, match.entries)]
             # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
             packed = msgpack.packb(
                 [match.reason, match.key or "", match.error, *ids], use_bin_type=False, unicode_errors="replace"
             )
             where = starts[shard], ends[shard]
-            calls.append(DEAD([self._graves[shard]], *where, limit, LOOK, LOOK_BYTES, want, packed))
+            calls.append(DEAD([shard.dead(self.group)], *where, limit, LOOK, LOOK_BYTES, want, packed))
         return Op(calls, list)
 
 
@@ -157,15 +156,13 @@ class Search:
             self._end = min(self._end, EntryId(*max(match.letters)[:2], MAX_PART, MAX_PART))
         self._next = dict.fromkeys(self._shards(), self._start.redis)
         self._ends = dict.fromkeys(self._next, self._end.redis)
-        self._pages: dict[int, list[Head]] = {shard: [] for shard in self._next}
+        self._pages: dict[Shard, list[Head]] = {shard: [] for shard in self._next}
         self.counts: Counter[str] = Counter()
 
-    def _shards(self) -> Iterable[int]:
-        layout, match = self._ops.layout, self._match
-        shards = range(layout.shards) if match.key is None else (layout.shard(match.key),)
-        if not match.named:
-            return shards
-        return sorted({id.shard for id in match.named if id.generation == layout.generation} & set(shards))
+    def _shards(self) -> list[Shard]:
+        match, shards = self._match, self._ops.layout.holding(self._match.key)
+        named = {id[2:] for id in match.named}
+        return [shard for shard in shards if not named or (shard.generation, shard.number) in named]
 
     def op(self) -> Op[None] | None:
         """The next page of every shard of which nothing is in hand."""
@@ -175,7 +172,7 @@ class Search:
         found = self._ops.look(hungry, self._next, self._ends, self._match, self._want)
         return Op(found.calls, lambda replies: self._feed(hungry, replies))
 
-    def _feed(self, shards: list[int], replies: list[Any]) -> None:
+    def _feed(self, shards: list[Shard], replies: list[Any]) -> None:
         for shard, (found, last, end) in zip(shards, replies, strict=True):
             self._ends[shard] = end.decode()
             if last:
@@ -186,7 +183,7 @@ class Search:
                 for reason, count in zip(found[::2], found[1::2], strict=True):
                     self.counts[_text(reason)] += count
                 continue
-            heads = (_head(self._ops.layout.generation, shard, raw) for raw in found)
+            heads = (_head(shard, raw) for raw in found)
             self._pages[shard] += [head for head in heads if self._start <= head.id <= self._end]
 
     def ready(self) -> list[Head]:
@@ -216,18 +213,19 @@ def chunks(heads: Iterable[Head]) -> Iterator[list[Head]]:
         yield chunk
 
 
-def _by_shard(heads: Iterable[Head]) -> dict[int, list[Head]]:
-    shards: dict[int, list[Head]] = {}
+def _by_shard(heads: Iterable[Head]) -> dict[Shard, list[Head]]:
+    shards: dict[Shard, list[Head]] = {}
     for head in heads:
-        shards.setdefault(head.id.shard, []).append(head)
+        shards.setdefault(head.shard, []).append(head)
     return shards
 
 
-def _head(generation: int, shard: int, raw: Sequence[Any]) -> Head:
+def _head(shard: Shard, raw: Sequence[Any]) -> Head:
     id, entry_id, reason, error, attempts, worker, key, size = raw
+    place = shard.generation, shard.number
     return Head(
-        EntryId(*_parts(id), generation, shard), EntryId(*_parts(entry_id), generation, shard),
-        _text(reason), _text(error), number(attempts), _text(worker), None if key is None else _text(key), size,
+        EntryId(*_parts(id), *place), EntryId(*_parts(entry_id), *place),
+        _text(reason), _text(error), number(attempts), _text(worker), None if key is None else _text(key), size, shard,
     )  # fmt: skip
 
 

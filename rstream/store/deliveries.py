@@ -6,33 +6,38 @@ entry pending for one that is not may be claimed by anyone; and whoever ends a d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import msgpack
 
+from rstream.store.keys import Shard, by_slot
 from rstream.store.layout import Layout
 from rstream.store.link import Op, first
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
 from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, RECOVER, SETTLE, Call
 
-Kind = Literal["ack", "retry", "dead", "release"]
+Kind = Literal["ack", "retry", "dead", "release", "park"]
 
 READ_BYTES = 4 * 1024 * 1024
 """Payload that one call brings at most (and one entry, or the entries of one small read, more)."""
 
 MANY = 2**31
 
-PSEUDO = ("~released", "~again", "~retry")
-"""Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due)."""
+PSEUDO = ("~released", "~again", "~retry", "~parked")
+"""Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due; ~parked: when it is
+its key's turn)."""
+
+Tokens = Mapping[Shard, str]
+"""Shards of an ordered group and the `worker|epoch` by which they are owned."""
 
 
 class Fetched(NamedTuple):
     """One entry as a worker gets it: `deliveries` counts the attempts begun so far, this one included only
     where it came by a fresh read (`source` None); otherwise it must be begun first."""
 
-    shard: int
+    shard: Shard
     id: bytes
     flat: Sequence[bytes]
     deliveries: int
@@ -49,24 +54,34 @@ class Emit(NamedTuple):
 class Outcome(NamedTuple):
     """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
     a = delay in ms · dead: a = reason, b = error in one line, c = traceback · release: a = attempts begun so far, b =
-    the pseudo-consumer that gets it. emits: of an ack.
+    the pseudo-consumer that gets it · park: a = attempts begun so far, b = key. emits: of an ack.
     """
 
-    shard: int
+    shard: Shard
     id: bytes
     attempt: int
     kind: Kind
     a: int | str = ""
-    b: int | str = ""
+    b: int | str | bytes = ""
     c: str = ""
     emits: tuple[Emit, ...] = ()
 
 
 class Beat(NamedTuple):
-    """known: the worker was known to live in all shards already · now: Redis's clock in ms."""
+    """known: the worker was known to live in all shards already · now: Redis's clock in ms · gone: shards that it does
+    not own any more.
+    """
 
     known: bool
     now: int
+    gone: list[Shard]
+
+
+class Read(NamedTuple):
+    """gone: shards that were not read, for the worker does not own them any more."""
+
+    entries: list[Fetched]
+    gone: list[Shard]
 
 
 class Refusal(NamedTuple):
@@ -84,70 +99,120 @@ class Recovered:
     """
 
     claimed: list[Fetched]
-    lost: list[tuple[int, bytes]]
+    lost: list[tuple[Shard, bytes]]
     next_due: float | None
     left: bool
 
 
 class GroupOps:
-    """The operations of one worker in one group of one stream."""
+    """The operations of one worker in one group of one stream. Without `shards`, on those of all generations.
 
-    def __init__(self, layout: Layout, group: str, worker: str) -> None:
-        self.layout, self.group, self.worker = layout, group, worker
-        self._streams = [keys.stream for keys in layout.keys]
+    spread: the shards may lie on different servers, so that a call must not touch two slots.
+    """
 
-    def create(self, start: str) -> Op[bool]:
-        """Make the group on every shard, reading from `start` (an id, "0" or "$"). True if it was not there."""
-        return Op([GROUP([stream], self.group, start) for stream in self._streams], any)
+    def __init__(self, layout: Layout, group: str, worker: str, *, spread: bool = False) -> None:
+        self.layout, self.group, self.worker, self.spread = layout, group, worker, spread
 
-    def beat(self, lease_ms: int) -> Op[Beat]:
-        """Say that this worker lives, in every shard."""
-        alive = [keys.alive(self.group, self.worker) for keys in self.layout.keys]
-        return Op([BEAT(alive, lease_ms)], lambda replies: Beat(replies[0][0] == len(alive), replies[0][1]))
+    def parts(self, shards: Sequence[Shard] | None) -> list[Sequence[Shard]]:
+        """Those that one call may touch, together."""
+        wanted = self.layout.every if shards is None else shards
+        return [*by_slot(wanted)] if self.spread else [wanted] if wanted else []
 
-    def fetch(self, limit: int, first: int) -> Op[list[Fetched]]:
-        """At most `limit` new entries, shard `first` served first. Sent twice it strands entries: see `mine`."""
-        call = FETCH(self._streams, self.group, self.worker, limit, first, READ_BYTES)
-        return Op([call], lambda replies: _fresh(replies[0]))
+    def create(self, start: str, shards: Sequence[Shard] | None = None) -> Op[bool]:
+        """Make the group on shards, reading from `start` (an id, "0" or "$"). True if it was not there."""
+        wanted = self.layout.every if shards is None else shards
+        return Op([GROUP([shard.stream], self.group, start) for shard in wanted], any)
 
-    def wait(self, count: int, block_ms: int) -> Op[list[Fetched]]:
-        """As `fetch`, waiting up to `block_ms` for entries; `count` is per shard here, as Redis has it."""
-        shards = {stream.encode(): shard for shard, stream in enumerate(self._streams)}
+    def beat(self, lease_ms: int, owned: Tokens, shards: Sequence[Shard] | None = None) -> Op[Beat]:
+        """Say that this worker lives, in every shard, and still owns some."""
+        parts = self.parts(shards)
+        calls = []
+        for part in parts:
+            names = [name for s in part for name in (s.alive(self.group, self.worker), s.owner(self.group))]
+            calls.append(BEAT(names, lease_ms, *(owned.get(shard, "") for shard in part)))
+
+        def parse(replies: list[Any]) -> Beat:
+            known = sum(reply[0] for reply in replies) == sum(map(len, parts))
+            gone = [part[n] for part, reply in zip(parts, replies, strict=True) for n in reply[2]]
+            return Beat(known, max(reply[1] for reply in replies), gone)
+
+        return Op(calls, parse)
+
+    def fetch(self, limit: int, shards: Sequence[Shard] | None = None, owned: Tokens | None = None) -> Op[Read]:
+        """At most `limit` new entries (on many servers: rounded up to a multiple of the shards), the first shard served
+        first; of an ordered group only of shards that are owned. Sent twice it strands entries: see `mine`.
+        """
+        parts = self.parts(shards)
+        tokens, share = owned or {}, -(-limit // max(1, len(parts)))
+        calls = [
+            FETCH(
+                [name for shard in part for name in (shard.stream, shard.owner(self.group))],
+                self.group, self.worker, share, READ_BYTES // len(parts), *(tokens.get(shard, "") for shard in part),
+            )
+            for part in parts
+        ]  # fmt: skip
+
+        def parse(replies: list[Any]) -> Read:
+            pairs = list(zip(parts, replies, strict=True))
+            found = [(part[n], entries) for part, reply in pairs for n, entries in reply[0]]
+            return Read(_fresh(found), [part[n] for part, reply in pairs for n in reply[1]])
+
+        return Op(calls, parse)
+
+    def wait(self, count: int, block_ms: int, shards: Sequence[Shard]) -> Op[list[Fetched]]:
+        """As `fetch`, waiting up to `block_ms` for entries; `count` is per shard here, as Redis has it. The shards have
+        to be on one server.
+        """
+        by_name = {shard.stream.encode(): shard for shard in shards}
         call: Call = (
             "XREADGROUP", "GROUP", self.group, self.worker, "COUNT", count, "BLOCK", block_ms,
-            "STREAMS", *self._streams, *[">"] * len(self._streams),
+            "STREAMS", *(shard.stream for shard in shards), *[">"] * len(shards),
         )  # fmt: skip
-        return Op([call], lambda replies: _fresh([(shards[name], found) for name, found in replies[0] or ()]))
+        return Op([call], lambda replies: _fresh([(by_name[name], found) for name, found in replies[0] or ()]))
 
-    def mine(self, shard: int, start: str, limit: int) -> Op[list[tuple[bytes, int, Sequence[bytes] | None]]]:
+    def mine(self, shard: Shard, start: str, limit: int) -> Op[list[tuple[bytes, int, Sequence[bytes] | None]]]:
         """What is pending for this worker: (id, deliveries, fields or None where they were trimmed)."""
-        call = MINE([self._streams[shard]], self.group, self.worker, start, limit, READ_BYTES)
+        call = MINE([shard.stream], self.group, self.worker, start, limit, READ_BYTES)
         return Op([call], lambda replies: [(id, count, flat or None) for id, count, flat in replies[0]])
 
     def recover(
-        self, limit: int, first: int, lease_ms: int, *, doubt: int = MANY, used_up: int = MANY, suspects: int = MANY
+        self,
+        limit: int,
+        lease_ms: int,
+        shards: Sequence[Shard] | None = None,
+        owned: Tokens | None = None,
+        *,
+        doubt: int = MANY,
+        used_up: int = MANY,
+        suspects: int = MANY,
     ) -> Op[Recovered]:
-        """Claim up to `limit` deliveries that nobody alive holds; without a lease, not those of silent workers. Of
-        those that were delivered from `doubt` to less than `used_up` times, at most `suspects`.
+        """Claim up to `limit` deliveries (on many servers: see `fetch`) that nobody alive holds, the first shard
+        first; without a lease, not those of silent workers. Of those that were delivered from `doubt` to less than
+        `used_up` times, at most `suspects`. Of an ordered group only of shards that are owned.
         """
-        keys = [key for shard in self.layout.keys for key in (shard.stream, shard.retry(self.group))]
-        call = RECOVER(keys, self.group, self.worker, limit, lease_ms, first, READ_BYTES, doubt, suspects, used_up)
-        return Op([call], lambda replies: _recovered(*replies[0]))
+        parts = self.parts(shards)
+        tokens, share = owned or {}, -(-limit // max(1, len(parts)))
+        calls = []
+        for part in parts:
+            names = [name for s in part for name in (s.stream, s.retry(self.group), s.owner(self.group))]
+            bounds = share, lease_ms, READ_BYTES // len(parts), doubt, suspects, used_up
+            calls.append(RECOVER(names, self.group, self.worker, *bounds, *(tokens.get(s, "") for s in part)))
+        return Op(calls, lambda replies: _recovered(list(zip(parts, replies, strict=True))))
 
     def begin(self, entry: Fetched) -> Op[bool]:
         """Burn the next attempt of a recovered entry. False where it is not ours any more."""
-        call = BEGIN([self._streams[entry.shard]], self.group, self.worker, entry.id, entry.deliveries + 1)
+        call = BEGIN([entry.shard.stream], self.group, self.worker, entry.id, entry.deliveries + 1)
         return Op([call], lambda replies: bool(replies[0]))
 
-    def succeeded(self, shard: int, key: str) -> Op[bytes | None]:
+    def succeeded(self, shard: Shard, key: str) -> Op[bytes | None]:
         """The id of the entry by which a dedupe key succeeded in this group, or None."""
-        return Op([("GET", self.layout.keys[shard].once(self.group, key))], first)
+        return Op([("GET", shard.once(self.group, key))], first)
 
     def settle(self, outcomes: Sequence[Outcome]) -> Op[list[Refusal]]:
         """End deliveries, one Lua call a shard; those that emit, all or none of the batch, in calls of bounded size.
         Returns those that the fence refused.
         """
-        by_shard: dict[int, list[Outcome]] = {}
+        by_shard: dict[Shard, list[Outcome]] = {}
         for outcome in outcomes:
             by_shard.setdefault(outcome.shard, []).append(outcome)
         emitting = any(outcome.emits for outcome in outcomes)
@@ -163,34 +228,28 @@ class GroupOps:
 
         return Op(calls, parse)
 
-    def _settle_call(self, shard: int, batch: list[Outcome]) -> Call:
-        keys = self.layout.keys[shard]
+    def _settle_call(self, shard: Shard, batch: list[Outcome]) -> Call:
         packed = msgpack.packb([outcome[1:7] for outcome in batch], use_bin_type=False, unicode_errors="replace")
-        names = [keys.stream, keys.retry(self.group), keys.dead(self.group), keys.memo(self.group, "")]
+        group = self.group
+        names = [shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group)]
         return SETTLE(names, self.group, self.worker, packed)
 
-    def _emit_call(self, shard: int, batch: list[Outcome]) -> Call:
-        keys = self.layout.keys[shard]
+    def _emit_call(self, shard: Shard, batch: list[Outcome]) -> Call:
         targets: dict[str, int] = {}
         packed = msgpack.packb([
             (each.id, each.attempt, each.a, each.b,
              [part for target, record in each.emits for part in (targets.setdefault(target, len(targets)), *record)])
             for each in batch
         ], use_bin_type=False)  # fmt: skip
-        return EMIT([keys.stream, keys.memo(self.group, ""), *targets], self.group, self.worker, packed)
+        return EMIT([shard.stream, shard.memo(self.group, ""), *targets], self.group, self.worker, packed)
 
     def leave(self) -> Op[int]:
         """Leave the group; how many deliveries are still pending for this worker."""
         calls = [
-            LEAVE([keys.stream, keys.alive(self.group, self.worker)], self.group, self.worker)
-            for keys in self.layout.keys
+            LEAVE([shard.stream, shard.alive(self.group, self.worker)], self.group, self.worker)
+            for shard in self.layout.every
         ]
         return Op(calls, sum)
-
-    def pending(self) -> Op[int]:
-        """Deliveries of the whole group that are not settled: running, waiting for a retry, or stranded."""
-        calls: list[Call] = [("XPENDING", stream, self.group) for stream in self._streams]
-        return Op(calls, lambda replies: sum(reply[0] for reply in replies))
 
 
 def _cut(batch: list[Outcome]) -> list[list[Outcome]]:
@@ -212,10 +271,11 @@ def _fresh(found: Sequence[Any]) -> list[Fetched]:
     return [Fetched(shard, id, flat, 1, None) for shard, entries in found for id, flat in entries if flat is not None]
 
 
-def _recovered(claimed: list[Any], lost: list[Any], next_due: int, left: int) -> Recovered:
-    return Recovered(
-        [Fetched(shard, id, flat, count, source.decode()) for shard, id, count, source, flat in claimed],
-        [(shard, id) for shard, id in lost],
-        None if next_due < 0 else next_due / 1000,
-        bool(left),
-    )
+def _recovered(replies: list[tuple[Sequence[Shard], Any]]) -> Recovered:
+    claimed, lost, waits, left = [], [], [], False
+    for part, (some, gone, next_due, passed_over) in replies:
+        claimed += [Fetched(part[n], id, flat, count, source.decode()) for n, id, count, source, flat in some]
+        lost += [(part[n], id) for n, id in gone]
+        waits += [next_due / 1000] if next_due >= 0 else []
+        left = left or bool(passed_over)
+    return Recovered(claimed, lost, min(waits, default=None), left)

@@ -1,40 +1,120 @@
 """Every key in Redis, and the shard of a key. No other module builds one.
 
-`ns` is the namespace, `i` one of `N` shards, `S` = `{ns:i/N}:<stream>:<generation>`; the part in braces is the
-hash tag, so all keys of a shard share a slot, and streams with the same N are co-partitioned.
+`ns` is the namespace, `S` = `{ns:i/N:xyz}:<stream>:<generation>` the i-th of the N shards of a generation. The part in
+braces is the hash tag, so all keys of a shard share a slot, and streams with the same N are co-partitioned. `xyz` has
+no meaning: it is chosen so that the N tags lie evenly over the slots of a cluster, see `tag`.
 
 | key                      | type                   | what                                                        |
 | ------------------------ | ---------------------- | ----------------------------------------------------------- |
 | `S`                      | stream                 | the shard's entries, fields `e` `k` `i` `h`                 |
+| `S:sealed`               | string                 | nothing more is published here, see reshard.py              |
 | `S:seq:<producer>`       | string, TTL            | the last flush applied: `seq first-id count`                |
 | `S:alive:<group>:<worker>` | string, TTL = lease  | this worker lives, as seen from this shard's slot           |
+| `S:owner:<group>`        | string, TTL = lease    | `<worker>|<epoch>`: who may fetch for an ordered group      |
+| `S:epoch:<group>`        | string                 | the last epoch that was given                               |
 | `S:retry:<group>`        | zset                   | entry id -> due time (ms) of deliveries waiting for a retry |
+| `S:parked:<group>`       | set                    | the keys of which entries are put aside                     |
+| `S:parked:<group>:<key>` | list                   | ids that wait, pending for ~parked, until their key's turn  |
 | `S:dead:<group>`         | stream                 | dead letters                                                |
 | `S:once:<group>:<key>`   | string, TTL            | the entry by which a dedupe key succeeded                   |
 | `S:emitted:<event id>`   | string, TTL            | an event that another server's consumer emitted is stored   |
 | `S:memo:<group>:<id>`    | hash, TTL              | checkpoint and steps of a delivery, gone with its ack       |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
+| `ns:members:<stream>:<group>` | zset              | worker -> until when (ms) it takes part in an ordered group |
+| `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
 """
 
 from __future__ import annotations
 
+import binascii
+import string
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 
 import xxhash
 
+from rstream.event import EntryId
 
-def shard_of(key: str, shards: int) -> int:
-    """The shard of a key: contiguous ranges of a 32-bit xxHash, so a new layout's shard has few parents."""
+SLOTS = 16384
+"""Hash slots of a Redis Cluster."""
+
+
+def number_of(key: str, shards: int) -> int:
+    """Which of so many shards a key belongs to: contiguous ranges of a 32-bit xxHash, so that a shard of a new
+    generation has few parents.
+    """
     return int(xxhash.xxh32_intdigest(key.encode())) * shards >> 32
 
 
-@dataclass(frozen=True, slots=True)
-class ShardKeys:
-    """The keys of one shard."""
+def slot_of(key: str) -> int:
+    """The slot of a key in a Redis Cluster: CRC16 (XMODEM) of its hash tag, if it has one."""
+    start = key.find("{")
+    end = key.find("}", start + 1)
+    hashed = key[start + 1 : end] if start >= 0 and end > start + 1 else key
+    return binascii.crc_hqx(hashed.encode(), 0) % SLOTS
 
+
+@cache
+def _endings() -> dict[int, str]:
+    """The first three letters or digits whose CRC16, begun at 0, has these low 14 bits: one for every slot."""
+    found: dict[int, str] = {}
+    for letters in product(string.digits + string.ascii_lowercase, repeat=3):
+        ending = "".join(letters)
+        found.setdefault(binascii.crc_hqx(ending.encode(), 0) % SLOTS, ending)
+    return found
+
+
+def tag(namespace: str, number: int, count: int) -> str:
+    """The hash tag of a shard. The tags of all shards lie at equal distances over the slots, so that masters with equal
+    ranges of them hold as equal numbers of shards as can be; where the first one lies depends on namespace and count.
+
+    CRC is linear: crc(a + b) = crc(a + zeros) ^ crc(b), so the ending that leads to a slot is looked up.
+    """
+    name = f"{namespace}:{number}/{count}:"
+    first = binascii.crc_hqx(f"{namespace}/{count}".encode(), 0)
+    wanted = (first + number * SLOTS // count) % SLOTS
+    unended = binascii.crc_hqx(bytes(3), binascii.crc_hqx(name.encode(), 0)) % SLOTS
+    return name + _endings()[unended ^ wanted]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """One of the `count` shards of a generation, and its keys. There is one object for each in a process: `shard` makes
+    it, so that `==` and hashing cost nothing.
+    """
+
+    generation: int
+    number: int
+    count: int
     stream: str
+
+    def __str__(self) -> str:
+        return f"{self.generation}.{self.number}"
+
+    def entry_id(self, id: bytes) -> EntryId:
+        """The full id of an entry, from Redis's."""
+        ms, seq = id.split(b"-")
+        return EntryId(int(ms), int(seq), self.generation, self.number)
+
+    @property
+    def slot(self) -> int:
+        """On a cluster."""
+        return slot_of(self.stream)
+
+    def overlaps(self, other: Shard) -> bool:
+        """Whether some key may belong to both, in their generations."""
+        return (
+            self.number * other.count < (other.number + 1) * self.count
+            and other.number * self.count < (self.number + 1) * other.count
+        )
+
+    @property
+    def sealed(self) -> str:
+        return f"{self.stream}:sealed"
 
     def seq(self, producer: str) -> str:
         return f"{self.stream}:seq:{producer}"
@@ -42,8 +122,17 @@ class ShardKeys:
     def alive(self, group: str, worker: str) -> str:
         return f"{self.stream}:alive:{group}:{worker}"
 
+    def owner(self, group: str) -> str:
+        return f"{self.stream}:owner:{group}"
+
+    def epoch(self, group: str) -> str:
+        return f"{self.stream}:epoch:{group}"
+
     def retry(self, group: str) -> str:
         return f"{self.stream}:retry:{group}"
+
+    def parked(self, group: str) -> str:
+        return f"{self.stream}:parked:{group}"
 
     def dead(self, group: str) -> str:
         return f"{self.stream}:dead:{group}"
@@ -58,8 +147,23 @@ class ShardKeys:
         return f"{self.stream}:memo:{group}:{id}"
 
 
-def shard_keys(namespace: str, stream: str, generation: int, shard: int, shards: int) -> ShardKeys:
-    return ShardKeys(f"{{{namespace}:{shard}/{shards}}}:{stream}:{generation}")
+@cache
+def shard(namespace: str, stream: str, generation: int, number: int, count: int) -> Shard:
+    return Shard(generation, number, count, f"{{{tag(namespace, number, count)}}}:{stream}:{generation}")
+
+
+def by_slot(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Shards that share a slot, together: what one call may touch on a cluster."""
+    slots: dict[int, list[Shard]] = {}
+    for each in shards:
+        slots.setdefault(each.slot, []).append(each)
+    return list(slots.values())
+
+
+def rotated(shards: Sequence[Shard], turn: int) -> list[Shard]:
+    """Beginning with another one each turn, so that no shard is always served last."""
+    at = turn % max(1, len(shards))
+    return [*shards[at:], *shards[:at]]
 
 
 def streams(namespace: str) -> str:
@@ -68,6 +172,14 @@ def streams(namespace: str) -> str:
 
 def stream(namespace: str, name: str) -> str:
     return f"{namespace}:stream:{name}"
+
+
+def members(namespace: str, stream: str, group: str) -> str:
+    return f"{namespace}:members:{stream}:{group}"
+
+
+def bell(namespace: str) -> str:
+    return f"{namespace}:bell"
 
 
 def replay(namespace: str, stream: str, name: str) -> str:

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from rstream.errors import MemoryFull, StoreError
+from rstream.event import EntryId
 from rstream.store import keys
-from rstream.store.keys import ShardKeys, shard_keys, shard_of
+from rstream.store.keys import Shard
 from rstream.store.link import Op
-from rstream.store.scripts import DECLARE
+from rstream.store.scripts import DECLARE, GENERATIONS
 
 MAX_SHARDS = 1024
 
 
 @dataclass(frozen=True)
 class Layout:
-    """namespace, name · generation and its number of shards · key: the key field, or None · version: the schema
-    version that this process writes · schema: JSON Schema of that version, where it was loaded.
+    """namespace, name · generation that is written to, and its number of shards · key: the key field, or None ·
+    version: the schema version that this process writes · older: (generation, number of shards) of those that were
+    written to before and are still there, oldest first · planned: the same of one that a resharding has begun to
+    make · schema: JSON Schema of that version, where it was loaded.
     """
 
     namespace: str
@@ -33,17 +36,37 @@ class Layout:
     shards: int
     key: str | None
     version: int
+    older: tuple[tuple[int, int], ...] = ()
+    planned: tuple[int, int] | None = None
     schema: Mapping[str, Any] | None = None
 
     @cached_property
-    def keys(self) -> tuple[ShardKeys, ...]:
-        """The keys of each shard of the current generation."""
-        return tuple(
-            shard_keys(self.namespace, self.name, self.generation, shard, self.shards) for shard in range(self.shards)
-        )
+    def current(self) -> tuple[Shard, ...]:
+        """The shards that are written to."""
+        return self.of(self.generation, self.shards)
 
-    def shard(self, key: str) -> int:
-        return shard_of(key, self.shards)
+    @cached_property
+    def every(self) -> tuple[Shard, ...]:
+        """The shards of all generations, the oldest generation first."""
+        return (*(shard for generation, count in self.older for shard in self.of(generation, count)), *self.current)
+
+    def of(self, generation: int, count: int) -> tuple[Shard, ...]:
+        """The shards of one generation."""
+        return tuple(keys.shard(self.namespace, self.name, generation, number, count) for number in range(count))
+
+    def shard(self, key: str) -> Shard:
+        """The one that events of this key are written to."""
+        return self.current[keys.number_of(key, self.shards)]
+
+    def holding(self, key: str | None) -> list[Shard]:
+        """The shards that may hold entries of this key, one a generation; without a key, all."""
+        if key is None:
+            return list(self.every)
+        return [shard for shard in self.every if shard.number == keys.number_of(key, shard.count)]
+
+    def find(self, id: EntryId) -> Shard | None:
+        """The shard that an entry id names, if there is such a one."""
+        return next((s for s in self.every if s.generation == id.generation and s.number == id.shard), None)
 
 
 def declare(namespace: str, name: str, shards: int, key: str | None, schema: Mapping[str, Any]) -> Op[Layout]:
@@ -57,8 +80,9 @@ def declare(namespace: str, name: str, shards: int, key: str | None, schema: Map
             raise declared
         if isinstance(listed, StoreError) and not isinstance(listed, MemoryFull):
             raise listed  # a full memory refuses also what is listed already; the next declaration lists the others
-        generation, stored_shards, stored_key, version = declared
-        return Layout(namespace, name, generation, stored_shards, stored_key.decode() or None, version, schema)
+        generation, stored_key, version, stored = declared
+        generations = dict(zip(stored[::2], stored[1::2], strict=True))
+        return _layout(namespace, name, generation, generations, stored_key, version, schema)
 
     meta = keys.stream(namespace, name)
     calls = (DECLARE([meta], shards, key or "", text, digest), ("SADD", keys.streams(namespace), name))
@@ -74,11 +98,27 @@ def load(namespace: str, name: str) -> Op[Layout | None]:
         if not stored:
             return None
         generation, version = int(stored[b"generation"]), int(stored[b"versions"])
-        shards = int(stored[b"shards:%d" % generation])
+        generations = {int(f[7:]): int(count) for f, count in stored.items() if f.startswith(b"shards:")}
         schema = json.loads(stored[b"schema:%d" % version])
-        return Layout(namespace, name, generation, shards, stored[b"key"].decode() or None, version, schema)
+        return _layout(namespace, name, generation, generations, stored[b"key"], version, schema)
 
     return Op([("HGETALL", keys.stream(namespace, name))], parse)
+
+
+def _layout(
+    namespace: str,
+    name: str,
+    generation: int,
+    generations: Mapping[int, int],
+    key: bytes,
+    version: int,
+    schema: Mapping[str, Any],
+) -> Layout:
+    older = tuple(sorted(each for each in generations.items() if each[0] < generation))
+    planned = next((each for each in generations.items() if each[0] > generation), None)
+    return Layout(
+        namespace, name, generation, generations[generation], key.decode() or None, version, older, planned, schema
+    )
 
 
 def names(namespace: str) -> Op[list[str]]:
@@ -89,3 +129,9 @@ def names(namespace: str) -> Op[list[str]]:
 def clock() -> Op[int]:
     """Redis's clock in milliseconds: the only one that ages and ids are measured by."""
     return Op([("TIME",)], lambda replies: int(replies[0][0]) * 1000 + int(replies[0][1]) // 1000)
+
+
+def generations(namespace: str, names: Sequence[str]) -> Op[list[set[int]]]:
+    """The numbers of the generations of many streams that are written to, or were; none of a stream that is gone."""
+    calls = [GENERATIONS([keys.stream(namespace, name)]) for name in names]
+    return Op(calls, lambda replies: [set(reply) for reply in replies])

@@ -19,6 +19,7 @@ import msgpack
 from rstream.codec import unpack_headers
 from rstream.errors import EntryInvalid, PublishUncertain, StoreError
 from rstream.event import MAX_PART, Entry, EntryId
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.scripts import ONCE, PUBLISH, RANGE, Call
@@ -64,13 +65,13 @@ class Promise(Protocol):
 class Parcel:
     """Records that go to one shard together; `promise` gets the EntryId of the first, the others follow it."""
 
-    shard: int
+    shard: Shard
     records: list[Record]
     promise: Promise
     size: int
 
     @classmethod
-    def pack(cls, shard: int, records: Iterable[Record], promise: Callable[[], Promise]) -> list[Parcel]:
+    def pack(cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise]) -> list[Parcel]:
         """Cut records into parcels of at most one flush each."""
         parcels: list[Parcel] = []
         batch: list[Record] = []
@@ -89,26 +90,24 @@ class Parcel:
 
 @dataclass(slots=True)
 class _Flush:
-    shard: int
+    shard: Shard
     seq: int
     parcels: list[Parcel]
 
-    def call(self, layout: Layout, producer: str) -> Call:
+    def call(self, producer: str) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
         flat = [part for parcel in self.parcels for record in parcel.records for part in record]
-        keys = layout.keys[self.shard]
         packed = msgpack.packb(flat, use_bin_type=False)
-        return PUBLISH([keys.stream, keys.seq(producer)], self.seq, SEQ_TTL_MS, packed)
+        return PUBLISH([self.shard.stream, self.shard.seq(producer)], self.seq, SEQ_TTL_MS, packed)
 
 
-def publish_once(layout: Layout, shards: Mapping[int, Sequence[Record]], ttl_ms: int) -> Op[int]:
+def publish_once(shards: Mapping[Shard, Sequence[Record]], ttl_ms: int) -> Op[int]:
     """Append records, each only if its event id was not appended so within `ttl_ms`. How many were."""
     calls = []
     for shard, records in shards.items():
-        keys = layout.keys[shard]
-        markers = [keys.emitted(record.event_id) for record in records]
+        markers = [shard.emitted(record.event_id) for record in records]
         packed = msgpack.packb([part for record in records for part in record], use_bin_type=False)
-        calls.append(ONCE([keys.stream, *markers], ttl_ms, packed))
+        calls.append(ONCE([shard.stream, *markers], ttl_ms, packed))
     return Op(calls, sum)
 
 
@@ -119,10 +118,9 @@ class Outbox:
     A producer id is never shared: whoever forks makes a new Outbox.
     """
 
-    layout: Layout
     producer: str = field(default_factory=lambda: secrets.token_hex(8))
-    _waiting: dict[int, deque[Parcel]] = field(default_factory=dict)
-    _seq: dict[int, int] = field(default_factory=dict)
+    _waiting: dict[Shard, deque[Parcel]] = field(default_factory=dict)
+    _seq: dict[Shard, int] = field(default_factory=dict)
     _taken: list[_Flush] = field(default_factory=list)
 
     def add(self, parcels: Iterable[Parcel]) -> None:
@@ -143,9 +141,9 @@ class Outbox:
                 break
         if not self._taken:
             return None
-        return Op([flush.call(self.layout, self.producer) for flush in self._taken], self._finish, partial=True)
+        return Op([flush.call(self.producer) for flush in self._taken], self._finish, partial=True)
 
-    def _cut(self, shard: int) -> _Flush:
+    def _cut(self, shard: Shard) -> _Flush:
         waiting = self._waiting.pop(shard)
         parcels = [waiting.popleft()]
         count, size = len(parcels[0].records), parcels[0].size
@@ -169,7 +167,7 @@ class Outbox:
         ms, seq = _parts(reply)
         for parcel in flush.parcels:
             if not parcel.promise.done():
-                parcel.promise.set_result(EntryId(ms, seq, self.layout.generation, flush.shard))
+                parcel.promise.set_result(EntryId(ms, seq, flush.shard.generation, flush.shard.number))
             seq += len(parcel.records)
 
     def fail(self, error: BaseException) -> None:
@@ -207,11 +205,10 @@ def _parts(id: bytes) -> tuple[int, int]:
     return int(ms), int(seq)
 
 
-def make_entry(id: bytes, shard: int, generation: int, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:
+def make_entry(id: EntryId, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:
     """An entry from Redis's reply. One that rstream did not write says so when its event is touched: it must not
     end the reading of all the others.
     """
-    ms, seq = _parts(id)
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
     key = fields.get(b"k")
     headers: Mapping[str, str] = {}
@@ -220,7 +217,7 @@ def make_entry(id: bytes, shard: int, generation: int, flat: Sequence[bytes], de
     except EntryInvalid as error:
         decode = _raising(error)
     return Entry(
-        EntryId(ms, seq, generation, shard),
+        id,
         fields.get(b"e", b""),
         None if key is None else key.decode(errors="replace"),
         fields.get(b"i", b""),
@@ -240,8 +237,8 @@ class Cursor(Generic[E]):
     """Reads a window of a stream, merged over shards in id order. No I/O: whoever drives it runs `op()` until
     it is None, and takes what is `ready()` after each.
 
-    start, end: inclusive bounds · key: only this key's entries (one shard is read) · now: Redis's clock, where the
-    window reaches up to it: see `_bound` · limit: entries that will be taken at most. Memory: READ_BYTES.
+    start, end: inclusive bounds · key: only this key's entries (one shard a generation is read) · now: Redis's clock,
+    where the window reaches up to it: see `_bound` · limit: entries that will be taken at most. Memory: READ_BYTES.
     """
 
     def __init__(
@@ -255,14 +252,14 @@ class Cursor(Generic[E]):
         now: int | None = None,
         limit: int | None = None,
     ) -> None:
-        self._layout, self._start, self._end = layout, start, end
+        self._start, self._end = start, end
         self._decode, self._key, self._now = decode, key, now
-        shards = range(layout.shards) if key is None else (layout.shard(key),)
+        shards = layout.holding(key)
         self._page = PAGE if limit is None else max(1, min(PAGE, limit))
         self._budget = max(1, READ_BYTES // len(shards))
-        self._next: dict[int, str] = dict.fromkeys(shards, start.redis)
+        self._next: dict[Shard, str] = dict.fromkeys(shards, start.redis)
         self._bounded = False
-        self._pages: dict[int, deque[Entry[E]]] = {shard: deque() for shard in shards}
+        self._pages: dict[Shard, deque[Entry[E]]] = {shard: deque() for shard in shards}
 
     def op(self) -> Op[None] | None:
         """The next read: the newest id of each shard first (where the window ends), then pages."""
@@ -273,9 +270,8 @@ class Cursor(Generic[E]):
             return None
         return Op([self._range(shard) for shard in hungry], lambda replies: self._feed(hungry, replies))
 
-    def _newest(self, shard: int) -> Call:
-        stream = self._layout.keys[shard].stream
-        return ("XREVRANGE", stream, self._end.redis, self._start.redis, "COUNT", 1)
+    def _newest(self, shard: Shard) -> Call:
+        return ("XREVRANGE", shard.stream, self._end.redis, self._start.redis, "COUNT", 1)
 
     def _bound(self, replies: list[Any]) -> None:
         """Fix the end now: a reader behind a fast producer would otherwise never arrive.
@@ -292,14 +288,13 @@ class Cursor(Generic[E]):
         self._end = min(self._end, EntryId(*end, MAX_PART, MAX_PART))
         self._bounded = True
 
-    def _range(self, shard: int) -> Call:
-        stream = self._layout.keys[shard].stream
-        return RANGE([stream], self._next[shard], self._end.redis, self._page, self._budget)
+    def _range(self, shard: Shard) -> Call:
+        return RANGE([shard.stream], self._next[shard], self._end.redis, self._page, self._budget)
 
-    def _feed(self, shards: list[int], replies: list[Any]) -> None:
+    def _feed(self, shards: list[Shard], replies: list[Any]) -> None:
         for shard, (found, more) in zip(shards, replies, strict=True):
             for id, flat in found:
-                entry = make_entry(id, shard, self._layout.generation, flat, self._decode)
+                entry = make_entry(shard.entry_id(id), flat, self._decode)
                 if self._start <= entry.id <= self._end and self._key in (None, entry.key):
                     self._pages[shard].append(entry)
             if more:

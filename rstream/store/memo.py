@@ -16,6 +16,7 @@ from rstream.memo import Memo
 from rstream.perloop import PerLoop
 from rstream.store.connect import Endpoint
 from rstream.store.deliveries import GroupOps
+from rstream.store.keys import Shard
 from rstream.store.link import Link, Op, SyncLink
 from rstream.store.scripts import MEMO
 
@@ -57,9 +58,8 @@ class Links(Protocol):
 class Place:
     """Whose memo it is: a delivery, in Redis's terms."""
 
-    def __init__(self, ops: GroupOps, shard: int, id: bytes, attempt: int) -> None:
-        keys = ops.layout.keys[shard]
-        self.keys = [keys.stream, keys.memo(ops.group, id.decode())]
+    def __init__(self, ops: GroupOps, shard: Shard, id: bytes, attempt: int) -> None:
+        self.keys = [shard.stream, shard.memo(ops.group, id.decode())]
         self.group, self.worker, self.id, self.attempt = ops.group, ops.worker, id, attempt
 
     def load(self) -> Op[dict[str, bytes]]:
@@ -107,10 +107,10 @@ class StoredMemo(Memo):
 
     __slots__ = ("_lease", "_links", "_numbers", "_place", "_term")
 
-    def __init__(self, links: Links, lease: Lease, ops: GroupOps, shard: int, id: bytes, attempt: int) -> None:
+    def __init__(self, links: Links, lease: Lease, ops: GroupOps, shard: Shard, id: bytes, attempt: int) -> None:
         super().__init__()
         self._links, self._lease, self._term = links, lease, lease.term
-        self._place: Place | tuple[GroupOps, int, bytes, int] = (ops, shard, id, attempt)
+        self._place: Place | tuple[GroupOps, Shard, bytes, int] = (ops, shard, id, attempt)
         self._numbers: Iterator[int] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:

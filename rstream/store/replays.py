@@ -159,18 +159,16 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
 
     Two XRANGE COUNT 1 a shard.
     """
-    shards = range(layout.shards) if key is None else (layout.shard(key),)
+    shards = layout.holding(key)
     calls: list[Call] = []
     for shard in shards:
-        stream = layout.keys[shard].stream
-        calls.append(("XRANGE", stream, start.redis, end.redis, "COUNT", 1))
-        calls.append(("XREVRANGE", stream, end.redis, start.redis, "COUNT", 1))
+        calls.append(("XRANGE", shard.stream, start.redis, end.redis, "COUNT", 1))
+        calls.append(("XREVRANGE", shard.stream, end.redis, start.redis, "COUNT", 1))
 
     def parse(replies: list[Any]) -> Window | None:
-        found = [(shards[n // 2], reply[0][0].decode()) for n, reply in enumerate(replies) if reply]
-        if not found:
+        ids = [shards[n // 2].entry_id(reply[0][0]) for n, reply in enumerate(replies) if reply]
+        if not ids:
             return None
-        ids = [_id(f"{id}@{layout.generation}.{shard}") for shard, id in found]
         return Window(max(start, min(ids)), min(end, max(ids)))
 
     return Op(calls, parse)
@@ -189,4 +187,4 @@ def groups(layout: Layout) -> Op[set[str]]:
             names |= {dict(zip(flat[::2], flat[1::2], strict=True))[b"name"].decode() for flat in reply}
         return names
 
-    return Op([("XINFO", "GROUPS", shard.stream) for shard in layout.keys], parse, partial=True)
+    return Op([("XINFO", "GROUPS", shard.stream) for shard in layout.every], parse, partial=True)

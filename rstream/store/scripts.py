@@ -24,7 +24,7 @@ class Script:
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         BY_SHA[self.sha] = self
 
-    def __call__(self, keys: Sequence[str], *args: Arg) -> Call:
+    def __call__(self, keys: Sequence[str | bytes] | Sequence[str], *args: Arg) -> Call:
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
 
 
@@ -39,8 +39,16 @@ PUBLISH = Script("publish")
 ONCE = Script("once")
 RANGE = Script("range")
 DECLARE = Script("declare")
+GENERATIONS = Script("generations")
 GROUP = Script("group")
 BEAT = Script("beat")
+MEMBERS = Script("members")
+LOOK = Script("look")
+OWN = Script("own")
+DISOWN = Script("disown")
+INHERIT = Script("inherit")
+PARKED = Script("parked")
+UNPARK = Script("unpark")
 FETCH = Script("fetch")
 SETTLE = Script("settle")
 EMIT = Script("emit")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from rstream.event import EntryId
 from rstream.store import layout as layouts
 from rstream.store.deliveries import PSEUDO
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.scripts import STATS, Call
@@ -23,7 +24,7 @@ T = TypeVar("T")
 class ShardStats:
     """entries stored now, and the ids of the first and the last of them."""
 
-    shard: int
+    shard: Shard
     entries: int
     first: EntryId | None
     last: EntryId | None
@@ -79,7 +80,7 @@ class GroupStats:
     waiting: dict[str, int] = field(default_factory=lambda: {name.lstrip("~"): 0 for name in PSEUDO})
     workers: list[WorkerStats] = field(default_factory=list)
     positions: list[EntryId] = field(default_factory=list)
-    missing: list[int] = field(default_factory=list)
+    missing: list[Shard] = field(default_factory=list)
 
 
 def stream_stats(layout: Layout) -> Op[StreamStats]:
@@ -113,20 +114,17 @@ def together(ops: Sequence[Op[T]]) -> Op[list[T]]:
 
 
 def _calls(layout: Layout) -> list[Call]:
-    return [STATS([keys.stream]) for keys in layout.keys]
+    return [STATS([shard.stream]) for shard in layout.every]
 
 
-def _id(layout: Layout, shard: int, raw: bytes | None) -> EntryId | None:
-    if raw is None:
-        return None
-    ms, seq = raw.split(b"-")
-    return EntryId(int(ms), int(seq), layout.generation, shard)
+def _id(shard: Shard, raw: bytes | None) -> EntryId | None:
+    return None if raw is None else shard.entry_id(raw)
 
 
 def _stream(layout: Layout, replies: list[Any]) -> StreamStats:
     shards = [
-        ShardStats(shard, entries, _id(layout, shard, first), _id(layout, shard, last))
-        for shard, (_, entries, first, last, _) in enumerate(replies)
+        ShardStats(shard, entries, _id(shard, first), _id(shard, last))
+        for shard, (_, entries, first, last, _) in zip(layout.every, replies, strict=True)
     ]
     groups = sorted({_text(group[0]) for reply in replies for group in reply[4]})
     return StreamStats(layout, max(reply[0] for reply in replies), shards, groups)
@@ -137,9 +135,9 @@ def _groups(layout: Layout, replies: list[Any]) -> list[GroupStats]:
     found = []
     for name in sorted({name for groups in by_shard for name in groups}):
         stats = GroupStats(name)
-        for shard, (now, entries, first, _, _) in enumerate(replies):
-            if raw := by_shard[shard].get(name):
-                _add(stats, layout, shard, now, raw)
+        for shard, groups, (now, entries, first, _, _) in zip(layout.every, by_shard, replies, strict=True):
+            if raw := groups.get(name):
+                _add(stats, shard, now, raw)
                 continue
             stats.missing.append(shard)  # a worker will make the group anew, and read all there is
             stats.lag = None if stats.lag is None else stats.lag + entries
@@ -150,11 +148,9 @@ def _groups(layout: Layout, replies: list[Any]) -> list[GroupStats]:
     return found
 
 
-def _add(stats: GroupStats, layout: Layout, shard: int, now: int, raw: Sequence[Any]) -> None:
+def _add(stats: GroupStats, shard: Shard, now: int, raw: Sequence[Any]) -> None:
     _, position, pending, oldest, following, unread, retries, dead, consumers = raw
-    at = _id(layout, shard, position)
-    assert at is not None
-    stats.positions.append(at)
+    stats.positions.append(shard.entry_id(position))
     stats.pending += pending
     stats.lag = None if stats.lag is None or unread < 0 else stats.lag + unread
     stats.retries += retries

@@ -16,6 +16,7 @@ from rstream.errors import EventTooLarge, MemoryFull, StoreUnavailable
 from rstream.event import derived_event_id
 from rstream.store.connect import Endpoint
 from rstream.store.deliveries import Emit
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import backoff, together
 from rstream.store.log import Record, publish_once
@@ -33,7 +34,7 @@ emitting and acking that are redelivered later than that.
 """
 
 
-Records = dict[int, list[Record]]
+Records = dict[Shard, list[Record]]
 """By shard of the target."""
 
 
@@ -62,14 +63,13 @@ class Emitter:
 
     def with_ack(self, records: Records) -> tuple[Emit, ...]:
         """For streams on one server: what the ack has to append."""
-        keys = self._layout.keys
-        return tuple(Emit(keys[shard].stream, record) for shard, batch in records.items() for record in batch)
+        return tuple(Emit(shard.stream, record) for shard, batch in records.items() for record in batch)
 
     async def before_ack(self, returned: Sequence[tuple[Delivery, Records]]) -> None:
         """For streams on two servers: append them now, however long the other server is away. Raises `LeaseLost`, and
         what the other server refuses.
         """
-        ops = [publish_once(self._layout, records, REMEMBERED_MS) for _, records in returned]
+        ops = [publish_once(records, REMEMBERED_MS) for _, records in returned]
         for pause in backoff():
             for delivery, _ in returned:
                 await delivery._memo.check()  # who was taken over does not emit

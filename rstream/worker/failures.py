@@ -52,7 +52,7 @@ def _bury(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExcep
 def set_aside(run: ConsumerRun, entry: Fetched, attempt: int, reason: str, error: str) -> Outcome:
     """An entry that the handler must not get."""
     run.counts.dead += 1
-    log.error("%s: entry %s set aside as %s: %s", run.name, run.entry_id(entry.shard, entry.id), reason, error)
+    log.error("%s: entry %s set aside as %s: %s", run.name, entry.shard.entry_id(entry.id), reason, error)
     return Outcome(entry.shard, entry.id, attempt, "dead", reason, error[:ERROR_LETTERS])
 
 
@@ -67,6 +67,6 @@ def expired(run: ConsumerRun, entry: Fetched, attempt: int) -> Outcome:
     if run.counts.expired in (1, 10, 100) or run.counts.expired % 1000 == 0:
         log.warning(
             "%s: entry %s is older than %g s and was not started; %d so far",
-            run.name, run.entry_id(entry.shard, entry.id), run.consumer.expires, run.counts.expired,
+            run.name, entry.shard.entry_id(entry.id), run.consumer.expires, run.counts.expired,
         )  # fmt: skip
     return Outcome(entry.shard, entry.id, attempt, "ack")

@@ -1,16 +1,23 @@
-"""Brings new entries in: as many as there is room for, and never more.
+"""Brings new entries in: as many as there is room for, and never more. On a cluster there is a reader for every slot,
+elsewhere one for all shards.
 
-Cost: one round trip for hundreds of entries under load; one blocked read per `BLOCK_MS` when idle.
+Cost: one round trip for hundreds of entries under load; one blocked read per `BLOCK_MS` when idle. A group that is not
+ordered waits in the read itself. An owner waits with a read that delivers nothing, and then fetches: a blocked read of
+a frozen worker would swallow entries of shards that are another one's by then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from rstream.errors import GroupMissing, StoreError
+from rstream.store.keys import Shard, rotated
 from rstream.store.link import backoff
+from rstream.store.owners import OwnerOps
 from rstream.worker.groups import heal
+from rstream.worker.own import lose
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
@@ -18,16 +25,18 @@ log = logging.getLogger("rstream")
 BLOCK_MS = 5000
 BURST_BLOCK_MS = 100
 WAKE = 8
+PARKED_MAX = 100_000
+"""Entries of a shard that may wait outside of memory for their key's turn; then its other keys have to wait, too."""
 
 
-async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
+async def fetch_loop(run: ConsumerRun, slot: int | None, burst: bool) -> None:
     """Runs until cancelled; with `burst`, sets `run.drained` when the group has nothing left."""
     turn = 0
     pauses = backoff()
     while True:
         turn += 1
         try:
-            await _fetch(run, turn, burst)
+            await _fetch(run, rotated(_readable(run, slot), turn), burst)
             pauses = backoff()
         except GroupMissing as error:
             if not await heal(run, error):
@@ -39,7 +48,21 @@ async def fetch_loop(run: ConsumerRun, burst: bool) -> None:
             await asyncio.sleep(next(pauses))
 
 
-async def _fetch(run: ConsumerRun, turn: int, burst: bool) -> None:
+def _readable(run: ConsumerRun, slot: int | None) -> list[Shard]:
+    shards = run.readable(slot)
+    if run.order is None:
+        return shards
+    waiting = len(run.order.elsewhere)
+    return [shard for shard in shards if run.order.aside.get(shard, 0) + waiting < PARKED_MAX]
+
+
+async def _fetch(run: ConsumerRun, shards: list[Shard], burst: bool) -> None:
+    block = BURST_BLOCK_MS if burst else BLOCK_MS
+    if not shards:
+        if burst:
+            await _check_drained(run)
+        await _changed(run, block)
+        return
     # What a broken read stranded comes first: it is not in hand, and so would not be counted.
     await run.adopted.wait()
     # The lock is fair, so fetching and recovering take turns: a long backlog cannot starve a dead worker's deliveries.
@@ -47,21 +70,61 @@ async def _fetch(run: ConsumerRun, turn: int, burst: bool) -> None:
         room = await run.wait_for_room()
         await run.lease.held()  # what came in without it could not be started
         term = run.lease.term
-        found = await run.link.run(run.ops.fetch(room, turn % run.layout.shards))
+        read = await run.link.run(run.ops.fetch(room, shards, run.lease.owned))
+        found, gone = read
         run.take(found, term)
+        if run.order is not None:
+            run.own.open.update((entry.shard, entry.id) for entry in found if entry.shard in run.own.open)
+    if gone:
+        lose(run, [shard for shard in gone if shard in run.lease.owned])
+        run.own.look.set()
     if found:
         return
     if burst:
         await _check_drained(run)
-    block = BURST_BLOCK_MS if burst else BLOCK_MS
+    await (_wait(run, shards, room, block) if run.order is None else _knock(run, shards, block))
+
+
+async def _wait(run: ConsumerRun, shards: list[Shard], room: int, block: int) -> None:
     # COUNT is per shard here, and entries may be large: this only wakes, the next fetch brings the rest.
-    count = max(1, min(WAKE, room // run.layout.shards))
+    count = max(1, min(WAKE, room // len(run.shards)))
     term = run.lease.term
-    found = await run.link.run(run.ops.wait(count, block), timeout=block / 1000 + 5)
+    found = await run.link.run(run.ops.wait(count, block, shards), timeout=block / 1000 + 5)
     run.take(found, term)
 
 
+async def _knock(run: ConsumerRun, shards: list[Shard], block: int) -> None:
+    """Wait until something is published, or the shards are others."""
+    run.own.changed.clear()
+    ops = OwnerOps(run.ops)
+    after = {shard: run.own.open[shard] for shard in shards if shard in run.own.open}
+    if not after:
+        return
+    knock = asyncio.ensure_future(run.link.run(ops.knock(after, block), timeout=block / 1000 + 5))
+    changed = asyncio.ensure_future(run.own.changed.wait())
+    try:
+        await asyncio.wait((knock, changed), return_when=asyncio.FIRST_COMPLETED)
+        if knock.done():
+            for shard, id in knock.result().items():
+                run.own.open[shard] = id
+    finally:
+        for task in (knock, changed):
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StoreError):
+                    await task
+
+
+async def _changed(run: ConsumerRun, block: int) -> None:
+    """Wait until there may be shards to read."""
+    run.own.changed.clear()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(run.own.changed.wait(), block / 1000)
+
+
 async def _check_drained(run: ConsumerRun) -> None:
-    """Nothing unread (the fetch just found out), and nothing pending for anybody in the group."""
-    if run.in_hand == 0 and await run.link.run(run.ops.pending()) == 0:
-        run.drained.set()
+    """Nothing in hand, and in no shard anything that is unread, or pending for anybody in the group."""
+    if run.in_hand == 0:
+        looks = await run.link.run(OwnerOps(run.ops).look(run.layout.every))
+        if run.in_hand == 0 and all(look.drained for look in looks.values()):
+            run.drained.set()

@@ -7,6 +7,7 @@ import logging
 from rstream.errors import GroupMissing, StoreError
 from rstream.position import Position, bound
 from rstream.store import layout as layouts
+from rstream.store.layout import Layout
 from rstream.store.link import Link
 from rstream.worker.run import ConsumerRun
 
@@ -17,10 +18,34 @@ START_WITHIN = 30.0
 
 
 async def ensure(run: ConsumerRun) -> None:
-    """Make the group where it does not exist; it begins where its consumer says."""
-    start = await first_unread(run.link, run.consumer.start)
-    if await run.link.run(run.ops.create(start), within=START_WITHIN):
+    """Make the group where it does not exist; it begins where its consumer says. Of a group that was there before the
+    stream was resharded, nothing of the newer generations may be skipped.
+    """
+    start, layout = await first_unread(run.link, run.consumer.start), run.layout
+    new = False
+    for generation in (*layout.older, (layout.generation, layout.shards)):
+        shards = layout.of(*generation)
+        if await run.link.run(run.ops.create(start, shards), within=START_WITHIN):
+            new = new or start != "0"
+        else:
+            start = "0"
+    if new:
         log.info("%s: new group, reads from %s", run.name, run.consumer.start)
+
+
+async def extend(run: ConsumerRun, layout: Layout) -> None:
+    """The stream was resharded: go over to what it is now. All that is in the new shards is unread."""
+    new = [shard for shard in layout.every if shard not in run.layout.every]
+    if new:
+        await run.link.run(run.ops.create("0", new))
+        # Before the first read there; and the keeper must not find that it did not live in them.
+        await run.link.run(run.ops.beat(int(run.consumer.lease * 1000), {}, new))
+        log.info("%s: the stream has %d shards now", run.name, layout.shards)
+    run.ops.layout = layout
+    run.shards = layout.every
+    run.resharded.set()
+    run.own.changed.set()
+    run.own.look.set()
 
 
 async def first_unread(link: Link, start: Position) -> str:
@@ -46,8 +71,10 @@ async def heal(run: ConsumerRun, error: GroupMissing) -> bool:
         error,
     )
     try:
-        await run.link.run(run.consumer.stream.declaration())
-        await run.link.run(run.ops.create("0"))
+        layout = await run.link.run(run.consumer.stream.declaration())
+        await run.link.run(run.ops.create("0", layout.every))
+        await extend(run, layout)
+        run.own.look.set()
         return True
     except StoreError as failure:
         log.warning("%s: the group could not be made: %s", run.name, failure)

@@ -10,7 +10,6 @@ import asyncio
 
 from rstream.process import clock
 from rstream.worker.run import BUFFER_SECONDS, ConsumerRun
-from rstream.worker.settle import hand_over_all
 
 LOOK = 0.25
 """Seconds: what has not moved for one to two looks goes back."""
@@ -26,5 +25,6 @@ async def hoard_loop(run: ConsumerRun) -> None:
         head = run.lanes.head
         if head is not None and head is before:
             run.stuck = True
-            hand_over_all(run, run.lanes.give_back())
+            if run.order is None:  # else nobody else may have it
+                run.hand_over(run.lanes.give_back())
         before = head

@@ -1,92 +1,20 @@
 """Deliveries that wait for a slot. Pure but for timers: no I/O.
 
-Unordered groups have one lane, and one for what failed before; lanes per key come with ordered groups. Beside them wait
-the suspects: entries that were taken over twice or more, so that any of them may be what killed its workers. They run
-one at a time in a process; one that has only its last attempt left while nothing new is begun beside it, or it could be
-set aside for what another did.
+There is one lane, and one for what failed before; in ordered groups `order.py` says what may be in them. Beside them
+wait the suspects: entries that were taken over twice or more, so that any of them may be what killed its workers. They
+run one at a time in a process; one that has only its last attempt left while nothing new is begun beside it, or it
+could be set aside for what another did.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from rstream.store.deliveries import Fetched
-
-QUIET_WAIT = 10.0
-"""Seconds that a suspect waits for what runs in the process to end: what has run for so long is hardly what kills. Also
-how long at most others have their turn after a suspect that ran in quiet."""
-
-
-class Gate:
-    """What may be begun in a process. Its lanes are told when it opens, and its listeners when a suspect is done.
-
-    handed: entries that were taken and are not done · suspect: the one that runs · quiet_for: the suspect for which, or
-    beside which, nothing else is begun.
-    """
-
-    def __init__(self) -> None:
-        self.lanes: list[Lanes] = []
-        self.listeners: list[Callable[[], None]] = []
-        self.handed = 0
-        self.suspect: Fetched | None = None
-        self.quiet_for: Fetched | None = None
-        self._since = self._others_until = float("-inf")
-
-    @property
-    def room_for_suspects(self) -> int:
-        """A process holds one, that runs or will be the next to run. All others are left to other workers."""
-        if self.suspect is not None or asyncio.get_running_loop().time() < self._others_until:
-            return 0
-        return int(not any(lanes.suspects for lanes in self.lanes))
-
-    def admit(self, suspect: Fetched, alone: bool) -> bool:
-        """Whether this suspect may be begun now."""
-        if self.suspect is not None or self.quiet_for not in (None, suspect):
-            return False
-        if alone and not self._quiet_enough(suspect):
-            return False
-        self.suspect = suspect
-        return True
-
-    def _quiet_enough(self, suspect: Fetched) -> bool:
-        loop = asyncio.get_running_loop()
-        if self.quiet_for is None:
-            if loop.time() < self._others_until:
-                return False
-            self.quiet_for, self._since = suspect, loop.time()
-            loop.call_later(QUIET_WAIT + 0.01, self.wake)
-            self.wake()  # a batch that is being filled is begun with what it has
-        return not self.handed or loop.time() >= self._since + QUIET_WAIT
-
-    def done(self, entry: Fetched) -> None:
-        self.handed -= 1
-        if entry is self.suspect:
-            self.suspect = None
-            self.calm(entry)
-            self._opened()
-        elif self.quiet_for is not None and not self.handed:
-            self.wake()
-
-    def calm(self, suspect: Fetched) -> None:
-        """This suspect needs no quiet any more: others have their turn, for as long as it had its."""
-        if suspect is self.quiet_for:
-            self.quiet_for = None
-            loop = asyncio.get_running_loop()
-            turn = min(QUIET_WAIT, loop.time() - self._since)
-            self._others_until = loop.time() + turn
-            loop.call_later(turn + 0.01, self._opened)
-        self.wake()
-
-    def _opened(self) -> None:
-        self.wake()
-        for listener in self.listeners:
-            listener()
-
-    def wake(self) -> None:
-        for lanes in self.lanes:
-            lanes.wake()
+from rstream.store.keys import Shard
+from rstream.worker.gate import Gate
 
 
 class Lanes:
@@ -199,6 +127,17 @@ class Lanes:
         self._failed.clear()
         self._waiting.clear()
         return entries
+
+    def drop(self, shard: Shard) -> list[Fetched]:
+        """Take what waits of one shard; what a batch that is being filled has of it stays there."""
+        waiting = [*self._failed, *self._waiting, *(suspect for suspect, _ in self._suspects)]
+        for suspect, _ in self._suspects:
+            if suspect.shard is shard:
+                self.gate.calm(suspect)
+        self._failed = deque(entry for entry in self._failed if entry.shard is not shard)
+        self._waiting = deque(entry for entry in self._waiting if entry.shard is not shard)
+        self._suspects = deque(each for each in self._suspects if each[0].shard is not shard)
+        return [entry for entry in waiting if entry.shard is shard]
 
     def drain(self) -> list[Fetched]:
         """Take everything that waits."""

@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.deliveries import Fetched, Outcome, Recovered
+from rstream.store.keys import Shard, rotated
+from rstream.store.owners import OwnerOps
 from rstream.worker.run import ConsumerRun, from_the_dead
 
 log = logging.getLogger("rstream")
 
 PAGE = 500
+ASKED = 1000
+"""Entries that one look asks about."""
 INTERVAL_MAX = 1.0
 """Seconds after which at the latest somebody picks up what a worker released when it stopped."""
 
@@ -38,6 +43,8 @@ async def recover_loop(run: ConsumerRun) -> None:
                 await _adopt(run, term)
                 if asked == run.adoptions_asked:
                     run.adopted.set()
+            if run.order is not None:
+                await _ask_elsewhere(run)
             found = await _take_over(run, turn, search=search)
             if found is None:
                 continue
@@ -73,10 +80,14 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
             return None
         term = run.lease.term
         lease_ms = int(run.consumer.lease * 1000) if search else 0
+        shards = run.readable()
+        if not shards:
+            return None
         op = run.ops.recover(
             room,
-            turn % run.layout.shards,
             lease_ms,
+            rotated(shards, turn),
+            run.lease.owned,
             doubt=run.doubt,
             used_up=run.consumer.policy.max_attempts,
             suspects=run.lanes.gate.room_for_suspects,
@@ -92,7 +103,7 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
         run.counts.recovered += taken
         log.info("%s: took over %d deliveries of silent workers", run.name, taken)
     for shard, id in found.lost:
-        _lost(run, shard, id)
+        lost(run, shard, id)
     return found
 
 
@@ -104,7 +115,7 @@ async def _adopt(run: ConsumerRun, term: int) -> None:
     unsure, run.unsure = run.unsure, False
     run.watch(True)
     try:
-        for shard in range(run.layout.shards):
+        for shard in run.layout.every:
             start = "-"
             while page := await run.link.run(run.ops.mine(shard, start, PAGE)):
                 for id, deliveries, flat in page:
@@ -123,10 +134,28 @@ def _adopt_one(run: ConsumerRun, entry: Fetched, term: int) -> None:
     if entry.flat:
         run.take([entry], term)
     else:
-        _lost(run, entry.shard, entry.id)
+        lost(run, entry.shard, entry.id)
         run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "ack"))
 
 
-def _lost(run: ConsumerRun, shard: int, id: bytes) -> None:
+async def _ask_elsewhere(run: ConsumerRun) -> None:
+    """Find out which entries, that others of their key wait for, were settled meanwhile: by a former owner of their
+    shard, which still ran them.
+    """
+    assert run.order is not None
+    places = list(run.order.elsewhere)
+    if len(places) > ASKED:
+        places = random.sample(places, ASKED)
+    if not places:
+        return
+    holders = await run.link.run(OwnerOps(run.ops).holders(places))
+    for place, holder in zip(places, holders, strict=True):
+        if not holder:
+            run.settled_elsewhere(*place)
+        elif holder == run.ops.worker and not run.has(*place):
+            run.ask_adoption()
+
+
+def lost(run: ConsumerRun, shard: Shard, id: bytes) -> None:
     run.counts.lost += 1
-    log.error("%s: entry %s was trimmed before it was processed: it is lost", run.name, run.entry_id(shard, id))
+    log.error("%s: entry %s was trimmed before it was processed: it is lost", run.name, shard.entry_id(id))

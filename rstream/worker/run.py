@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rstream.consumer import Consumer
-from rstream.event import EntryId
 from rstream.processes import ProcessCall
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
+from rstream.store.owners import Unparked
 from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
-from rstream.worker.lanes import Gate, Lanes
+from rstream.worker.gate import Gate
+from rstream.worker.lanes import Lanes
 from rstream.worker.lease import Lease
+from rstream.worker.order import Lane, PerKey, Place
 
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
 BUFFER_MAX = 1000
 
-Place = tuple[int, bytes]
-"""(shard, Redis id) of an entry."""
+BACKLOG = 2000
+BACKLOG_BYTES = 32 * 1024 * 1024
+"""What may wait in memory behind other entries of its key."""
 
 
 def from_the_dead(entry: Fetched) -> bool:
     """Whether its last attempt may have ended with its worker: also one that somebody took over and did not start."""
-    if entry.source == "~released":
+    if entry.source in ("~released", "~parked"):
         return entry.deliveries > 0
     return not (entry.source is None or entry.source.startswith("~"))
 
@@ -48,6 +52,20 @@ class Outcomes:
         return taken
 
 
+class Own:
+    """What a worker knows of its shards in one ordered group; the tokens by which it owns them are its lease's.
+
+    open: shards that may be read, and the id that was delivered last in each · changed: which they are · look: a
+    round is wanted now · term: the lease's when they were taken.
+    """
+
+    def __init__(self) -> None:
+        self.open: dict[Shard, bytes] = {}
+        self.changed = asyncio.Event()
+        self.look = asyncio.Event()
+        self.term = -1
+
+
 class ConsumerRun:
     """What is in hand, what waits, what is to be settled; and the signals between the loops."""
 
@@ -66,8 +84,11 @@ class ConsumerRun:
         self.pool = self.call if isinstance(self.call, ProcessCall) else None
         self.size = consumer.batch or 1
         self.emitter = emitter
-        self.lease = Lease(ops, consumer.lease)
+        self.lease = Lease(ops, consumer.lease, member=consumer.in_order)
         self.lanes = Lanes(gate)
+        self.order = PerKey() if consumer.in_order else None
+        self.own = Own()
+        self.shards = self.layout.every  # those in which there may be something to do
         gate.listeners.append(self._gate_opened)
         self.running: dict[Place, float] = {}
         self.filling = asyncio.Lock()
@@ -79,6 +100,8 @@ class ConsumerRun:
         self.look = asyncio.Event()
         self.look_at = float("-inf")
         self.drained = asyncio.Event()
+        self.resharded = asyncio.Event()
+        self.crowded = asyncio.Event()  # something has to be put aside, or brought back
         self.intake = asyncio.Lock()
         self.finished = False
         # What the running handlers show before they end: how many of them take long, and whether nothing that waits
@@ -104,11 +127,6 @@ class ConsumerRun:
     def name(self) -> str:
         return f"{self.layout.name}/{self.ops.group}"
 
-    def entry_id(self, shard: int, id: bytes) -> EntryId:
-        """The full id of an entry."""
-        ms, seq = id.split(b"-")
-        return EntryId(int(ms), int(seq), self.layout.generation, shard)
-
     def age(self, id: bytes) -> float:
         """Seconds since the entry was published, by Redis's clock."""
         return self.lease.redis_now() - int(id.split(b"-")[0]) / 1000
@@ -121,10 +139,12 @@ class ConsumerRun:
         `term`: the lease's when they were asked for. An answer may have waited in a socket while this process was
         frozen, and a buffer may have: what came in under an earlier term is not started.
         """
-        new = []
+        new, astray = [], []
         for entry in entries:
             place = (entry.shard, entry.id)
-            if place not in self._in_hand:
+            if self.order is not None and entry.shard not in self.lease.owned:
+                astray.append(entry)  # the answer came when the shard was given up already
+            elif place not in self._in_hand:
                 self._in_hand[place] = term
                 new.append(entry)
             elif entry.source is not None:
@@ -132,10 +152,30 @@ class ConsumerRun:
                 # the next attempt begins when that one is let go.
                 self._back[place] = (entry, term)
         self.taken += len(new)
-        suspects = [entry for entry in new if self._suspect(entry)]
-        self.lanes.put([entry for entry in new if entry not in suspects] if suspects else new)
+        if self.order is not None:
+            new = [each for entry in new if (each := self.order.put(entry)) is not None]
+            if self.is_crowded:
+                self.crowded.set()
+        self.line_up(new)
+        self.hand_over(entry for entry in astray if (entry.shard, entry.id) not in self._in_hand)
+
+    def line_up(self, entries: Sequence[Fetched]) -> None:
+        """Entries that may be started."""
+        suspects = [entry for entry in entries if self._suspect(entry)]
+        self.lanes.put([entry for entry in entries if entry not in suspects] if suspects else entries)
         if suspects:
             self.lanes.put_suspects([(entry, self._last(entry)) for entry in suspects])
+
+    def hand_over(self, entries: Iterable[Fetched]) -> None:
+        """Let somebody else start these, who shall know of them what is known here."""
+        for shard, id, _, deliveries, source in entries:
+            if source in ("~retry", "~unsure"):
+                self.settle(Outcome(shard, id, deliveries, "retry", 0))
+            elif source is None:
+                self.settle(Outcome(shard, id, deliveries, "release", deliveries - 1, "~released"))
+            else:
+                to = source if source == "~again" else "~released"
+                self.settle(Outcome(shard, id, deliveries, "release", deliveries, to))
 
     @property
     def doubt(self) -> int:
@@ -151,28 +191,77 @@ class ConsumerRun:
     def _last(self, entry: Fetched) -> bool:
         return entry.deliveries + 1 >= self.consumer.policy.max_attempts
 
+    def readable(self, slot: int | None = None) -> list[Shard]:
+        """The shards that this worker may read and take over from now; on a cluster, those of one slot."""
+        shards = self.shards if self.order is None else self.own.open
+        return [shard for shard in shards if slot is None or shard.slot == slot]
+
+    def epoch(self, shard: Shard) -> int:
+        """By which this worker owns a shard; 0 where it does not, or nobody does."""
+        token = self.lease.owned.get(shard)
+        return int(token.rpartition("|")[2]) if token else 0
+
     def may_start(self, entry: Fetched) -> bool:
         """Whether the entry is surely still this worker's."""
         return self.lease.holds() and self._in_hand.get((entry.shard, entry.id)) == self.lease.term
 
-    def let_go(self, shard: int, id: bytes, *, ended: bool = False) -> None:
-        """An entry that was settled, or that this worker may not start any more. `ended`: acked or dead."""
+    def let_go(self, shard: Shard, id: bytes, *, ended: bool = False, passed: bool = False) -> None:
+        """An entry that was settled, or that this worker may not start any more. `ended`: acked or dead · `passed`: the
+        later ones of its key need not wait for it.
+        """
         place = (shard, id)
         self._in_hand.pop(place, None)
         if self._let_go is not None:
             self._let_go.add(place)
+        if self.order is not None:
+            self._next_of_key(self.order.let_go(shard, id, ended=ended or passed))
         back = self._back.pop(place, None)
         if back is not None and not ended:
             self.take([back[0]], back[1])
         self.room_made.set()
 
-    def has(self, shard: int, id: bytes) -> bool:
+    def _next_of_key(self, entry: Fetched | None) -> None:
+        if entry is not None:
+            self.line_up([entry])
+        if self.is_crowded:
+            self.crowded.set()
+
+    def settled_elsewhere(self, shard: Shard, id: bytes) -> None:
+        """An entry that others of its key waited for, and that was not in hand."""
+        assert self.order is not None
+        self._next_of_key(self.order.forget(shard, id))
+
+    def take_back(self, lane: Lane, back: Unparked, term: int) -> None:
+        """Entries of one key that had been put aside."""
+        assert self.order is not None
+        if not self.order.knows(lane):  # its shard was lost meanwhile
+            self.take(back.entries, term)
+            return
+        self._in_hand.update(((entry.shard, entry.id), term) for entry in back.entries)
+        self.taken += len(back.entries)
+        self._next_of_key(self.order.came_back(lane, back.entries, len(back.lost), back.first))
+
+    def drop(self, shard: Shard) -> list[Fetched]:
+        """Forget a shard that is not this worker's any more; what it had not started of it."""
+        assert self.order is not None
+        dropped = self.lanes.drop(shard) + self.order.drop(shard)
+        for entry in dropped:
+            self._in_hand.pop((entry.shard, entry.id), None)
+            self._back.pop((entry.shard, entry.id), None)
+        self.room_made.set()
+        return dropped
+
+    def has(self, shard: Shard, id: bytes) -> bool:
         """Whether the entry is in hand, or was at any time since `watch` began."""
         return (shard, id) in self._in_hand or (self._let_go is not None and (shard, id) in self._let_go)
 
     def watch(self, on: bool) -> None:
         """Remember what is let go while somebody compares Redis's list of our deliveries with ours."""
         self._let_go = set() if on else None
+
+    def holds_of(self, shard: Shard) -> bool:
+        """Whether anything of a shard is in hand."""
+        return any(place[0] is shard for place in self._in_hand)
 
     @property
     def in_hand(self) -> int:
@@ -220,7 +309,21 @@ class ConsumerRun:
             return 0
         # A slot that is at work has no room, however small its batch was.
         for_slots = (self.concurrency - self.busy) * self.size + buffer - len(self.lanes) - len(self.lanes.forming)
-        return max(0, min(for_slots, self.handled_at_once + buffer - self.in_hand + self.lanes.suspects))
+        in_work, space = self.in_hand, for_slots
+        if self.order is not None:
+            in_work -= self.order.held
+            space = 0 if self.order.size > BACKLOG_BYTES else BACKLOG - self.order.held
+        return max(0, min(for_slots, space, self.handled_at_once + buffer - in_work + self.lanes.suspects))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what waits in memory keeps others from coming in, or soon will."""
+        order = self.order
+        return order is not None and (order.backlog > BACKLOG // 2 or order.size > BACKLOG_BYTES // 2)
+
+    @property
+    def is_crowded(self) -> bool:
+        return self.order is not None and bool(self.order.overflow or self.order.hungry or self.is_full)
 
     async def wait_for_room(self) -> int:
         while not (room := self.room):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 
 from rstream.errors import GroupMissing, LeaseLost, StoreError, StoreUnavailable
-from rstream.store.deliveries import PSEUDO, Fetched, Outcome, Refusal
+from rstream.store.deliveries import PSEUDO, Outcome, Refusal
+from rstream.store.keys import Shard
 from rstream.store.link import backoff
-from rstream.worker.run import ConsumerRun, Outcomes, Place
+from rstream.worker.order import Place
+from rstream.worker.own import tell
+from rstream.worker.run import ConsumerRun, Outcomes
 
 log = logging.getLogger("rstream")
 
@@ -32,10 +34,23 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
         return
     refused = await _send(run, batch)
     for outcome in batch:
-        ended = outcome.kind in ("ack", "dead") and (outcome.shard, outcome.id) not in refused
-        run.let_go(outcome.shard, outcome.id, ended=ended)
+        accepted = (outcome.shard, outcome.id) not in refused
+        ended = accepted and outcome.kind in ("ack", "dead")
+        passed = accepted and (outcome.kind == "park" or (outcome.kind == "retry" and run.consumer.on_retry == "skip"))
+        run.let_go(outcome.shard, outcome.id, ended=ended, passed=passed)
         if outcome.kind == "retry":
             run.look_in(int(outcome.a) / 1000)
+    if run.order is not None and any(_others_wait(run, outcome.shard) for outcome in batch):
+        await tell(run)
+
+
+def _others_wait(run: ConsumerRun, shard: Shard) -> bool:
+    """Whether an outcome there may be what other workers wait for: where the shard is another one's by now, and where
+    nothing is left to do in an older generation.
+    """
+    if shard not in run.lease.owned:
+        return True
+    return shard.generation < run.layout.generation and not run.holds_of(shard)
 
 
 async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
@@ -66,7 +81,7 @@ def _tell(run: ConsumerRun, refusal: Refusal) -> None:
     outcome = refusal.outcome
     holder = f"pending for {refusal.owner}" if refusal.owner else "settled by another"
     lost = LeaseLost(
-        f"{outcome.kind} of entry {run.entry_id(outcome.shard, outcome.id)}, attempt {outcome.attempt}, was refused "
+        f"{outcome.kind} of entry {outcome.shard.entry_id(outcome.id)}, attempt {outcome.attempt}, was refused "
         f"and changed nothing: the lease ran out and the entry is {holder} (deliveries: {refusal.deliveries})"
     )
     log.warning("%s: LeaseLost: %s", run.name, lost)
@@ -76,21 +91,3 @@ def _looks_done(refusal: Refusal) -> bool:
     """Whether an earlier sending of this outcome did it, and only its answer was lost."""
     kind = refusal.outcome.kind
     return refusal.owner == "" if kind in ("ack", "dead") else refusal.owner in PSEUDO
-
-
-def release(run: ConsumerRun) -> None:
-    """Hand over what was not started: at once, and without burning an attempt."""
-    hand_over_all(run, run.lanes.drain())
-
-
-def hand_over_all(run: ConsumerRun, entries: Iterable[Fetched]) -> None:
-    """Let somebody else start these, who shall know of them what is known here."""
-    for shard, id, _, deliveries, source in entries:
-        if source in ("~retry", "~unsure"):
-            run.settle(Outcome(shard, id, deliveries, "retry", 0))
-        elif source is None:
-            run.settle(Outcome(shard, id, deliveries, "release", deliveries - 1, "~released"))
-        else:
-            run.settle(
-                Outcome(shard, id, deliveries, "release", deliveries, source if source == "~again" else "~released")
-            )

@@ -68,7 +68,7 @@ async def _ask(run: ConsumerRun, entries: Iterable[Fetched], ops: Sequence[Op[T]
         return await run.link.run(together(ops), within=run.consumer.lease)
     except StoreError as error:
         for entry in entries:
-            log.warning("%s: entry %s not started: %s", run.name, run.entry_id(entry.shard, entry.id), error)
+            log.warning("%s: entry %s not started: %s", run.name, entry.shard.entry_id(entry.id), error)
             run.give_up(entry)
         return None
 
@@ -99,7 +99,7 @@ async def _begin(run: ConsumerRun, entries: list[Fetched]) -> list[Fetched]:
 
 def _refused(run: ConsumerRun, entry: Fetched) -> None:
     run.counts.refused += 1
-    where = run.entry_id(entry.shard, entry.id)
+    where = entry.shard.entry_id(entry.id)
     lost = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
     log.warning("%s: LeaseLost: %s", run.name, lost)
     run.give_up(entry)
@@ -136,7 +136,7 @@ def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delive
         raise EntryInvalid("undecodable", f"it has no field 'e', only {[*fields][:5]}: rstream did not write it")
     key = fields.get(b"k")
     delivery = Delivery(
-        run.entry_id(entry.shard, entry.id),
+        entry.shard.entry_id(entry.id),
         run.layout.name,
         run.ops.group,
         None if key is None else key.decode(errors="replace"),
@@ -144,6 +144,7 @@ def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delive
         unpack_headers(fields.get(b"h")),
         attempt,
         run.ops.worker,
+        run.epoch(entry.shard),
         StoredMemo(run.consumer.stream.app, run.lease, run.ops, entry.shard, entry.id, attempt),
     )
     return run.consumer.stream.codec.decode(payload), delivery

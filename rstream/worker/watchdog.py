@@ -99,7 +99,7 @@ class Watchdog(threading.Thread):
         now = clock()
         for (shard, id), started in list(run.running.items()):
             if now - started > limit:
-                where = run.entry_id(shard, id)
+                where = shard.entry_id(id)
                 self._end(f"{run.name}: the handler of entry {where} has run for over {limit:g} s, its hard limit")
 
     def stop(self) -> None:

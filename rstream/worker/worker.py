@@ -25,13 +25,16 @@ from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.execute import slot
 from rstream.worker.fetch import fetch_loop
+from rstream.worker.gate import Gate
 from rstream.worker.hoard import hoard_loop
-from rstream.worker.lanes import Gate
 from rstream.worker.lease import LeaseKeeper
+from rstream.worker.listen import listen_loop
+from rstream.worker.own import leave, own_loop, tell
+from rstream.worker.park import park_loop
 from rstream.worker.recover import PAGE, recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
-from rstream.worker.settle import flush, hand_over_all, release, settle_loop
+from rstream.worker.settle import flush, settle_loop
 from rstream.worker.watchdog import Watchdog
 
 log = logging.getLogger("rstream")
@@ -135,7 +138,7 @@ class Worker:
 
     async def _declared(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
         layout = await consumer.stream.layout()
-        ops = GroupOps(layout, consumer.group, self.id)
+        ops = GroupOps(layout, consumer.group, self.id, spread=self.app.endpoint.clustered)
         target = consumer.emits
         emitter = None if target is None else Emitter(target, await target.layout(), self.app.endpoint)
         slots = self._concurrency or consumer.slots
@@ -156,8 +159,7 @@ class Worker:
                     for _ in range(run.concurrency):
                         handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
                 await self._take_in(runs)
-                for run in runs:
-                    release(run)
+                await self._let_others_go_on(runs)
                 await self._finish(runs, handling)
             for run in runs:
                 run.finished = True
@@ -176,15 +178,42 @@ class Worker:
         assert self._stop_asked is not None
         async with anyio.create_task_group() as intake:
             for run in runs:
-                intake.start_soon(fetch_loop, run, self.burst)
+                intake.start_soon(self._read, run)
                 intake.start_soon(recover_loop, run)
                 intake.start_soon(hoard_loop, run)
+                if run.order is not None:
+                    intake.start_soon(own_loop, run)
+                    intake.start_soon(park_loop, run)
+            intake.start_soon(listen_loop, self.app, runs)
             log.info("worker %s ready: %s", self.id, ", ".join(run.name for run in runs))
             intake.start_soon(recycle_loop, self._limits, self.counts, self._recycle)
             if self.burst:
                 intake.start_soon(self._stop_when_drained, runs)
             await self._stop_asked.wait()
             intake.cancel_scope.cancel()
+
+    async def _read(self, run: ConsumerRun) -> None:
+        """A reader for all shards, or on a cluster one for each slot, also for those that come with a resharding."""
+        if not run.ops.spread:
+            return await fetch_loop(run, None, self.burst)
+        async with anyio.create_task_group() as readers:
+            slots: set[int] = set()
+            while True:
+                for slot in {shard.slot for shard in run.layout.every} - slots:
+                    slots.add(slot)
+                    readers.start_soon(fetch_loop, run, slot, self.burst)
+                run.resharded.clear()
+                await run.resharded.wait()
+
+    async def _let_others_go_on(self, runs: list[ConsumerRun]) -> None:
+        """Hand over what was not started, and the shards: at once, and without burning an attempt."""
+        for run in runs:
+            run.hand_over([*run.lanes.drain(), *(run.order.drain() if run.order is not None else ())])
+        with anyio.move_on_after(LEAVE):
+            async with anyio.create_task_group() as leaving:
+                for run in runs:
+                    if run.order is not None:
+                        leaving.start_soon(leave, run)
 
     async def _stop_when_drained(self, runs: list[ConsumerRun]) -> None:
         """What one group was found to be drained of may have been emitted to another, found drained before. So all have
@@ -230,12 +259,13 @@ class Worker:
     async def _leave(self, run: ConsumerRun) -> None:
         """Settle what is left, hand over what a cancelled read may have brought, and go."""
         try:
-            for shard in range(run.layout.shards):
+            for shard in run.layout.every:
                 source = "~unsure" if run.unsure else None
                 mine = await run.link.run(run.ops.mine(shard, "-", PAGE))
-                hand_over_all(run, [Fetched(shard, id, (), deliveries, source) for id, deliveries, _ in mine])
+                run.hand_over([Fetched(shard, id, (), deliveries, source) for id, deliveries, _ in mine])
             await flush(run, run.plain)
             await run.link.run(run.ops.leave())
+            await tell(run)
         except StoreError as error:
             log.warning("%s: left without saying so, others take over after the lease: %s", run.name, error)
 

@@ -7,8 +7,8 @@
 -- ARGV[2] key     the key field, "" = none
 -- ARGV[3] schema  JSON Schema of the events
 -- ARGV[4] digest  of the schema: a schema that is stored already keeps its version
--- returns         {generation, shards, key, version of this schema}
--- cost            O(1)
+-- returns         {generation, key, version of this schema, {generation, its shards, …} of all that are stored}
+-- cost            O(fields)
 redis.call('HSETNX', KEYS[1], 'generation', 1)
 local generation = redis.call('HGET', KEYS[1], 'generation')
 redis.call('HSETNX', KEYS[1], 'shards:' .. generation, ARGV[1])
@@ -18,9 +18,12 @@ if not version then
   version = redis.call('HINCRBY', KEYS[1], 'versions', 1)
   redis.call('HSET', KEYS[1], 'schema:' .. version, ARGV[3], 'version:' .. ARGV[4], version)
 end
-return {
-  tonumber(generation),
-  tonumber(redis.call('HGET', KEYS[1], 'shards:' .. generation)),
-  redis.call('HGET', KEYS[1], 'key'),
-  tonumber(version),
-}
+local generations = {}
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  local number = string.match(field, '^shards:(%d+)$')
+  if number then
+    generations[#generations + 1] = tonumber(number)
+    generations[#generations + 1] = tonumber(redis.call('HGET', KEYS[1], field))
+  end
+end
+return {tonumber(generation), redis.call('HGET', KEYS[1], 'key'), tonumber(version), generations}

@@ -1,22 +1,23 @@
 #!lua flags=allow-oom
--- Read new entries for a worker, from many shards, never more than asked for in all.
+-- Read new entries for a worker, from many shards, never more than asked for in all; of an ordered group only from
+-- those that this worker owns (the fence: one that was frozen can read nothing after it lost the shard).
 -- (COUNT of a plain XREADGROUP is per stream: asking 16 shards for 100 can bring 1,600.)
 --
--- KEYS    S of every shard
+-- KEYS    per shard: S (stream), S:owner:<group> (string)
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] limit   entries in all
--- ARGV[4] first   0-based shard to begin with, so that no shard is always served last
--- ARGV[5] budget  bytes of payload after which no more is read
--- returns         {{0-based shard, entries as XREADGROUP gives them}, ...}
+-- ARGV[4] budget  bytes of payload after which no more is read
+-- ARGV[5...]      per shard: the worker|epoch by which it is owned, "" where the group is not ordered
+-- returns         {{{0-based shard, entries as XREADGROUP gives them}, ...}, {0-based shard, ...} not owned any more}
 -- cost            O(shards + entries)
 local STEP = 32 -- XREADGROUP assigns entries before anybody knows their size
-local left, budget, found = tonumber(ARGV[3]), tonumber(ARGV[5]), {}
+local left, budget, found, gone = tonumber(ARGV[3]), tonumber(ARGV[4]), {}, {}
 
 -- True where the shard may have more.
 local function read(shard)
   local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', math.min(left, STEP),
-    'STREAMS', KEYS[shard + 1], '>')
+    'STREAMS', KEYS[2 * shard + 1], '>')
   if not reply then return false end
   local entries = reply[1][2]
   found[#found + 1] = {shard, entries}
@@ -25,10 +26,14 @@ local function read(shard)
   return #entries == STEP
 end
 
-for n = 0, #KEYS - 1 do
-  local shard = (n + tonumber(ARGV[4])) % #KEYS
-  repeat
-    if left <= 0 or budget <= 0 then return found end
-  until not read(shard)
+for shard = 0, #KEYS / 2 - 1 do
+  local token = ARGV[5 + shard]
+  if token ~= '' and redis.call('GET', KEYS[2 * shard + 2]) ~= token then
+    gone[#gone + 1] = shard
+  else
+    repeat
+      if left <= 0 or budget <= 0 then return {found, gone} end
+    until not read(shard)
+  end
 end
-return found
+return {found, gone}

@@ -5,26 +5,28 @@
 -- jump of its clock everyone gets a lease's time to say that they live. This is judged here, not by the caller:
 -- a call may have waited in a socket while Redis stood still.
 --
--- KEYS    per shard: S (stream), S:retry:<group> (zset id -> due)
+-- Of an ordered group only the owner of a shard claims there.
+--
+-- KEYS    per shard: S (stream), S:retry:<group> (zset id -> due), S:owner:<group> (string)
 -- ARGV[1] group
 -- ARGV[2] worker  the one that takes over
 -- ARGV[3] limit   entries in all
 -- ARGV[4] lease   ms; 0 = do not look for silent workers
--- ARGV[5] first   0-based shard to begin with
--- ARGV[6] budget  bytes of payload after which no more is claimed
--- ARGV[7] doubt   deliveries from which an entry of a silent worker is suspected to have killed it
--- ARGV[8] suspects  how many of those may be claimed: they run one at a time, and the others are for other workers
--- ARGV[9] end     deliveries from which it is not run any more: these are no suspects
+-- ARGV[5] budget  bytes of payload after which no more is claimed
+-- ARGV[6] doubt   deliveries from which an entry of a silent worker is suspected to have killed it
+-- ARGV[7] suspects  how many of those may be claimed: they run one at a time, and the others are for other workers
+-- ARGV[8] end     deliveries from which it is not run any more: these are no suspects
+-- ARGV[9...]      per shard: the worker|epoch by which it is owned, "" where the group is not ordered
 -- returns {claimed, lost, next, left}: claimed = {{shard, id, deliveries, from, fields}, ...};
 --         lost = {{shard, id}, ...}: pending, but no longer in the stream, and now acked;
 --         next = ms until the next retry is due, -1 = none waits; left = 1 where suspects were left to others
 -- cost    O(shards + claimed), with a lease O(shards · consumers + claimed); at most PAGES · PAGE suspects are passed
 --         over on the way
 local group, worker, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[6])
+local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local doubt, suspects, used_up = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local doubt, suspects, used_up = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local claimed, lost, next_due, passed_over = {}, {}, -1, 0
 local PAGE, PAGES = 100, 10
 
@@ -104,18 +106,28 @@ local function silent_workers(shard, key, retries)
   end
 end
 
-local shards = #KEYS / 2
-for n = 0, shards - 1 do
-  local shard = (n + tonumber(ARGV[5])) % shards
-  local key, retries = KEYS[2 * shard + 1], KEYS[2 * shard + 2]
-  due_retries(shard, key, retries)
-  held_by(shard, key, '~released', true)
-  held_by(shard, key, '~again', false)
-  if lease > 0 then silent_workers(shard, key, retries) end
-  local first = redis.call('ZRANGE', retries, 0, 0, 'WITHSCORES')
-  if first[2] then
-    local wait = math.max(0, tonumber(first[2]) - now)
-    if next_due < 0 or wait < next_due then next_due = wait end
+-- The group was ordered before: what was put aside then has no turn to wait for any more.
+local function put_aside(shard, key)
+  local parked = key .. ':parked:' .. group
+  held_by(shard, key, '~parked', false)
+  for _, each in ipairs(redis.call('SMEMBERS', parked)) do redis.call('UNLINK', parked .. ':' .. each) end
+  redis.call('UNLINK', parked)
+end
+
+for n = 1, #KEYS, 3 do
+  local shard, key, retries = (n - 1) / 3, KEYS[n], KEYS[n + 1]
+  local token = ARGV[9 + shard]
+  if token == '' or redis.call('GET', KEYS[n + 2]) == token then
+    due_retries(shard, key, retries)
+    held_by(shard, key, '~released', true)
+    held_by(shard, key, '~again', false)
+    if token == '' then put_aside(shard, key) end
+    if lease > 0 then silent_workers(shard, key, retries) end
+    local first = redis.call('ZRANGE', retries, 0, 0, 'WITHSCORES')
+    if first[2] then
+      local wait = math.max(0, tonumber(first[2]) - now)
+      if next_due < 0 or wait < next_due then next_due = wait end
+    end
   end
 end
 return {claimed, lost, next_due, passed_over}

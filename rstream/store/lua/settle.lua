@@ -5,6 +5,7 @@
 -- KEYS[2] S:retry:<group>  zset: id -> due
 -- KEYS[3] S:dead:<group>   stream: dead letters
 -- KEYS[4] S:memo:<group>:  with an id behind it, the hash of that delivery's checkpoint and steps
+-- KEYS[5] S:parked:<group>  set of keys; with :<key> behind it, the zset of the ids that are put aside of it
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b, c}:
@@ -12,8 +13,10 @@
 --           retry    a = delay in ms         -> pending for ~retry, due then
 --           dead     a = reason, b = error, c = traceback -> a dead letter, and acked
 --           release  a = attempts begun, b = ~released or ~again -> pending for that one: nothing is burnt
+--           park     a = attempts begun, b = key -> pending for ~parked, until its key's turn: see unpark.lua
 -- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
 -- cost     O(outcomes · log pending)
+-- include: padded
 local key, retries, graveyard, group, worker = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
 local now
 local acks, refused = {}, {}
@@ -56,6 +59,10 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
   elseif kind == 'dead' then
     bury(id, attempt, outcome[4], outcome[5], outcome[6])
     acks[#acks + 1] = id
+  elseif kind == 'park' then
+    hand_to('~parked', id, outcome[4])
+    redis.call('SADD', KEYS[5], outcome[5])
+    redis.call('ZADD', KEYS[5] .. ':' .. outcome[5], 0, padded(id))
   else
     hand_to(outcome[5], id, outcome[4])
   end

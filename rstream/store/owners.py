@@ -1,0 +1,150 @@
+"""Who owns which shard of an ordered group, and what a new owner has to know. docs/ordering.md explains it to users.
+
+A shard is owned by `worker|epoch`, a key that lives as long as the worker's lease; only its owner reads new entries
+there and takes over old ones, and Redis checks that in the same call. What a former owner still runs stays with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rstream.store import keys
+from rstream.store.deliveries import READ_BYTES, Fetched, GroupOps, Tokens
+from rstream.store.keys import Shard
+from rstream.store.link import Op
+from rstream.store.scripts import DISOWN, INHERIT, LOOK, MEMBERS, OWN, PARKED, UNPARK, Call
+
+PAGE = 200
+"""Pending entries that one call looks at."""
+
+
+class Look(NamedTuple):
+    """How the group stands in one shard. owner: a worker, "" = none · epoch: the owner's · unread: something is ·
+    pending: deliveries that are not settled · position: the id that was delivered last, "" where the group is missing.
+    """
+
+    owner: str
+    epoch: int
+    unread: bool
+    pending: int
+    position: bytes
+
+    @property
+    def drained(self) -> bool:
+        """Whether the group has nothing to do here at the moment; in an older generation: any more."""
+        return not self.unread and not self.pending
+
+
+class Heir(NamedTuple):
+    """A pending entry that somebody else has. key: None where it has none, or is trimmed."""
+
+    id: bytes
+    holder: str
+    key: bytes | None
+
+
+class Parked(NamedTuple):
+    """Entries that are put aside: the first and how many."""
+
+    first: bytes
+    number: int
+
+
+class Unparked(NamedTuple):
+    """entries: brought back · lost: ids that are not stored any more · first: of what is still put aside, or None."""
+
+    entries: list[Fetched]
+    lost: list[bytes]
+    first: bytes | None
+
+
+class OwnerOps:
+    """The operations by which a worker takes part in an ordered group."""
+
+    def __init__(self, ops: GroupOps) -> None:
+        self._ops = ops
+
+    def take_part(self, lease_ms: int) -> Op[list[str]]:
+        """Be a member for another lease (0: no more); the members."""
+        layout, group = self._ops.layout, self._ops.group
+        call = MEMBERS([keys.members(layout.namespace, layout.name, group)], self._ops.worker, lease_ms)
+        return Op([call], lambda replies: [name.decode() for name in replies[0]])
+
+    def look(self, shards: Sequence[Shard]) -> Op[dict[Shard, Look]]:
+        parts, group = self._ops.parts(shards), self._ops.group
+        calls = [LOOK([name for shard in part for name in (shard.stream, shard.owner(group))], group) for part in parts]
+
+        def parse(replies: list[Any]) -> dict[Shard, Look]:
+            pairs = [pair for part, reply in zip(parts, replies, strict=True) for pair in zip(part, reply, strict=True)]
+            return {shard: _look(*raw) for shard, raw in pairs}
+
+        return Op(calls, parse)
+
+    def own(self, shards: Sequence[Shard], lease_ms: int) -> Op[dict[Shard, str]]:
+        """Become the owner of shards that nobody owns; the tokens of those that now are this worker's."""
+        calls = [
+            OWN([shard.owner(self._ops.group), shard.epoch(self._ops.group)], self._ops.worker, lease_ms)
+            for shard in shards
+        ]
+
+        def parse(replies: list[Any]) -> dict[Shard, str]:
+            tokens = {shard: reply.decode() for shard, reply in zip(shards, replies, strict=True)}
+            return {shard: token for shard, token in tokens.items() if token.rpartition("|")[0] == self._ops.worker}
+
+        return Op(calls, parse)
+
+    def disown(self, owned: Tokens) -> Op[int]:
+        """Stop owning these."""
+        calls = [
+            DISOWN([shard.owner(self._ops.group) for shard in part], *(owned[shard] for shard in part))
+            for part in self._ops.parts(list(owned))
+        ]
+        return Op(calls, sum)
+
+    def inherit(self, shard: Shard, start: str = "-") -> Op[tuple[list[Heir], str]]:
+        """A page of what is pending in a shard; and where the next one starts, "" after the last."""
+        call = INHERIT([shard.stream], self._ops.group, start, PAGE, READ_BYTES)
+
+        def parse(replies: list[Any]) -> tuple[list[Heir], str]:
+            found, last = replies[0]
+            return [Heir(id, holder.decode(), key) for id, holder, key in found], last and "(" + last.decode()
+
+        return Op([call], parse)
+
+    def holders(self, entries: Sequence[tuple[Shard, bytes]]) -> Op[list[str]]:
+        """For whom each entry is pending; "" = for nobody, it is settled."""
+        calls: list[Call] = [("XPENDING", shard.stream, self._ops.group, id, id, 1) for shard, id in entries]
+        return Op(calls, lambda replies: [reply[0][1].decode() if reply else "" for reply in replies])
+
+    def parked(self, shard: Shard) -> Op[dict[bytes, Parked]]:
+        """What is put aside in a shard, by key."""
+        call = PARKED([shard.parked(self._ops.group)])
+        return Op([call], lambda replies: {key: Parked(id, count) for key, id, count in replies[0]})
+
+    def unpark(self, shard: Shard, token: str, key: bytes, limit: int) -> Op[Unparked]:
+        """Bring back the first entries that are put aside of a key."""
+        group = self._ops.group
+        aside = shard.parked(group)
+        names: list[str | bytes] = [shard.stream, shard.owner(group), aside, aside.encode() + b":" + key]
+        call = UNPARK(names, group, self._ops.worker, token, key, limit, READ_BYTES)
+
+        def parse(replies: list[Any]) -> Unparked:
+            claimed, lost, first = replies[0]
+            return Unparked([Fetched(shard, id, flat, n, "~parked") for id, n, flat in claimed], lost, first or None)
+
+        return Op([call], parse)
+
+    def knock(self, after: Mapping[Shard, bytes], block_ms: int) -> Op[dict[Shard, bytes]]:
+        """Wait until there is something after these ids in any of the shards, which have to be on one server; the first
+        id after each. A doorbell that delivers nothing.
+        """
+        by_name = {shard.stream.encode(): shard for shard in after}
+        names = [shard.stream for shard in after]
+        call: Call = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *names, *after.values())
+        return Op([call], lambda replies: {by_name[name]: found[0][0] for name, found in replies[0] or ()})
+
+
+def _look(owner: bytes, unread: int, pending: int, position: bytes) -> Look:
+    worker, _, epoch = owner.decode().rpartition("|")
+    return Look(worker, int(epoch or 0), bool(unread), pending, position)

@@ -1,0 +1,75 @@
+"""Listens to the bell for all consumers of a worker, and notices when a stream was resharded.
+
+Cost: one blocked read, and every `BLOCK_MS` one small call for all streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from rstream.app import RStream
+from rstream.errors import StoreError
+from rstream.store import bell
+from rstream.store import layout as layouts
+from rstream.store.bell import Ring
+from rstream.store.link import backoff
+from rstream.store.owners import OwnerOps
+from rstream.worker.groups import extend
+from rstream.worker.run import ConsumerRun
+
+log = logging.getLogger("rstream")
+
+BLOCK_MS = 5000
+
+
+async def listen_loop(app: RStream, runs: Sequence[ConsumerRun]) -> None:
+    """Runs until cancelled."""
+    namespace, pauses = app.settings.namespace, backoff()
+    after: bytes | None = None
+    while True:
+        try:
+            if after is None:
+                after = await app.link.run(bell.last(namespace))
+            heard = await app.link.run(bell.listen(namespace, after, BLOCK_MS), timeout=BLOCK_MS / 1000 + 5)
+            after, rings = heard
+            pauses = backoff()
+        except StoreError as error:
+            log.warning("the bell is not heard: %s", error)
+            after, rings = None, {Ring(run.layout.name, "") for run in runs}
+            await asyncio.sleep(next(pauses))
+        _wake(runs, rings)
+        try:
+            await _follow_layouts(app, runs)
+        except StoreError as error:
+            log.warning("layouts not looked at: %s", error)
+
+
+def _wake(runs: Sequence[ConsumerRun], rings: set[Ring]) -> None:
+    for run in runs:
+        if rings & {Ring(run.layout.name, run.ops.group), Ring(run.layout.name, "")}:
+            run.own.look.set()
+            run.look_in(0)
+
+
+async def _follow_layouts(app: RStream, runs: Sequence[ConsumerRun]) -> None:
+    names = sorted({run.layout.name for run in runs})
+    found = await app.link.run(layouts.generations(app.settings.namespace, names))
+    now = dict(zip(names, found, strict=True))
+    for run in runs:
+        known = {*dict(run.layout.older), run.layout.generation}
+        if (stored := now[run.layout.name]) and stored != known:
+            layout = await app.link.run(run.consumer.stream.declaration())
+            run.consumer.stream.adopt(layout)
+            await extend(run, layout)
+        if run.order is None and run.layout.older:
+            await _pass_over_drained(run)
+
+
+async def _pass_over_drained(run: ConsumerRun) -> None:
+    """Read no more from shards of older generations in which nothing is left. (A redrive may put something back there:
+    then they are looked at again.)
+    """
+    looks = await run.link.run(OwnerOps(run.ops).look(run.layout.every))
+    run.shards = tuple(s for s, look in looks.items() if s.generation == run.layout.generation or not look.drained)

@@ -1,0 +1,69 @@
+"""Puts aside in Redis what waits behind a key that does not move, and brings it back when its turn comes.
+
+So a key with a long handler, or one that waits for a retry, neither fills this worker's memory nor keeps other keys
+from coming in. Cost: nothing while keys move; else one outcome more for each entry that is put aside, and a call for
+every `KEEP` that come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from rstream.errors import GroupMissing, StoreError
+from rstream.store.deliveries import Fetched, Outcome
+from rstream.store.link import backoff
+from rstream.store.owners import OwnerOps
+from rstream.worker.order import KEEP, Lane, PerKey, key_of
+from rstream.worker.recover import lost
+from rstream.worker.run import ConsumerRun
+
+log = logging.getLogger("rstream")
+
+STILL = 0.05
+"""Seconds in which a lane of which too much is in memory has to move."""
+
+
+async def park_loop(run: ConsumerRun) -> None:
+    """Runs until cancelled."""
+    assert run.order is not None
+    pauses = backoff()
+    while True:
+        await run.crowded.wait()
+        run.crowded.clear()
+        try:
+            for lane in list(run.order.hungry):
+                await _bring_back(run, run.order, lane)
+            pauses = backoff()
+        except GroupMissing:
+            await asyncio.sleep(next(pauses))  # the fetch loop meets the same error, and heals
+        except StoreError as error:
+            run.adopt()  # the answer may have carried deliveries
+            log.warning("%s: %s", run.name, error)
+            await asyncio.sleep(next(pauses))
+        _park(run, run.order.take_overflow())
+        if run.is_full:
+            moves = run.order.moves()
+            await asyncio.sleep(STILL)
+            _park(run, run.order.put_aside(moves))
+        if run.is_crowded:
+            run.crowded.set()
+
+
+def _park(run: ConsumerRun, entries: list[Fetched]) -> None:
+    for entry in entries:
+        begun = entry.deliveries - 1 if entry.source is None else entry.deliveries
+        key = key_of(entry)
+        assert key is not None
+        run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "park", begun, key))
+
+
+async def _bring_back(run: ConsumerRun, order: PerKey, lane: Lane) -> None:
+    token = run.lease.owned.get(lane.shard)
+    term = run.lease.term
+    if token is None:
+        return
+    back = await run.link.run(OwnerOps(run.ops).unpark(lane.shard, token, lane.key, KEEP))
+    run.take_back(lane, back, term)
+    for id in back.lost:
+        lost(run, lane.shard, id)
