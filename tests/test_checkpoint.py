@@ -266,7 +266,7 @@ class Bench:
         stream.sync.publish(Item(n=1))
         self.layout = stream.sync.layout()
         self.run(self.ops("a").create("0"))
-        (entry,) = self.run(self.ops("a").fetch(10, 0))
+        (entry,) = self.run(self.ops("a").fetch(10)).entries
         self.id, self.keys = entry.id, self.layout.current[0]
         self.key = self.keys.memo("g", self.id.decode())
 
@@ -274,10 +274,10 @@ class Bench:
         return GroupOps(self.layout, "g", worker)
 
     def place(self, worker: str = "a", attempt: int = 1) -> Place:
-        return Place(self.ops(worker), 0, self.id, attempt)
+        return Place(self.ops(worker), self.keys, self.id, attempt)
 
     def settle(self, *how: Any, attempt: int = 1) -> None:
-        assert self.run(self.ops("a").settle([Outcome(0, self.id, attempt, *how)])) == []
+        assert self.run(self.ops("a").settle([Outcome(self.keys, self.id, attempt, *how)])) == []
 
     def rerun(self, worker: str, attempt: int) -> None:
         self.raw.execute_command("XCLAIM", self.keys.stream, "g", worker, 0, self.id, "RETRYCOUNT", attempt)
@@ -323,7 +323,7 @@ def test_a_memo_lives_until_the_entry_is_settled_and_not_for_ever(bench: Bench) 
 
 def test_a_refused_settle_leaves_the_memo(bench: Bench) -> None:
     bench.run(bench.place().keep("c", b"first", 1))
-    outcomes = [Outcome(0, bench.id, 1, "ack"), Outcome(0, bench.id, 1, "dead", "failed", "x")]
+    outcomes = [Outcome(bench.keys, bench.id, 1, "ack"), Outcome(bench.keys, bench.id, 1, "dead", "failed", "x")]
     assert len(bench.run(bench.ops("b").settle(outcomes))) == 2
     assert bench.raw.exists(bench.key)
     bench.settle("dead", "failed", "x")
@@ -347,7 +347,7 @@ def test_what_an_earlier_life_of_the_group_left_is_not_taken_up(bench: Bench) ->
     assert bench.loaded(3) == {}
     bench.raw.xgroup_destroy(bench.keys.stream, "g")
     bench.run(bench.ops("b").create("0"))
-    bench.run(bench.ops("b").fetch(10, 0))
+    bench.run(bench.ops("b").fetch(10))
     bench.run(bench.place("b").keep("s:one", b"new", 1))
     assert bench.loaded(2) == {"s:one": b"new"}
     assert int(bench.raw.hget(bench.key, "bytes") or 0) == 3
@@ -373,7 +373,7 @@ def test_work_under_way_goes_on_when_memory_is_full(bench: Bench) -> None:
 
 
 def test_a_stored_value_of_another_form_is_told(bench: Bench) -> None:
-    memo = StoredMemo(bench.app, NoLease(), bench.ops("a"), 0, bench.id, 1)
+    memo = StoredMemo(bench.app, NoLease(), bench.ops("a"), bench.keys, bench.id, 1)
     memo.kept = {"c": msgpack.packb([2, {"blob": "x"}]), "s:one": b"\xc1"}
     with pytest.raises(MemoInvalid, match="form 2"):
         _ = memo.checkpoint
@@ -389,7 +389,7 @@ class NoLease:
 
 
 def test_who_is_not_sure_of_the_lease_asks_before_a_step(bench: Bench) -> None:
-    memo = StoredMemo(bench.app, NoLease(), bench.ops("a"), 0, bench.id, 1)
+    memo = StoredMemo(bench.app, NoLease(), bench.ops("a"), bench.keys, bench.id, 1)
     ran: list[int] = []
     memo.step_sync("one", ran.append, [1])
     bench.rerun("b", 2)

@@ -65,7 +65,7 @@ def killed(orders: Stream[Order], count: int, reason: str = "failed", error: str
     run, ops = orders.app.sync_link.run, GroupOps(orders.sync.layout(), "billing", "w1")
     run(ops.create("0"))
     orders.sync.publish_many(Order(customer=f"c{n}", total=n, scan=b"\xff") for n in range(count))
-    found = enumerate(run(ops.fetch(1000, 0)))
+    found = enumerate(run(ops.fetch(1000)).entries)
     next_millisecond(orders)
     assert not run(ops.settle([Outcome(e.shard, e.id, 1, "dead", reason, error.format(n=n)) for n, e in found]))
     next_millisecond(orders)  # those who die next come after these in every list
@@ -161,8 +161,9 @@ def test_an_undecodable_letter_is_shown_as_it_is_stored(
     with redis.Redis.from_url(one_server.url) as raw:
         raw.xadd(layout.current[0].stream, {"foreign": b"\xff\xfe", "text": "caf\u00e9"})
         raw.xadd(layout.current[0].stream, {"e": b"\x92\x01\x81\xa8customer\xa1x"})  # no total
-    foreign, invalid = run(ops.fetch(10, 0))
-    outcomes = Outcome(0, foreign.id, 1, "dead", "undecodable", "x"), Outcome(0, invalid.id, 1, "dead", "invalid", "y")
+    foreign, invalid = run(ops.fetch(10)).entries
+    ends = (foreign, "undecodable", "x"), (invalid, "invalid", "y")
+    outcomes = [Outcome(entry.shard, entry.id, 1, "dead", reason, error) for entry, reason, error in ends]
     run(ops.settle(outcomes))
     full = rs.ok("dead", "show", "orders", "-g", "billing", "--limit", "5")
     assert "foreign = base64://4=" in full and "text = café" in full

@@ -39,7 +39,7 @@ def killed(items: Stream[Item], count: int, group: str = "g", reason: str = "fai
     run(ops.create("0"))
     items.sync.publish_many(Item(n=n, name=f"k{n % 10}") for n in range(count))
     fetched = []
-    while found := run(ops.fetch(1000, 0)):
+    while found := run(ops.fetch(1000)).entries:
         fetched += found
     next_millisecond(items)
     for at in range(0, len(fetched), 500):
@@ -279,7 +279,7 @@ def test_a_blank_is_a_key_like_any_other(items: Stream[Item]) -> None:
     run, ops = items.app.sync_link.run, GroupOps(items.sync.layout(), "g", "w1")
     run(ops.create("0"))
     items.sync.publish_many(Item(n=n, name=name) for n, name in enumerate((" ", "a")))
-    run(ops.settle([Outcome(e.shard, e.id, 1, "dead", "failed", "x") for e in run(ops.fetch(10, 0))]))
+    run(ops.settle([Outcome(e.shard, e.id, 1, "dead", "failed", "x") for e in run(ops.fetch(10)).entries]))
     assert [letter.event.n for letter in items.sync.dead("g").read(key=" ")] == [0]
 
 
@@ -368,7 +368,7 @@ def test_large_letters_are_brought_by_the_chunk(items: Stream[Item], monkeypatch
     run, ops = items.app.sync_link.run, GroupOps(items.sync.layout(), "g", "w1")
     run(ops.create("0"))
     items.sync.publish_many(Item(n=n, name=str(n), pad=bytes(900_000)) for n in range(40))
-    while found := run(ops.fetch(1000, 0)):
+    while found := run(ops.fetch(1000)).entries:
         run(ops.settle([Outcome(entry.shard, entry.id, 1, "dead", "failed", "x") for entry in found]))
     sizes: list[int] = []
     letters = DeadOps.letters
@@ -393,8 +393,8 @@ def test_foreign_and_odd_letters_are_listed(items: Stream[Item], raw: redis.Redi
     run(ops.create("0"))
     keys = layout.current[2]
     raw.xadd(keys.stream, {"id": "7-7", "reason": "mine", "worker": "nobody", "blob": b"\xff\x00"})
-    (entry,) = run(ops.fetch(10, 0))
-    run(ops.settle([Outcome(2, entry.id, 1, "dead", "undecodable", "no field 'e'")]))
+    (entry,) = run(ops.fetch(10)).entries
+    run(ops.settle([Outcome(entry.shard, entry.id, 1, "dead", "undecodable", "no field 'e'")]))
     raw.xadd(keys.dead("g"), {"hello": "world"})
     raw.xadd(keys.dead("g"), {"id": "99999999999999999999-0", "worker": ""})
     dead = items.sync.dead("g")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
@@ -10,6 +11,7 @@ import redis
 from rstream import Event, RStream
 from rstream.errors import GroupMissing
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
+from rstream.store.keys import rotated
 from tests.waiting import eventually
 
 LEASE = 400  # ms
@@ -17,6 +19,9 @@ LEASE = 400  # ms
 
 class Item(Event):
     n: int
+
+
+SHARD: Any = None  # `settle` fills in the first one
 
 
 class Bench:
@@ -45,10 +50,10 @@ class Bench:
         return ops
 
     def fetch(self, worker: str, count: int = 100) -> list[Fetched]:
-        return self.run(self.ops(worker).fetch(count, 0))
+        return self.run(self.ops(worker).fetch(count)).entries
 
     def recover(self, ops: GroupOps, limit: int = 1000, lease: int = LEASE) -> list[Fetched]:
-        return self.run(ops.recover(limit, 0, lease)).claimed
+        return self.run(ops.recover(limit, lease)).claimed
 
     def pending(self) -> dict[bytes, tuple[bytes, int]]:
         """id -> (owner, deliveries)."""
@@ -62,7 +67,7 @@ def bench(app: RStream, raw: redis.Redis) -> Bench:
 
 
 def settle(bench: Bench, worker: str, *outcomes: Outcome) -> list[tuple[str, int]]:
-    refused = bench.run(bench.ops(worker).settle(outcomes))
+    refused = bench.run(bench.ops(worker).settle([outcome._replace(shard=bench.key) for outcome in outcomes]))
     return [(refusal.owner, refusal.deliveries) for refusal in refused]
 
 
@@ -72,33 +77,33 @@ def settle(bench: Bench, worker: str, *outcomes: Outcome) -> list[tuple[str, int
 def test_fetch_never_brings_more_than_asked_for_over_all_shards(app: RStream, raw: redis.Redis) -> None:
     bench = Bench(app, raw, shards=16)
     bench.publish(1600)
-    got = bench.run(bench.ops("a").fetch(100, 5))
+    got = bench.run(bench.ops("a").fetch(100, rotated(bench.layout.current, 5))).entries
     assert len(got) == 100
-    assert {entry.shard for entry in got} == {5}
-    rest = [len(bench.run(bench.ops("a").fetch(1000, 0))), len(bench.run(bench.ops("a").fetch(1000, 3)))]
+    assert {entry.shard for entry in got} == {bench.layout.current[5]}
+    rest = [len(bench.fetch("a", 1000)), len(bench.fetch("a", 1000))]
     assert rest == [1000, 500]
 
 
 def test_a_blocked_read_is_woken_and_a_missing_group_is_told(bench: Bench) -> None:
-    assert bench.run(bench.ops("a").wait(10, 50)) == []
+    assert bench.run(bench.ops("a").wait(10, 50, bench.layout.current)) == []
     bench.publish(3)
-    assert len(bench.run(bench.ops("a").wait(10, 1000))) == 3
+    assert len(bench.run(bench.ops("a").wait(10, 1000, bench.layout.current))) == 3
     bench.raw.delete(bench.key.stream)
     with pytest.raises(GroupMissing):
-        bench.run(bench.ops("a").wait(10, 50))
+        bench.run(bench.ops("a").wait(10, 50, bench.layout.current))
     with pytest.raises(GroupMissing):
         bench.fetch("a")
     with pytest.raises(GroupMissing):
-        settle(bench, "a", Outcome(0, b"1-1", 1, "ack"))
+        settle(bench, "a", Outcome(SHARD, b"1-1", 1, "ack"))
 
 
 # -- settle and its fence -------------------------------------------------------------------------------------------
 
 OUTCOMES: list[Callable[[bytes, int], Outcome]] = [
-    lambda id, attempt: Outcome(0, id, attempt, "ack"),
-    lambda id, attempt: Outcome(0, id, attempt, "retry", 10),
-    lambda id, attempt: Outcome(0, id, attempt, "dead", "failed", "why"),
-    lambda id, attempt: Outcome(0, id, attempt, "release", 0, "~released"),
+    lambda id, attempt: Outcome(SHARD, id, attempt, "ack"),
+    lambda id, attempt: Outcome(SHARD, id, attempt, "retry", 10),
+    lambda id, attempt: Outcome(SHARD, id, attempt, "dead", "failed", "why"),
+    lambda id, attempt: Outcome(SHARD, id, attempt, "release", 0, "~released"),
 ]
 
 
@@ -124,10 +129,10 @@ def test_each_outcome_does_what_it_says(bench: Bench) -> None:
     assert not settle(
         bench,
         "a",
-        Outcome(0, ack, 1, "ack"),
-        Outcome(0, retry, 1, "retry", 60_000),
-        Outcome(0, dead, 1, "dead", "failed", "Traceback …"),
-        Outcome(0, release, 1, "release", 0, "~released"),
+        Outcome(SHARD, ack, 1, "ack"),
+        Outcome(SHARD, retry, 1, "retry", 60_000),
+        Outcome(SHARD, dead, 1, "dead", "failed", "Traceback …"),
+        Outcome(SHARD, release, 1, "release", 0, "~released"),
     )
     assert bench.pending() == {retry: (b"~retry", 1), release: (b"~released", 0)}
     seconds, micros = bench.raw.time()
@@ -143,7 +148,7 @@ def test_each_outcome_does_what_it_says(bench: Bench) -> None:
 def test_a_settle_sent_twice_is_refused_the_second_time_and_changes_nothing(bench: Bench) -> None:
     bench.publish(2)
     first, second = (entry.id for entry in bench.fetch("a"))
-    outcomes = Outcome(0, first, 1, "dead", "failed", "x"), Outcome(0, second, 1, "retry", 5)
+    outcomes = Outcome(SHARD, first, 1, "dead", "failed", "x"), Outcome(SHARD, second, 1, "retry", 5)
     assert settle(bench, "a", *outcomes) == []
     assert settle(bench, "a", *outcomes) == [("", 0), ("~retry", 1)]
     assert bench.raw.xlen(bench.key.dead("g")) == 1
@@ -152,7 +157,7 @@ def test_a_settle_sent_twice_is_refused_the_second_time_and_changes_nothing(benc
 def test_thousands_of_outcomes_fit_in_one_call(bench: Bench) -> None:
     bench.publish(5000)
     got = bench.fetch("a", 5000)
-    assert settle(bench, "a", *(Outcome(0, entry.id, 1, "ack") for entry in got)) == []
+    assert settle(bench, "a", *(Outcome(SHARD, entry.id, 1, "ack") for entry in got)) == []
     assert bench.pending() == {}
 
 
@@ -212,7 +217,7 @@ def test_a_clock_set_back_does_not_make_a_worker_alive_since_the_future(bench: B
 def test_released_deliveries_need_no_waiting_and_keep_their_attempts(bench: Bench) -> None:
     bench.publish(1)
     (entry,) = bench.fetch("a")
-    settle(bench, "a", Outcome(0, entry.id, 1, "release", 0, "~released"))
+    settle(bench, "a", Outcome(SHARD, entry.id, 1, "release", 0, "~released"))
     (got,) = bench.recover(bench.ops("b"))
     assert (got.deliveries, got.source) == (0, "~released")
     assert bench.run(bench.ops("b").begin(got)) is True
@@ -222,8 +227,8 @@ def test_released_deliveries_need_no_waiting_and_keep_their_attempts(bench: Benc
 def test_a_retry_is_claimed_when_it_is_due_and_not_before(bench: Bench) -> None:
     bench.publish(2)
     now, later = bench.fetch("a")
-    settle(bench, "a", Outcome(0, now.id, 1, "retry", 0), Outcome(0, later.id, 1, "retry", 60_000))
-    found = bench.run(bench.ops("b").recover(10, 0, LEASE))
+    settle(bench, "a", Outcome(SHARD, now.id, 1, "retry", 0), Outcome(SHARD, later.id, 1, "retry", 60_000))
+    found = bench.run(bench.ops("b").recover(10, LEASE))
     assert [entry.id for entry in found.claimed] == [now.id]
     assert found.next_due is not None and 50 < found.next_due <= 60
     bench.raw.zadd(bench.key.retry("g"), {later.id: 1})
@@ -234,7 +239,7 @@ def test_a_retry_is_claimed_when_it_is_due_and_not_before(bench: Bench) -> None:
 def test_a_retry_whose_due_time_was_lost_does_not_wait_for_ever(bench: Bench) -> None:
     bench.publish(1)
     (entry,) = bench.fetch("a")
-    settle(bench, "a", Outcome(0, entry.id, 1, "retry", 60_000))
+    settle(bench, "a", Outcome(SHARD, entry.id, 1, "retry", 60_000))
     bench.raw.delete(bench.key.retry("g"))
     assert [found.id for found in bench.recover(bench.ops("b"))] == [entry.id]
 
@@ -247,7 +252,7 @@ def test_an_attempt_is_burnt_once_and_only_by_its_owner(bench: Bench) -> None:
     assert bench.run(bench.ops("b").begin(entry)) is True  # a resend
     assert bench.pending() == {entry.id: (b"b", 2)}
     assert bench.run(bench.ops("silent").begin(entry)) is False
-    settle(bench, "b", Outcome(0, entry.id, 2, "ack"))
+    settle(bench, "b", Outcome(SHARD, entry.id, 2, "ack"))
     assert bench.run(bench.ops("b").begin(entry)) is False
     assert bench.pending() == {}
 
@@ -265,17 +270,17 @@ def test_what_was_trimmed_while_pending_is_reported_lost_once(bench: Bench) -> N
     bench.publish(3)
     ids = [entry.id for entry in bench.fetch("silent")]
     bench.raw.xdel(bench.key.stream, ids[1])
-    found = bench.run(bench.alive("b").recover(10, 0, LEASE))
+    found = bench.run(bench.alive("b").recover(10, LEASE))
     assert [entry.id for entry in found.claimed] == [ids[0], ids[2]]
-    assert found.lost == [(0, ids[1])]
-    assert bench.run(bench.ops("b").recover(10, 0, LEASE)).lost == []
+    assert found.lost == [(bench.key, ids[1])]
+    assert bench.run(bench.ops("b").recover(10, LEASE)).lost == []
 
 
 def test_dead_consumers_without_pending_entries_are_removed_and_live_ones_are_not(bench: Bench) -> None:
     bench.publish(1)
     bench.alive("a")
     (entry,) = bench.fetch("a")
-    settle(bench, "a", Outcome(0, entry.id, 1, "ack"))
+    settle(bench, "a", Outcome(SHARD, entry.id, 1, "ack"))
     bench.fetch("idle-and-dead")
     bench.recover(bench.alive("b"))
     names = {consumer["name"] for consumer in bench.raw.xinfo_consumers(bench.key.stream, "g")}
@@ -291,8 +296,8 @@ def test_mine_pages_through_what_is_pending_for_a_worker(bench: Bench) -> None:
     ids = [entry.id for entry in bench.fetch("a", 3)]
     bench.fetch("b")
     bench.raw.xdel(bench.key.stream, ids[1])
-    first = bench.run(bench.ops("a").mine(0, "-", 2))
-    rest = bench.run(bench.ops("a").mine(0, "(" + first[-1][0].decode(), 2))
+    first = bench.run(bench.ops("a").mine(bench.key, "-", 2))
+    rest = bench.run(bench.ops("a").mine(bench.key, "(" + first[-1][0].decode(), 2))
     assert [(id, count, flat is None) for id, count, flat in first + rest] == [
         (ids[0], 1, False),
         (ids[1], 1, True),
@@ -306,7 +311,7 @@ def test_leaving_deletes_the_consumer_only_when_nothing_is_pending(bench: Bench)
     (entry,) = bench.fetch("a")
     assert bench.run(ops.leave()) == 1
     assert bench.pending() == {entry.id: (b"a", 1)}
-    settle(bench, "a", Outcome(0, entry.id, 1, "ack"))
+    settle(bench, "a", Outcome(SHARD, entry.id, 1, "ack"))
     assert bench.run(ops.leave()) == 0
     assert b"a" not in {c["name"] for c in bench.raw.xinfo_consumers(bench.key.stream, "g")}
     assert not bench.raw.exists(bench.key.alive("g", "a"))
@@ -318,9 +323,9 @@ def test_draining_goes_on_when_memory_is_full(bench: Bench) -> None:
         bench.raw.config_set("maxmemory", 1)
         first, second, third = bench.fetch("a", 3)
         done = [
-            Outcome(0, first.id, 1, "ack"),
-            Outcome(0, second.id, 1, "dead", "failed", "x"),
-            Outcome(0, third.id, 1, "retry", 0),
+            Outcome(SHARD, first.id, 1, "ack"),
+            Outcome(SHARD, second.id, 1, "dead", "failed", "x"),
+            Outcome(SHARD, third.id, 1, "retry", 0),
         ]
         assert settle(bench, "a", *done) == []
         assert not bench.run(bench.ops("a").beat(LEASE)).known
@@ -341,20 +346,20 @@ def test_calls_are_bounded_in_bytes(app: RStream, raw: redis.Redis) -> None:
     ops, other = GroupOps(layout, "g", "a"), GroupOps(layout, "g", "b")
     run = app.sync_link.run
     run(ops.create("0"))
-    fetched = run(ops.fetch(1000, 0))
+    fetched = run(ops.fetch(1000)).entries
     assert 10 <= len(fetched) <= 64
-    while more := run(ops.fetch(1000, 0)):
+    while more := run(ops.fetch(1000)).entries:
         fetched += more
     assert len(fetched) == 200
 
     pages, start = [], "-"
-    while page := run(ops.mine(0, start, 500)):
+    while page := run(ops.mine(layout.current[0], start, 500)):
         pages.append(len(page))
         start = "(" + page[-1][0].decode()
     assert max(pages) <= 12
     raw.set(layout.current[0].alive("g", "b"), 1)
     raw.set(layout.current[1].alive("g", "b"), 1)
-    assert 0 < len(run(other.recover(1000, 0, LEASE)).claimed) <= 24
+    assert 0 < len(run(other.recover(1000, LEASE)).claimed) <= 24
 
 
 def test_an_entry_with_thousands_of_fields_is_buried_and_spoils_nothing(bench: Bench) -> None:
@@ -362,7 +367,11 @@ def test_an_entry_with_thousands_of_fields_is_buried_and_spoils_nothing(bench: B
     bench.raw.xadd(bench.key.stream, {f"field{n}": n for n in range(5000)})
     bench.publish(1)
     first, wide, last = (entry.id for entry in bench.fetch("a"))
-    outcomes = Outcome(0, first, 1, "ack"), Outcome(0, wide, 1, "dead", "undecodable", "x"), Outcome(0, last, 1, "ack")
+    outcomes = (
+        Outcome(SHARD, first, 1, "ack"),
+        Outcome(SHARD, wide, 1, "dead", "undecodable", "x"),
+        Outcome(SHARD, last, 1, "ack"),
+    )
     assert settle(bench, "a", *outcomes) == []
     assert bench.pending() == {}
     assert bench.raw.xlen(bench.key.dead("g")) == 1

@@ -101,7 +101,7 @@ async def doomed(app: RStream, items: Stream[Item], end: Callable[[Fetched], Out
     ops = GroupOps(await items.layout(), "g", "doomed")
     await app.link.run(ops.create("0"))
     id = await items.publish(Item(n=0))
-    (entry,) = await app.link.run(ops.fetch(10, 0))
+    (entry,) = (await app.link.run(ops.fetch(10))).entries
     if end is not None:
         assert not await app.link.run(ops.settle([end(entry)]))
     return id

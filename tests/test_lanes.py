@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rstream.store.deliveries import Fetched
+from rstream.store.keys import shard
 from rstream.worker.lanes import Lanes
+
+SHARD = shard("ns", "s", 1, 0, 1)
 
 
 def entry(number: int) -> Fetched:
-    return Fetched(0, b"%d-0" % number, (), 1, None)
+    return Fetched(SHARD, b"%d-0" % number, (), 1, None)
 
 
 async def tick() -> None:

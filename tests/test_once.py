@@ -80,11 +80,11 @@ async def test_the_marker_is_set_with_the_ack_or_not_at_all(app: RStream) -> Non
     layout = await orders.layout()
     mine, other = GroupOps(layout, "g", "a"), GroupOps(layout, "g", "b")
     await app.link.run(mine.create("0"))
-    (entry,) = await app.link.run(mine.fetch(10, 0))
-    late = await app.link.run(other.settle([Outcome(0, entry.id, 1, "ack", "key", 60_000)]))
-    assert len(late) == 1 and await app.link.run(mine.succeeded(0, "key")) is None
-    assert not await app.link.run(mine.settle([Outcome(0, entry.id, 1, "ack", "key", 60_000)]))
-    assert await app.link.run(mine.succeeded(0, "key")) == entry.id
+    (entry,) = (await app.link.run(mine.fetch(10))).entries
+    late = await app.link.run(other.settle([Outcome(entry.shard, entry.id, 1, "ack", "key", 60_000)]))
+    assert len(late) == 1 and await app.link.run(mine.succeeded(entry.shard, "key")) is None
+    assert not await app.link.run(mine.settle([Outcome(entry.shard, entry.id, 1, "ack", "key", 60_000)]))
+    assert await app.link.run(mine.succeeded(entry.shard, "key")) == entry.id
     with redis.Redis.from_url(app.settings.url or "") as raw:
         assert 50_000 < raw.pttl(layout.current[0].once("g", "key")) <= 60_000
 

@@ -160,7 +160,7 @@ async def test_more_than_there_is_room_for_is_taken_over_page_after_page(one_ser
         await jobs.publish_many(Job(n=n) for n in range(80))
         dead = GroupOps(await jobs.layout(), "g", "dead")
         await app.link.run(dead.create("0"))
-        assert len(await app.link.run(dead.fetch(100, 0))) == 80
+        assert len((await app.link.run(dead.fetch(100))).entries) == 80
         async with working(app):
             await eventually_async(lambda: len(starts) == 80, 20)
     # Ten pages: one each lease/4 would take five seconds.

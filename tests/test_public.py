@@ -19,7 +19,7 @@ PUBLIC = [
 MEMBERS = {
     "Batch": "deliveries fail failures",
     "Delivery": (
-        "attempt checkpoint checkpoint_value event_id fence group headers id idempotency_key key step stream"
+        "attempt checkpoint checkpoint_value epoch event_id fence group headers id idempotency_key key step stream"
         " sync worker"
     ),
     "Entry": "event",

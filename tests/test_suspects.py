@@ -13,6 +13,7 @@ import redis
 
 from rstream import Delivery, RetryPolicy, RStream, Stream
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
+from rstream.store.keys import shard
 from rstream.worker import gate as gate_module
 from rstream.worker.gate import Gate
 from rstream.worker.lanes import Lanes
@@ -20,6 +21,8 @@ from tests.servers import Server
 from tests.test_worker import working
 from tests.waiting import eventually, eventually_async
 from tests.workload import History, Job, Spawner, WorkerProcess, workers
+
+SHARD = shard("ns", "s", 1, 0, 1)
 
 
 class Fleet:
@@ -130,7 +133,7 @@ def test_with_a_single_attempt_only_what_ran_in_a_killed_worker_is_set_aside(fle
 
 
 def entry(number: int, source: str | None = None) -> Fetched:
-    return Fetched(0, b"%d-0" % number, (), 1, source)
+    return Fetched(SHARD, b"%d-0" % number, (), 1, source)
 
 
 async def took(lanes: Lanes) -> Fetched | None:
@@ -213,8 +216,8 @@ async def test_suspects_are_shared_among_workers(one_server: Server, namespace: 
         doomed = GroupOps(await jobs.layout(), "g", "dead")
         await app.link.run(doomed.create("0"))
         with redis.Redis.from_url(one_server.url) as raw:
-            for each in await app.link.run(doomed.fetch(30, 0)):
-                stream = doomed.layout.current[each.shard].stream
+            for each in (await app.link.run(doomed.fetch(30))).entries:
+                stream = each.shard.stream
                 raw.xclaim(stream, "g", "dead", 0, [each.id], retrycount=2, justid=True)
         async with working(app), working(app), working(app):
             await eventually_async(lambda: begun.total() == 30, 30)
@@ -236,7 +239,7 @@ async def test_what_has_no_attempt_left_is_set_aside_at_once(one_server: Server,
         await jobs.publish_many(Job(n=n) for n in range(20))
         doomed = GroupOps(await jobs.layout(), "single", "dead")
         await app.link.run(doomed.create("0"))
-        await app.link.run(doomed.fetch(20, 0))
+        await app.link.run(doomed.fetch(20))
         async with working(app) as worker:
             await eventually_async(lambda: worker.counts.dead == 20)
             finish.set()
@@ -293,12 +296,12 @@ async def test_a_suspect_that_was_handed_over_unstarted_is_one_still(
         await jobs.publish_many(Job(n=n) for n in range(3))
         doomed = GroupOps(await jobs.layout(), "g", "dead")
         await app.link.run(doomed.create("0"))
-        fetched = await app.link.run(doomed.fetch(10, 0))
+        fetched = (await app.link.run(doomed.fetch(10))).entries
         with redis.Redis.from_url(one_server.url) as raw:
             for each, count in zip(fetched, (0, 2, 3), strict=True):  # never begun, begun twice, begun three times
                 raw.xclaim(doomed.layout.current[0].stream, "g", "dead", 0, [each.id], retrycount=count, justid=True)
         over = [
-            Outcome(0, each.id, count, "release", count, "~released")
+            Outcome(each.shard, each.id, count, "release", count, "~released")
             for each, count in zip(fetched, (0, 2, 3), strict=True)
         ]
         assert not await app.link.run(doomed.settle(over))

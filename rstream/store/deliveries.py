@@ -123,13 +123,13 @@ class GroupOps:
         wanted = self.layout.every if shards is None else shards
         return Op([GROUP([shard.stream], self.group, start) for shard in wanted], any)
 
-    def beat(self, lease_ms: int, owned: Tokens, shards: Sequence[Shard] | None = None) -> Op[Beat]:
+    def beat(self, lease_ms: int, owned: Tokens | None = None, shards: Sequence[Shard] | None = None) -> Op[Beat]:
         """Say that this worker lives, in every shard, and still owns some."""
-        parts = self.parts(shards)
+        parts, tokens = self.parts(shards), owned or {}
         calls = []
         for part in parts:
             names = [name for s in part for name in (s.alive(self.group, self.worker), s.owner(self.group))]
-            calls.append(BEAT(names, lease_ms, *(owned.get(shard, "") for shard in part)))
+            calls.append(BEAT(names, lease_ms, *(tokens.get(shard, "") for shard in part)))
 
         def parse(replies: list[Any]) -> Beat:
             known = sum(reply[0] for reply in replies) == sum(map(len, parts))

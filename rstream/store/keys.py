@@ -33,7 +33,6 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 
 import xxhash
 
@@ -60,11 +59,14 @@ def slot_of(key: str) -> int:
 
 @cache
 def _endings() -> dict[int, str]:
-    """The first three letters or digits whose CRC16, begun at 0, has these low 14 bits: one for every slot."""
-    found: dict[int, str] = {}
-    for letters in product(string.digits + string.ascii_lowercase, repeat=3):
-        ending = "".join(letters)
-        found.setdefault(binascii.crc_hqx(ending.encode(), 0) % SLOTS, ending)
+    """The first three letters (a to z before A to Z) whose CRC16, begun at 0, has these low 14 bits: one for every
+    slot.
+    """
+    crc, letters, found = binascii.crc_hqx, [letter.encode() for letter in string.ascii_letters], dict[int, str]()
+    for two in (first + second for first in letters for second in letters):
+        begun = crc(two, 0)
+        for third in letters:
+            found.setdefault(crc(third, begun) % SLOTS, (two + third).decode())
     return found
 
 

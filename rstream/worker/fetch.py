@@ -69,10 +69,10 @@ async def _fetch(run: ConsumerRun, shards: list[Shard], burst: bool) -> None:
     async with run.intake:
         room = await run.wait_for_room()
         await run.lease.held()  # what came in without it could not be started
-        term = run.lease.term
-        read = await run.link.run(run.ops.fetch(room, shards, run.lease.owned))
+        term, owned = run.lease.term, run.lease.owned
+        read = await run.link.run(run.ops.fetch(room, shards, owned))
         found, gone = read
-        run.take(found, term)
+        run.take(found, term, owned)
         if run.order is not None:
             run.own.open.update((entry.shard, entry.id) for entry in found if entry.shard in run.own.open)
     if gone:

@@ -39,7 +39,7 @@ async def extend(run: ConsumerRun, layout: Layout) -> None:
     if new:
         await run.link.run(run.ops.create("0", new))
         # Before the first read there; and the keeper must not find that it did not live in them.
-        await run.link.run(run.ops.beat(int(run.consumer.lease * 1000), {}, new))
+        await run.link.run(run.ops.beat(int(run.consumer.lease * 1000), shards=new))
         log.info("%s: the stream has %d shards now", run.name, layout.shards)
     run.ops.layout = layout
     run.shards = layout.every

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rstream.store.deliveries import Fetched
 from rstream.store.keys import Shard
@@ -21,6 +22,10 @@ KEEP = 64
 Rank = tuple[int, int]
 """An id as numbers, which compare as ids do."""
 Place = tuple[Shard, bytes]
+Now = Literal["ended", "elsewhere", "aside"]
+"""What has become of an entry: nothing of its key has to wait for it any more · it is pending, in a later attempt or
+for somebody else · Redis keeps it until its key's turn.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +33,8 @@ class Lane:
     """One key of one shard.
 
     current: the entry that was handed out · waiting: entries in hand, by id · elsewhere: ids pending, but not in hand ·
-    aside: the first id that is put aside in Redis · leaving: ids on their way there · moves: rises with every start.
+    aside: the first id that is put aside in Redis · leaving: ids on their way there · coming: some are asked back ·
+    meanwhile: the first that arrived there since · moves: rises with every start.
     """
 
     shard: Shard
@@ -38,6 +44,8 @@ class Lane:
     elsewhere: set[Rank] = field(default_factory=set)
     aside: Rank | None = None
     leaving: set[Rank] = field(default_factory=set)
+    coming: bool = False
+    meanwhile: Rank | None = None
     moves: int = 0
 
     @property
@@ -47,9 +55,19 @@ class Lane:
     @property
     def wants_back(self) -> bool:
         """Whether what is put aside could start now."""
-        if self.aside is None or self.current or self.waiting or self.leaving:
+        if self.aside is None or self.current or self.leaving or self.coming:
+            return False
+        if self.waiting and self.waiting[0][0] < self.aside:
             return False
         return not self.elsewhere or self.aside < min(self.elsewhere)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the first that waits is the first there is."""
+        if self.current or not self.waiting:
+            return False
+        rank = self.waiting[0][0]
+        return not (self.elsewhere and min(self.elsewhere) < rank) and (self.aside is None or rank < self.aside)
 
 
 class PerKey:
@@ -80,15 +98,18 @@ class PerKey:
             self._current[entry.shard, entry.id] = lane
             return entry
         rank = rank_of(entry.id)
-        if lane.elsewhere and rank in lane.elsewhere:
-            lane.elsewhere.remove(rank)
-            del self._elsewhere[entry.shard, entry.id]
+        self._found(lane, rank, entry)
         if lane.aside is not None and rank >= lane.aside:
             self._leave(lane, rank, entry)
             self.overflow.append(entry)
             return None
         self._wait(lane, rank, entry)
         return self._advance(lane)
+
+    def _found(self, lane: Lane, rank: Rank, entry: Fetched) -> None:
+        if lane.elsewhere and rank in lane.elsewhere:
+            lane.elsewhere.remove(rank)
+            del self._elsewhere[entry.shard, entry.id]
 
     def _wait(self, lane: Lane, rank: Rank, entry: Fetched) -> None:
         insort(lane.waiting, (rank, entry), key=_by_rank)
@@ -98,33 +119,35 @@ class PerKey:
     def _advance(self, lane: Lane) -> Fetched | None:
         """The next entry of the lane, if it may start now."""
         entry = None
-        if lane.current is None and lane.waiting:
-            rank = lane.waiting[0][0]
-            if not lane.elsewhere or rank < min(lane.elsewhere):
-                entry = lane.waiting.pop(0)[1]
-                self.backlog -= 1
-                self.size -= _size(entry)
-                lane.current, lane.moves = entry.id, lane.moves + 1
-                self._current[lane.shard, entry.id] = lane
+        if lane.ready:
+            entry = lane.waiting.pop(0)[1]
+            self.backlog -= 1
+            self.size -= _size(entry)
+            lane.current, lane.moves = entry.id, lane.moves + 1
+            self._current[lane.shard, entry.id] = lane
         if lane.wants_back:
             self.hungry.add(lane)
         if lane.idle:
             del self._lanes[lane.shard, lane.key]
         return entry
 
-    def let_go(self, shard: Shard, id: bytes, *, ended: bool) -> Fetched | None:
-        """An entry is not in hand any more; the one that may start now. `ended`: nothing of its key has to wait for
-        it any more; else it is pending elsewhere, in a later attempt or for somebody else.
-        """
-        if (lane := self._current.pop((shard, id), None)) is not None:
-            lane.current = None
-        elif (lane := self._leaving.pop((shard, id), None)) is not None:
-            lane.leaving.discard(rank_of(id))
-            self.aside[shard] = self.aside.get(shard, 0) + ended
-        else:
+    def let_go(self, shard: Shard, id: bytes, now: Now) -> Fetched | None:
+        """An entry is not in hand any more, and is `now` what it says; the one that may start because of it."""
+        place = (shard, id)
+        lane = self._current.pop(place, None) or self._leaving.pop(place, None) or self._elsewhere.pop(place, None)
+        if lane is None:
             return None
-        if not ended:
+        rank = rank_of(id)
+        if lane.current == id:
+            lane.current = None
+        lane.leaving.discard(rank)
+        lane.elsewhere.discard(rank)
+        if now == "elsewhere":
             self._miss(lane, id)
+        elif now == "aside":
+            lane.aside = min(rank, lane.aside or rank)
+            lane.meanwhile = min(rank, lane.meanwhile or rank)
+            self.aside[shard] = self.aside.get(shard, 0) + 1
         return self._advance(lane)
 
     # What is pending elsewhere.
@@ -136,21 +159,6 @@ class PerKey:
     def _miss(self, lane: Lane, id: bytes) -> None:
         lane.elsewhere.add(rank_of(id))
         self._elsewhere[lane.shard, id] = lane
-
-    def occupy(self, shard: Shard, id: bytes, key: bytes) -> None:
-        """An entry of this key runs here since before the shard was this worker's (again)."""
-        lane = self._lane(shard, key)
-        if lane.current is None:
-            lane.current = id
-            self._current[shard, id] = lane
-
-    def forget(self, shard: Shard, id: bytes) -> Fetched | None:
-        """An entry that was pending elsewhere is settled; the one that may start now."""
-        lane = self._elsewhere.pop((shard, id), None)
-        if lane is None:
-            return None
-        lane.elsewhere.discard(rank_of(id))
-        return self._advance(lane)
 
     @property
     def elsewhere(self) -> Collection[Place]:
@@ -173,7 +181,7 @@ class PerKey:
         """Take what the lanes that have not moved since do not need in memory; whoever takes it has Redis keep it, and
         then lets it go. Where that is nothing, because there are too many such lanes, it is all that waits in them.
         """
-        still = [lane for lane, number in moves.items() if lane.moves == number and lane.waiting]
+        still = [lane for lane, number in moves.items() if lane.moves == number and lane.waiting and self.knows(lane)]
         keep = KEEP if any(len(lane.waiting) > KEEP for lane in still) else 0
         return [entry for lane in still for entry in self._shorten(lane, keep)]
 
@@ -182,7 +190,7 @@ class PerKey:
         if not taken:
             return []
         del lane.waiting[keep:]
-        lane.aside = taken[0][0]  # what is aside already comes after it
+        lane.aside = min(taken[0][0], lane.aside or taken[0][0])
         for rank, entry in taken:
             self.backlog -= 1
             self.size -= _size(entry)
@@ -204,18 +212,33 @@ class PerKey:
         self.aside[shard] = self.aside.get(shard, 0) + count
         self._advance(lane)
 
+    def ask_back(self) -> list[Lane]:
+        """The hungry lanes; whoever takes them has what is put aside come back, or says that it does not."""
+        asked, self.hungry = [*self.hungry], set()
+        for lane in asked:
+            lane.coming, lane.meanwhile = True, None
+        return asked
+
+    def stays_aside(self, lane: Lane) -> None:
+        """It did not come back."""
+        lane.coming = False
+        if self.knows(lane):
+            self._advance(lane)
+
     def knows(self, lane: Lane) -> bool:
         return self._lanes.get((lane.shard, lane.key)) is lane
 
     def came_back(self, lane: Lane, entries: Iterable[Fetched], lost: int, first: bytes | None) -> Fetched | None:
         """What was put aside of a lane is in hand again; `first`: of what still is not."""
-        rest = [*lane.leaving] + ([rank_of(first)] if first else [])
-        lane.aside = min(rest, default=None)
-        self.hungry.discard(lane)
+        # Redis answered without what has arrived there since.
+        marks = (lane.meanwhile, rank_of(first) if first else None, *lane.leaving)
+        lane.aside, lane.coming = min((mark for mark in marks if mark), default=None), False
         back = list(entries)
         self.aside[lane.shard] = max(0, self.aside.get(lane.shard, 0) - len(back) - lost)
         for entry in back:
-            self._wait(lane, rank_of(entry.id), entry)
+            rank = rank_of(entry.id)
+            self._found(lane, rank, entry)
+            self._wait(lane, rank, entry)
         return self._advance(lane)
 
     # Losing shards.
@@ -236,6 +259,7 @@ class PerKey:
         self.aside.pop(shard, None)
         for lane in lanes:
             del self._lanes[shard, lane.key]
+            lane.waiting.clear()
         for places in (self._current, self._leaving, self._elsewhere):
             for place in [place for place in places if place[0] is shard]:
                 del places[place]

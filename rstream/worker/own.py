@@ -85,32 +85,31 @@ async def _take(run: ConsumerRun, ops: OwnerOps, shards: Sequence[Shard]) -> Non
 async def _inherit(run: ConsumerRun, ops: OwnerOps, shard: Shard) -> None:
     """Learn what is pending in a shard, before anything is taken over or read there."""
     assert run.order is not None
-    for parked_key, aside in (await run.link.run(ops.parked(shard))).items():
-        run.order.is_aside(shard, parked_key, *aside)
     page: list[Heir]
     start = "-"
     while start:
         page, start = await run.link.run(ops.inherit(shard, start))
         for id, holder, key in page:
+            if key is not None:
+                run.order.learn(shard, id, key)
             if holder == run.ops.worker and not run.has(shard, id):
                 run.adopt()
-            if key is None:
-                continue
-            if holder == run.ops.worker and run.has(shard, id):
-                run.order.occupy(shard, id, key)
-            else:
-                run.order.learn(shard, id, key)
+    # Last: what is aside could be brought back at once, past what is pending elsewhere.
+    for parked_key, aside in (await run.link.run(ops.parked(shard))).items():
+        run.order.is_aside(shard, parked_key, *aside)
+    run.own.known.add(shard)
+    run.crowded.set()
 
 
 async def _open(run: ConsumerRun, ops: OwnerOps, looks: dict[Shard, Look]) -> None:
     """Let those shards be read of which all parents are drained: entries of their keys were published there before."""
-    shut = [shard for shard in run.lease.owned if shard not in run.own.open]
+    shut = [shard for shard in run.own.known if shard not in run.own.open]
     ready = [shard for shard in shut if not any(_before(shard, other, look) for other, look in looks.items())]
     if not ready:
         return
     # Anew: only now that they are ours nobody else reads on.
     for shard, look in (await run.link.run(ops.look(ready))).items():
-        if shard in run.lease.owned:
+        if shard in run.own.known:
             run.own.open[shard] = look.position or b"0-0"
     run.own.changed.set()
     run.look_in(0)  # what waits there comes first
@@ -125,7 +124,8 @@ def lose(run: ConsumerRun, shards: Collection[Shard]) -> None:
     for shard in shards:
         log.warning("%s: lost shard %s", run.name, shard)
         _forget(run, shard)
-        run.drop(shard)
+        for entry in run.drop(shard):
+            run.let_go(shard, entry.id)
     if shards:
         run.adopt()
 
@@ -156,6 +156,7 @@ async def leave(run: ConsumerRun) -> None:
 
 def _forget(run: ConsumerRun, shard: Shard) -> None:
     run.lease.owned = {other: token for other, token in run.lease.owned.items() if other is not shard}
+    run.own.known.discard(shard)
     run.own.open.pop(shard, None)
     run.own.changed.set()
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from rstream.errors import GroupMissing, StoreError
+from rstream.errors import StoreError
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.store.link import backoff
 from rstream.store.owners import OwnerOps
-from rstream.worker.order import KEEP, Lane, PerKey, key_of
+from rstream.worker.order import KEEP, Lane, key_of
 from rstream.worker.recover import lost
 from rstream.worker.run import ConsumerRun
 
@@ -31,16 +31,15 @@ async def park_loop(run: ConsumerRun) -> None:
     while True:
         await run.crowded.wait()
         run.crowded.clear()
-        try:
-            for lane in list(run.order.hungry):
-                await _bring_back(run, run.order, lane)
-            pauses = backoff()
-        except GroupMissing:
-            await asyncio.sleep(next(pauses))  # the fetch loop meets the same error, and heals
-        except StoreError as error:
-            run.adopt()  # the answer may have carried deliveries
-            log.warning("%s: %s", run.name, error)
-            await asyncio.sleep(next(pauses))
+        for lane in run.order.ask_back():
+            try:
+                await _bring_back(run, lane)
+                pauses = backoff()
+            except StoreError as error:
+                run.order.stays_aside(lane)
+                run.adopt()  # the answer may have carried deliveries
+                log.warning("%s: %s", run.name, error)
+                await asyncio.sleep(next(pauses))
         _park(run, run.order.take_overflow())
         if run.is_full:
             moves = run.order.moves()
@@ -58,12 +57,12 @@ def _park(run: ConsumerRun, entries: list[Fetched]) -> None:
         run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "park", begun, key))
 
 
-async def _bring_back(run: ConsumerRun, order: PerKey, lane: Lane) -> None:
-    token = run.lease.owned.get(lane.shard)
-    term = run.lease.term
-    if token is None:
-        return
-    back = await run.link.run(OwnerOps(run.ops).unpark(lane.shard, token, lane.key, KEEP))
-    run.take_back(lane, back, term)
+async def _bring_back(run: ConsumerRun, lane: Lane) -> None:
+    assert run.order is not None
+    if not run.order.knows(lane):
+        return  # its shard was lost since, and if it is this worker's again, it is being learned what is aside there
+    term, owned = run.lease.term, run.lease.owned
+    back = await run.link.run(OwnerOps(run.ops).unpark(lane.shard, owned[lane.shard], lane.key, KEEP))
+    run.take_back(lane, back, term, owned)
     for id in back.lost:
         lost(run, lane.shard, id)

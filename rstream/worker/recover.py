@@ -12,7 +12,7 @@ import logging
 import random
 
 from rstream.errors import GroupMissing, StoreError
-from rstream.store.deliveries import Fetched, Outcome, Recovered
+from rstream.store.deliveries import Fetched, Outcome, Recovered, Tokens
 from rstream.store.keys import Shard, rotated
 from rstream.store.owners import OwnerOps
 from rstream.worker.run import ConsumerRun, from_the_dead
@@ -78,7 +78,7 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
         room = await run.wait_for_room()
         if not run.lease.holds():
             return None
-        term = run.lease.term
+        term, owned = run.lease.term, run.lease.owned
         lease_ms = int(run.consumer.lease * 1000) if search else 0
         shards = run.readable()
         if not shards:
@@ -87,7 +87,7 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
             room,
             lease_ms,
             rotated(shards, turn),
-            run.lease.owned,
+            owned,
             doubt=run.doubt,
             used_up=run.consumer.policy.max_attempts,
             suspects=run.lanes.gate.room_for_suspects,
@@ -97,7 +97,7 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
         except BaseException:
             run.unsure = True  # what it claimed, unseen, may have been begun elsewhere
             raise
-        run.take(found.claimed, term)
+        run.take(found.claimed, term, owned)
     taken = sum(1 for entry in found.claimed if not (entry.source or "~").startswith("~"))
     if taken:
         run.counts.recovered += taken
@@ -113,13 +113,16 @@ async def _adopt(run: ConsumerRun, term: int) -> None:
     After a lost lease the unstarted were dropped, after a broken read the answer was: both are found here.
     """
     unsure, run.unsure = run.unsure, False
+    owned = run.lease.owned
     run.watch(True)
     try:
         for shard in run.layout.every:
             start = "-"
             while page := await run.link.run(run.ops.mine(shard, start, PAGE)):
                 for id, deliveries, flat in page:
-                    _adopt_one(run, Fetched(shard, id, flat or (), deliveries, "~unsure" if unsure else None), term)
+                    _adopt_one(
+                        run, Fetched(shard, id, flat or (), deliveries, "~unsure" if unsure else None), term, owned
+                    )
                 start = "(" + page[-1][0].decode()
     except BaseException:
         run.unsure = run.unsure or unsure
@@ -128,11 +131,11 @@ async def _adopt(run: ConsumerRun, term: int) -> None:
         run.watch(False)
 
 
-def _adopt_one(run: ConsumerRun, entry: Fetched, term: int) -> None:
+def _adopt_one(run: ConsumerRun, entry: Fetched, term: int, owned: Tokens) -> None:
     if run.has(entry.shard, entry.id):
         return
     if entry.flat:
-        run.take([entry], term)
+        run.take([entry], term, owned)
     else:
         lost(run, entry.shard, entry.id)
         run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "ack"))
@@ -150,8 +153,12 @@ async def _ask_elsewhere(run: ConsumerRun) -> None:
         return
     holders = await run.link.run(OwnerOps(run.ops).holders(places))
     for place, holder in zip(places, holders, strict=True):
+        if place not in run.order.elsewhere:
+            continue  # it came in while Redis was asked
         if not holder:
-            run.settled_elsewhere(*place)
+            run.now_is(*place, "ended")
+        elif holder == "~parked":
+            run.now_is(*place, "aside")
         elif holder == run.ops.worker and not run.has(*place):
             run.ask_adoption()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from rstream.consumer import Consumer
 from rstream.processes import ProcessCall
-from rstream.store.deliveries import Fetched, GroupOps, Outcome
+from rstream.store.deliveries import Fetched, GroupOps, Outcome, Tokens
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
@@ -17,7 +17,7 @@ from rstream.worker.emit import Emitter
 from rstream.worker.gate import Gate
 from rstream.worker.lanes import Lanes
 from rstream.worker.lease import Lease
-from rstream.worker.order import Lane, PerKey, Place
+from rstream.worker.order import Lane, Now, PerKey, Place
 
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
@@ -55,11 +55,13 @@ class Outcomes:
 class Own:
     """What a worker knows of its shards in one ordered group; the tokens by which it owns them are its lease's.
 
-    open: shards that may be read, and the id that was delivered last in each · changed: which they are · look: a
+    known: shards of which all that is pending has been learned; before that, nothing of them may be started · open:
+    those that may be read, and the id that was delivered last in each · changed: which they are · look: a
     round is wanted now · term: the lease's when they were taken.
     """
 
     def __init__(self) -> None:
+        self.known: set[Shard] = set()
         self.open: dict[Shard, bytes] = {}
         self.changed = asyncio.Event()
         self.look = asyncio.Event()
@@ -114,7 +116,7 @@ class ConsumerRun:
         self.adopted = asyncio.Event()
         self.adopted.set()
         self._in_hand: dict[Place, int] = {}
-        self._back: dict[Place, tuple[Fetched, int]] = {}
+        self._back: dict[Place, tuple[list[Fetched], int, Tokens | None]] = {}
         self._let_go: set[Place] | None = None
         self._mean_seconds = float("inf")
         self._samples = 0
@@ -133,31 +135,37 @@ class ConsumerRun:
 
     # What is in hand: from fetch to the answer to its settle.
 
-    def take(self, entries: Iterable[Fetched], term: int) -> None:
+    def take(self, entries: Iterable[Fetched], term: int, owned: Tokens | None = None) -> None:
         """Entries that are this worker's.
 
         `term`: the lease's when they were asked for. An answer may have waited in a socket while this process was
         frozen, and a buffer may have: what came in under an earlier term is not started.
+        `owned`: the lease's then; what came from shards that were given up since is handed over.
         """
-        new, astray = [], []
+        new: list[Fetched] = []
+        astray: list[Fetched] = []
         for entry in entries:
             place = (entry.shard, entry.id)
-            if self.order is not None and entry.shard not in self.lease.owned:
-                astray.append(entry)  # the answer came when the shard was given up already
-            elif place not in self._in_hand:
+            if place not in self._in_hand:
                 self._in_hand[place] = term
-                new.append(entry)
+                (new if self._still_owned(entry.shard, owned) else astray).append(entry)
             elif entry.source is not None:
                 # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
                 # the next attempt begins when that one is let go.
-                self._back[place] = (entry, term)
+                self._back[place] = ([entry], term, owned)
         self.taken += len(new)
         if self.order is not None:
             new = [each for entry in new if (each := self.order.put(entry)) is not None]
             if self.is_crowded:
                 self.crowded.set()
         self.line_up(new)
-        self.hand_over(entry for entry in astray if (entry.shard, entry.id) not in self._in_hand)
+        self.hand_over(astray)
+
+    def _still_owned(self, shard: Shard, owned: Tokens | None) -> bool:
+        if self.order is None:
+            return True
+        token = self.lease.owned.get(shard)
+        return shard in self.own.known and (owned is None or owned.get(shard) == token)
 
     def line_up(self, entries: Sequence[Fetched]) -> None:
         """Entries that may be started."""
@@ -202,22 +210,22 @@ class ConsumerRun:
         return int(token.rpartition("|")[2]) if token else 0
 
     def may_start(self, entry: Fetched) -> bool:
-        """Whether the entry is surely still this worker's."""
+        """Whether the entry is surely still this worker's to start."""
+        if self.order is not None and entry.shard not in self.own.known:
+            return False
         return self.lease.holds() and self._in_hand.get((entry.shard, entry.id)) == self.lease.term
 
-    def let_go(self, shard: Shard, id: bytes, *, ended: bool = False, passed: bool = False) -> None:
-        """An entry that was settled, or that this worker may not start any more. `ended`: acked or dead · `passed`: the
-        later ones of its key need not wait for it.
-        """
+    def let_go(self, shard: Shard, id: bytes, now: Now = "elsewhere") -> None:
+        """An entry that was settled, or that this worker may not start any more."""
         place = (shard, id)
         self._in_hand.pop(place, None)
         if self._let_go is not None:
             self._let_go.add(place)
         if self.order is not None:
-            self._next_of_key(self.order.let_go(shard, id, ended=ended or passed))
+            self._next_of_key(self.order.let_go(shard, id, now))
         back = self._back.pop(place, None)
-        if back is not None and not ended:
-            self.take([back[0]], back[1])
+        if back is not None and now != "ended":
+            self.take(*back)
         self.room_made.set()
 
     def _next_of_key(self, entry: Fetched | None) -> None:
@@ -226,30 +234,33 @@ class ConsumerRun:
         if self.is_crowded:
             self.crowded.set()
 
-    def settled_elsewhere(self, shard: Shard, id: bytes) -> None:
-        """An entry that others of its key waited for, and that was not in hand."""
+    def now_is(self, shard: Shard, id: bytes, now: Now) -> None:
+        """What has become of an entry that others of its key waited for, and that was not in hand."""
         assert self.order is not None
-        self._next_of_key(self.order.forget(shard, id))
+        self._next_of_key(self.order.let_go(shard, id, now))
 
-    def take_back(self, lane: Lane, back: Unparked, term: int) -> None:
+    def take_back(self, lane: Lane, back: Unparked, term: int, owned: Tokens) -> None:
         """Entries of one key that had been put aside."""
         assert self.order is not None
         if not self.order.knows(lane):  # its shard was lost meanwhile
-            self.take(back.entries, term)
+            self.take(back.entries, term, owned)
             return
-        self._in_hand.update(((entry.shard, entry.id), term) for entry in back.entries)
-        self.taken += len(back.entries)
-        self._next_of_key(self.order.came_back(lane, back.entries, len(back.lost), back.first))
+        new = [entry for entry in back.entries if (entry.shard, entry.id) not in self._in_hand]
+        for entry in back.entries:  # the answer to its putting aside has not come yet
+            if entry not in new:
+                self.order.learn(entry.shard, entry.id, lane.key)
+                self._back[entry.shard, entry.id] = ([entry], term, owned)
+        self._in_hand.update(((entry.shard, entry.id), term) for entry in new)
+        self.taken += len(new)
+        self._next_of_key(self.order.came_back(lane, new, len(back.entries) - len(new) + len(back.lost), back.first))
 
     def drop(self, shard: Shard) -> list[Fetched]:
-        """Forget a shard that is not this worker's any more; what it had not started of it."""
+        """Forget a shard that is not this worker's any more; what it had not started of it. That stays in hand until
+        it is let go.
+        """
         assert self.order is not None
-        dropped = self.lanes.drop(shard) + self.order.drop(shard)
-        for entry in dropped:
-            self._in_hand.pop((entry.shard, entry.id), None)
-            self._back.pop((entry.shard, entry.id), None)
         self.room_made.set()
-        return dropped
+        return self.lanes.drop(shard) + self.order.drop(shard)
 
     def has(self, shard: Shard, id: bytes) -> bool:
         """Whether the entry is in hand, or was at any time since `watch` began."""

@@ -13,7 +13,7 @@ from rstream.errors import GroupMissing, LeaseLost, StoreError, StoreUnavailable
 from rstream.store.deliveries import PSEUDO, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
-from rstream.worker.order import Place
+from rstream.worker.order import Now, Place
 from rstream.worker.own import tell
 from rstream.worker.run import ConsumerRun, Outcomes
 
@@ -35,13 +35,18 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
     refused = await _send(run, batch)
     for outcome in batch:
         accepted = (outcome.shard, outcome.id) not in refused
-        ended = accepted and outcome.kind in ("ack", "dead")
-        passed = accepted and (outcome.kind == "park" or (outcome.kind == "retry" and run.consumer.on_retry == "skip"))
-        run.let_go(outcome.shard, outcome.id, ended=ended, passed=passed)
+        run.let_go(outcome.shard, outcome.id, _now(run, outcome) if accepted else "elsewhere")
         if outcome.kind == "retry":
             run.look_in(int(outcome.a) / 1000)
     if run.order is not None and any(_others_wait(run, outcome.shard) for outcome in batch):
         await tell(run)
+
+
+def _now(run: ConsumerRun, outcome: Outcome) -> Now:
+    """What has become of an entry by this outcome."""
+    if outcome.kind in ("ack", "dead") or (outcome.kind == "retry" and run.consumer.on_retry == "skip"):
+        return "ended"
+    return "aside" if outcome.kind == "park" else "elsewhere"
 
 
 def _others_wait(run: ConsumerRun, shard: Shard) -> bool:
