@@ -20,6 +20,7 @@ import redis
 
 from rstream import RStream
 from rstream.process import clock
+from rstream.store.keys import shard
 from rstream.worker import watchdog
 from rstream.worker.watchdog import EXIT_CODE, Watchdog
 from tests.servers import Server
@@ -64,6 +65,8 @@ STALL = """
 from rstream.worker import watchdog
 watchdog.STALL_TOLD = 0.2
 """
+
+SHARD = shard("ns", "s", 1, 0, 1)
 
 
 class Pipe:
@@ -166,7 +169,6 @@ def handlers_of(limit: float | None = None, running: Any = None) -> Any:
     consumer = SimpleNamespace(hard_timeout=limit)
     return SimpleNamespace(
         consumer=consumer, pool=None, name="s/g", running={} if running is None else running,
-        entry_id=lambda shard, id: id,
     )  # fmt: skip
 
 
@@ -196,7 +198,7 @@ async def test_a_report_that_cannot_be_written_keeps_it_from_nothing(
 ) -> None:
     monkeypatch.setattr(watchdog, "STDERR", pipe.writer)
     ended: list[str] = []
-    slow = handlers_of(limit=0.3, running={(0, b"1-0"): clock()})
+    slow = handlers_of(limit=0.3, running={(SHARD, b"1-0"): clock()})
     dog = Watchdog([slow], ended.append)
     with logging_to(pipe):
         pipe.fill()
@@ -237,7 +239,7 @@ async def test_a_look_that_fails_is_told_once_and_is_not_the_last(caplog: pytest
         ended.append(why)
         raise OSError("it does not end either")
 
-    slow = handlers_of(limit=0.01, running={(0, b"1-0"): clock()})
+    slow = handlers_of(limit=0.01, running={(SHARD, b"1-0"): clock()})
     dog = Watchdog([handlers_of(limit=1, running=broken), slow], end)
     dog.start()
     await eventually_async(lambda: broken.looks > 3 and len(ended) > 3)

@@ -14,7 +14,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:epoch:<group>`        | string                 | the last epoch that was given                               |
 | `S:retry:<group>`        | zset                   | entry id -> due time (ms) of deliveries waiting for a retry |
 | `S:parked:<group>`       | set                    | the keys of which entries are put aside                     |
-| `S:parked:<group>:<key>` | list                   | ids that wait, pending for ~parked, until their key's turn  |
+| `S:parked:<group>:<key>` | zset                   | ids that wait, pending for ~parked, until their key's turn  |
 | `S:dead:<group>`         | stream                 | dead letters                                                |
 | `S:once:<group>:<key>`   | string, TTL            | the entry by which a dedupe key succeeded                   |
 | `S:emitted:<event id>`   | string, TTL            | an event that another server's consumer emitted is stored   |

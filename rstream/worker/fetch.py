@@ -36,7 +36,8 @@ async def fetch_loop(run: ConsumerRun, slot: int | None, burst: bool) -> None:
     while True:
         turn += 1
         try:
-            await _fetch(run, rotated(_readable(run, slot), turn), burst)
+            changed = run.own.changed
+            await _fetch(run, rotated(_readable(run, slot), turn), changed, burst)
             pauses = backoff()
         except GroupMissing as error:
             if not await heal(run, error):
@@ -56,12 +57,13 @@ def _readable(run: ConsumerRun, slot: int | None) -> list[Shard]:
     return [shard for shard in shards if run.order.aside.get(shard, 0) + waiting < PARKED_MAX]
 
 
-async def _fetch(run: ConsumerRun, shards: list[Shard], burst: bool) -> None:
+async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, burst: bool) -> None:
     block = BURST_BLOCK_MS if burst else BLOCK_MS
     if not shards:
         if burst:
             await _check_drained(run)
-        await _changed(run, block)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), block / 1000)
         return
     # What a broken read stranded comes first: it is not in hand, and so would not be counted.
     await run.adopted.wait()
@@ -82,7 +84,7 @@ async def _fetch(run: ConsumerRun, shards: list[Shard], burst: bool) -> None:
         return
     if burst:
         await _check_drained(run)
-    await (_wait(run, shards, room, block) if run.order is None else _knock(run, shards, block))
+    await (_wait(run, shards, room, block) if run.order is None else _knock(run, shards, changed, block))
 
 
 async def _wait(run: ConsumerRun, shards: list[Shard], room: int, block: int) -> None:
@@ -93,33 +95,25 @@ async def _wait(run: ConsumerRun, shards: list[Shard], room: int, block: int) ->
     run.take(found, term)
 
 
-async def _knock(run: ConsumerRun, shards: list[Shard], block: int) -> None:
+async def _knock(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, block: int) -> None:
     """Wait until something is published, or the shards are others."""
-    run.own.changed.clear()
     ops = OwnerOps(run.ops)
     after = {shard: run.own.open[shard] for shard in shards if shard in run.own.open}
     if not after:
         return
     knock = asyncio.ensure_future(run.link.run(ops.knock(after, block), timeout=block / 1000 + 5))
-    changed = asyncio.ensure_future(run.own.changed.wait())
+    others = asyncio.ensure_future(changed.wait())
     try:
-        await asyncio.wait((knock, changed), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((knock, others), return_when=asyncio.FIRST_COMPLETED)
         if knock.done():
             for shard, id in knock.result().items():
                 run.own.open[shard] = id
     finally:
-        for task in (knock, changed):
+        for task in (knock, others):
             if not task.done():
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, StoreError):
                     await task
-
-
-async def _changed(run: ConsumerRun, block: int) -> None:
-    """Wait until there may be shards to read."""
-    run.own.changed.clear()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(run.own.changed.wait(), block / 1000)
 
 
 async def _check_drained(run: ConsumerRun) -> None:

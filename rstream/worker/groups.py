@@ -44,7 +44,7 @@ async def extend(run: ConsumerRun, layout: Layout) -> None:
     run.ops.layout = layout
     run.shards = layout.every
     run.resharded.set()
-    run.own.changed.set()
+    run.own.has_changed()
     run.own.look.set()
 
 

@@ -153,8 +153,9 @@ class PerKey:
     # What is pending elsewhere.
 
     def learn(self, shard: Shard, id: bytes, key: bytes) -> None:
-        """An entry of this key is pending, and not in hand."""
-        self._miss(self._lane(shard, key), id)
+        """An entry of this key is pending, and was not put here."""
+        if (shard, id) not in self._current:
+            self._miss(self._lane(shard, key), id)
 
     def _miss(self, lane: Lane, id: bytes) -> None:
         lane.elsewhere.add(rank_of(id))

@@ -111,7 +111,7 @@ async def _open(run: ConsumerRun, ops: OwnerOps, looks: dict[Shard, Look]) -> No
     for shard, look in (await run.link.run(ops.look(ready))).items():
         if shard in run.own.known:
             run.own.open[shard] = look.position or b"0-0"
-    run.own.changed.set()
+    run.own.has_changed()
     run.look_in(0)  # what waits there comes first
 
 
@@ -158,7 +158,7 @@ def _forget(run: ConsumerRun, shard: Shard) -> None:
     run.lease.owned = {other: token for other, token in run.lease.owned.items() if other is not shard}
     run.own.known.discard(shard)
     run.own.open.pop(shard, None)
-    run.own.changed.set()
+    run.own.has_changed()
 
 
 async def tell(run: ConsumerRun) -> None:

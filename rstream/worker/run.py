@@ -17,7 +17,7 @@ from rstream.worker.emit import Emitter
 from rstream.worker.gate import Gate
 from rstream.worker.lanes import Lanes
 from rstream.worker.lease import Lease
-from rstream.worker.order import Lane, Now, PerKey, Place
+from rstream.worker.order import Lane, Now, PerKey, Place, key_of
 
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
@@ -66,6 +66,11 @@ class Own:
         self.changed = asyncio.Event()
         self.look = asyncio.Event()
         self.term = -1
+
+    def has_changed(self) -> None:
+        """Wake those that wait for other shards; each waits for the event that it saw when it looked which they are."""
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class ConsumerRun:
@@ -153,6 +158,9 @@ class ConsumerRun:
                 # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
                 # the next attempt begins when that one is let go.
                 self._back[place] = ([entry], term, owned)
+            elif self.order is not None and (key := key_of(entry)) is not None:
+                # Read again: Redis lost what it knew, or the group was reset. The run that goes on may be its end.
+                self.order.learn(*place, key)
         self.taken += len(new)
         if self.order is not None:
             new = [each for entry in new if (each := self.order.put(entry)) is not None]

@@ -84,6 +84,8 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
 def _tell(run: ConsumerRun, refusal: Refusal) -> None:
     run.counts.refused += 1
     outcome = refusal.outcome
+    if refusal.owner == run.ops.worker:
+        run.adopt()  # another delivery of it is this worker's, which it does not have in hand
     holder = f"pending for {refusal.owner}" if refusal.owner else "settled by another"
     lost = LeaseLost(
         f"{outcome.kind} of entry {outcome.shard.entry_id(outcome.id)}, attempt {outcome.attempt}, was refused "
