@@ -17,6 +17,7 @@
 ├── `HandlerTimeout`     a handler that took longer than its consumer allows
 ├── `HandlerDied`        the process that ran a handler died
 ├── `ReplayBusy`         the same replay is running elsewhere
+├── `GroupLive`          workers of the group are alive, and what was asked for is not for live groups
 └── `StoreError`         Redis
     ├── `NoServer`       no server to embed
     ├── `ServerFailed`   the embedded server did not start
@@ -109,6 +110,10 @@ class HandlerDied(RStreamError):
 
 class ReplayBusy(RStreamError):
     """The same replay is running elsewhere."""
+
+
+class GroupLive(RStreamError):
+    """Workers of the group are alive, and what was asked for would take deliveries from them."""
 
 
 class StoreError(RStreamError):

@@ -213,7 +213,7 @@ async def test_a_report_that_cannot_be_written_keeps_it_from_nothing(
         dog.stop()
         await eventually_async(lambda: not (telling.is_alive() or dog.is_alive()))
     assert b"has not turned" in pipe.read() and pipe.text.count(b"has not turned") == 1
-    assert "entry b'1-0' has run for over 0.3 s, its hard limit" in ended[0]
+    assert "entry 1-0@1.0 has run for over 0.3 s, its hard limit" in ended[0]
 
 
 def block_the_loop_until(done: Callable[[], bool]) -> None:
