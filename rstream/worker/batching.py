@@ -19,6 +19,9 @@ from rstream.worker.execute import acked
 from rstream.worker.run import ConsumerRun
 from rstream.worker.start import Started, start
 
+OTHER_KEYS = 0.01
+"""Seconds that a batch waits for entries of other keys than it has, when more of those it has wait for it."""
+
 
 async def batch_slot(run: ConsumerRun) -> None:
     """Runs until cancelled."""
@@ -40,7 +43,8 @@ async def _fill(run: ConsumerRun) -> list[Fetched]:
     """As many as the consumer wants at once, or what has come when the first has waited `max_wait`.
 
     An entry that failed before is put together with its like only, and a suspect with none: they may fail others. Such
-    a batch does not wait: the others would wait with it.
+    a batch does not wait: the others would wait with it. In an ordered group a batch has one entry of a key, and does
+    not wait for more where those of its own keys wait for it.
     """
     lanes, size = run.lanes, run.consumer.batch or 1
     async with run.filling:  # one batch after the other: two half ones would be slower
@@ -50,8 +54,13 @@ async def _fill(run: ConsumerRun) -> list[Fetched]:
             return [first]
         lanes.forming.append(first)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0 if first.source == "~retry" else run.consumer.max_wait):
-                while len(lanes.forming) < size and (entry := await lanes.take_like(first)) is not None:
+            async with asyncio.timeout(0 if first.source == "~retry" else run.consumer.max_wait) as limit:
+                while len(lanes.forming) < size:
+                    if run.order is not None and not len(lanes) and run.order.behind(lanes.forming):
+                        soon = asyncio.get_running_loop().time() + OTHER_KEYS
+                        limit.reschedule(min(soon, limit.when() or soon))
+                    if (entry := await lanes.take_like(first)) is None:
+                        break
                     lanes.forming.append(entry)
                     run.room_made.set()
         return lanes.formed()

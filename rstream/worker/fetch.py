@@ -76,7 +76,8 @@ async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, 
         found, gone = read
         run.take(found, term, owned)
         if run.order is not None:
-            run.own.open.update((entry.shard, entry.id) for entry in found if entry.shard in run.own.open)
+            last = {entry.shard: entry.id for entry in found}
+            run.own.open.update((shard, id) for shard, id in last.items() if shard in run.own.open)
     if gone:
         lose(run, [shard for shard in gone if shard in run.lease.owned])
         run.own.look.set()

@@ -34,7 +34,7 @@ class Lane:
 
     current: the entry that was handed out · waiting: entries in hand, by id · elsewhere: ids pending, but not in hand ·
     aside: the first id that is put aside in Redis · leaving: ids on their way there · coming: some are asked back ·
-    meanwhile: the first that arrived there since · moves: rises with every start.
+    arrived: ids that got there since · moves: rises with every start.
     """
 
     shard: Shard
@@ -45,7 +45,7 @@ class Lane:
     aside: Rank | None = None
     leaving: set[Rank] = field(default_factory=set)
     coming: bool = False
-    meanwhile: Rank | None = None
+    arrived: set[Rank] = field(default_factory=set)
     moves: int = 0
 
     @property
@@ -119,34 +119,39 @@ class PerKey:
     def _advance(self, lane: Lane) -> Fetched | None:
         """The next entry of the lane, if it may start now."""
         entry = None
-        if lane.ready:
+        if lane.waiting and lane.ready:
             entry = lane.waiting.pop(0)[1]
             self.backlog -= 1
             self.size -= _size(entry)
             lane.current, lane.moves = entry.id, lane.moves + 1
             self._current[lane.shard, entry.id] = lane
-        if lane.wants_back:
+        if lane.aside is not None and lane.wants_back:
             self.hungry.add(lane)
-        if lane.idle:
+        if lane.current is None and lane.idle:
             del self._lanes[lane.shard, lane.key]
         return entry
 
     def let_go(self, shard: Shard, id: bytes, now: Now) -> Fetched | None:
         """An entry is not in hand any more, and is `now` what it says; the one that may start because of it."""
         place = (shard, id)
-        lane = self._current.pop(place, None) or self._leaving.pop(place, None) or self._elsewhere.pop(place, None)
+        lane = self._current.pop(place, None)
+        if lane is not None:
+            lane.current = None
+            if now == "ended":
+                return self._advance(lane)
+        else:
+            lane = self._leaving.pop(place, None) or self._elsewhere.pop(place, None)
         if lane is None:
             return None
         rank = rank_of(id)
-        if lane.current == id:
-            lane.current = None
         lane.leaving.discard(rank)
         lane.elsewhere.discard(rank)
         if now == "elsewhere":
             self._miss(lane, id)
         elif now == "aside":
             lane.aside = min(rank, lane.aside or rank)
-            lane.meanwhile = min(rank, lane.meanwhile or rank)
+            if lane.coming:
+                lane.arrived.add(rank)
             self.aside[shard] = self.aside.get(shard, 0) + 1
         return self._advance(lane)
 
@@ -154,7 +159,7 @@ class PerKey:
 
     def learn(self, shard: Shard, id: bytes, key: bytes) -> None:
         """An entry of this key is pending, and was not put here."""
-        if (shard, id) not in self._current:
+        if (shard, id) not in self._current and (shard, id) not in self._leaving:
             self._miss(self._lane(shard, key), id)
 
     def _miss(self, lane: Lane, id: bytes) -> None:
@@ -217,7 +222,7 @@ class PerKey:
         """The hungry lanes; whoever takes them has what is put aside come back, or says that it does not."""
         asked, self.hungry = [*self.hungry], set()
         for lane in asked:
-            lane.coming, lane.meanwhile = True, None
+            lane.coming, lane.arrived = True, set()
         return asked
 
     def stays_aside(self, lane: Lane) -> None:
@@ -231,15 +236,16 @@ class PerKey:
 
     def came_back(self, lane: Lane, entries: Iterable[Fetched], lost: int, first: bytes | None) -> Fetched | None:
         """What was put aside of a lane is in hand again; `first`: of what still is not."""
-        # Redis answered without what has arrived there since.
-        marks = (lane.meanwhile, rank_of(first) if first else None, *lane.leaving)
-        lane.aside, lane.coming = min((mark for mark in marks if mark), default=None), False
         back = list(entries)
         self.aside[lane.shard] = max(0, self.aside.get(lane.shard, 0) - len(back) - lost)
         for entry in back:
             rank = rank_of(entry.id)
+            lane.arrived.discard(rank)
             self._found(lane, rank, entry)
             self._wait(lane, rank, entry)
+        # What has arrived since Redis answered is not among what it says is left.
+        left = {*lane.leaving, *lane.arrived} | ({rank_of(first)} if first else set())
+        lane.aside, lane.coming = min(left, default=None), False
         return self._advance(lane)
 
     # Losing shards.

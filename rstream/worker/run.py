@@ -149,11 +149,14 @@ class ConsumerRun:
         """
         new: list[Fetched] = []
         astray: list[Fetched] = []
+        lanes: dict[Shard, list[Fetched]] = {}
         for entry in entries:
             place = (entry.shard, entry.id)
             if place not in self._in_hand:
                 self._in_hand[place] = term
-                (new if self._still_owned(entry.shard, owned) else astray).append(entry)
+                if entry.shard not in lanes:
+                    lanes[entry.shard] = new if self._still_owned(entry.shard, owned) else astray
+                lanes[entry.shard].append(entry)
             elif entry.source is not None:
                 # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
                 # the next attempt begins when that one is let go.
@@ -177,6 +180,9 @@ class ConsumerRun:
 
     def line_up(self, entries: Sequence[Fetched]) -> None:
         """Entries that may be started."""
+        if len(entries) == 1 and entries[0].source is None:  # the next of a key: of those there are many
+            self.lanes.put(entries)
+            return
         suspects = [entry for entry in entries if self._suspect(entry)]
         self.lanes.put([entry for entry in entries if entry not in suspects] if suspects else entries)
         if suspects:
@@ -239,7 +245,7 @@ class ConsumerRun:
     def _next_of_key(self, entry: Fetched | None) -> None:
         if entry is not None:
             self.line_up([entry])
-        if self.is_crowded:
+        elif self.is_crowded:
             self.crowded.set()
 
     def now_is(self, shard: Shard, id: bytes, now: Now) -> None:
@@ -336,9 +342,11 @@ class ConsumerRun:
 
     @property
     def is_full(self) -> bool:
-        """Whether what waits in memory keeps others from coming in, or soon will."""
+        """Whether what waits in memory keeps others from coming in, or soon will, and nothing is there to be begun."""
         order = self.order
-        return order is not None and (order.backlog > BACKLOG // 2 or order.size > BACKLOG_BYTES // 2)
+        if order is None or len(self.lanes):
+            return False
+        return order.backlog > BACKLOG // 2 or order.size > BACKLOG_BYTES // 2
 
     @property
     def is_crowded(self) -> bool:
