@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rstream.store import keys
-from rstream.store.deliveries import READ_BYTES, Fetched, GroupOps, Tokens
+from rstream.store.deliveries import READ_BYTES, Fetched, GroupOps
 from rstream.store.keys import Shard
 from rstream.store.link import Op
 from rstream.store.scripts import DISOWN, INHERIT, LOOK, MEMBERS, OWN, PARKED, UNPARK, Call
@@ -94,12 +94,10 @@ class OwnerOps:
 
         return Op(calls, parse)
 
-    def disown(self, owned: Tokens) -> Op[int]:
-        """Stop owning these."""
-        calls = [
-            DISOWN([shard.owner(self._ops.group) for shard in part], *(owned[shard] for shard in part))
-            for part in self._ops.parts(list(owned))
-        ]
+    def disown(self, shards: Sequence[Shard]) -> Op[int]:
+        """Stop owning these, as far as they are this worker's; how many were."""
+        parts, group = self._ops.parts(shards), self._ops.group
+        calls = [DISOWN([shard.owner(group) for shard in part], self._ops.worker) for part in parts]
         return Op(calls, sum)
 
     def inherit(self, shard: Shard, start: str = "-") -> Op[tuple[list[Heir], str]]:

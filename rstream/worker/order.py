@@ -19,6 +19,10 @@ from rstream.store.keys import Shard
 KEEP = 64
 """Entries of a lane that stay in memory when others are put aside; so many come back at once."""
 
+BACKLOG = 2000
+BACKLOG_BYTES = 32 * 1024 * 1024
+"""What may wait in memory in all lanes together."""
+
 Rank = tuple[int, int]
 """An id as numbers, which compare as ids do."""
 Place = tuple[Shard, bytes]
@@ -276,6 +280,15 @@ class PerKey:
     def held(self) -> int:
         """Entries in hand that no slot could take now."""
         return self.backlog + len(self._leaving)
+
+    @property
+    def space(self) -> int:
+        """How many more entries may wait in memory."""
+        return 0 if self.size > BACKLOG_BYTES else max(0, BACKLOG - self.held)
+
+    @property
+    def half_full(self) -> bool:
+        return self.backlog > BACKLOG // 2 or self.size > BACKLOG_BYTES // 2
 
     def behind(self, entries: Iterable[Fetched]) -> bool:
         """Whether more entries of the keys of these, which were handed out, wait for them."""

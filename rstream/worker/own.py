@@ -130,17 +130,15 @@ def lose(run: ConsumerRun, shards: Collection[Shard]) -> None:
         run.adopt()
 
 
-async def give_up(run: ConsumerRun, ops: OwnerOps, shards: Collection[Shard]) -> None:
+async def give_up(run: ConsumerRun, ops: OwnerOps, shards: Sequence[Shard]) -> None:
     """Let others have these; what was not started of them goes with them, its attempts unchanged."""
-    if not shards:
-        return
-    tokens = {shard: run.lease.owned[shard] for shard in shards}
     for shard in shards:
         _forget(run, shard)
         run.hand_over(run.drop(shard))
-    log.info("%s: gives up %s", run.name, ", ".join(map(str, shards)))
-    await run.link.run(ops.disown(tokens))
-    await tell(run)
+    if shards:
+        log.info("%s: gives up %s", run.name, ", ".join(map(str, shards)))
+        await run.link.run(ops.disown(shards))
+        await tell(run)
 
 
 async def leave(run: ConsumerRun) -> None:
@@ -150,6 +148,9 @@ async def leave(run: ConsumerRun) -> None:
     try:
         await run.link.run(ops.take_part(0))
         await give_up(run, ops, [*run.lease.owned])
+        # The answer by which some were this worker's may not have been read any more.
+        if await run.link.run(ops.disown(run.layout.every)):
+            await tell(run)
     except StoreError as error:
         log.warning("%s: shards not given up, others take them after the lease: %s", run.name, error)
 

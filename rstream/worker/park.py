@@ -62,7 +62,8 @@ async def _bring_back(run: ConsumerRun, lane: Lane) -> None:
     if not run.order.knows(lane):
         return  # its shard was lost since, and if it is this worker's again, it is being learned what is aside there
     term, owned = run.lease.term, run.lease.owned
-    back = await run.link.run(OwnerOps(run.ops).unpark(lane.shard, owned[lane.shard], lane.key, KEEP))
+    room = max(1, min(KEEP, run.order.space))
+    back = await run.link.run(OwnerOps(run.ops).unpark(lane.shard, owned[lane.shard], lane.key, room))
     run.take_back(lane, back, term, owned)
     for id in back.lost:
         lost(run, lane.shard, id)

@@ -23,10 +23,6 @@ BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
 BUFFER_MAX = 1000
 
-BACKLOG = 2000
-BACKLOG_BYTES = 32 * 1024 * 1024
-"""What may wait in memory behind other entries of its key."""
-
 
 def from_the_dead(entry: Fetched) -> bool:
     """Whether its last attempt may have ended with its worker: also one that somebody took over and did not start."""
@@ -337,16 +333,13 @@ class ConsumerRun:
         in_work, space = self.in_hand, for_slots
         if self.order is not None:
             in_work -= self.order.held
-            space = 0 if self.order.size > BACKLOG_BYTES else BACKLOG - self.order.held
+            space = self.order.space
         return max(0, min(for_slots, space, self.handled_at_once + buffer - in_work + self.lanes.suspects))
 
     @property
     def is_full(self) -> bool:
         """Whether what waits in memory keeps others from coming in, or soon will, and nothing is there to be begun."""
-        order = self.order
-        if order is None or len(self.lanes):
-            return False
-        return order.backlog > BACKLOG // 2 or order.size > BACKLOG_BYTES // 2
+        return self.order is not None and not len(self.lanes) and self.order.half_full
 
     @property
     def is_crowded(self) -> bool:

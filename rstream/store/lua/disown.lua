@@ -1,12 +1,13 @@
 #!lua flags=allow-oom
--- Stop owning shards, each only if it still is owned so.
+-- Stop owning shards: those of them that the worker owns.
 --
--- KEYS    S:owner:<group> of each shard: string
--- ARGV    worker|epoch of each
+-- KEYS    S:owner:<group> of each shard: string, worker|epoch
+-- ARGV[1] worker
 -- returns how many were owned
 -- cost    O(shards)
 local count = 0
-for n, key in ipairs(KEYS) do
-  if redis.call('GET', key) == ARGV[n] then count = count + redis.call('DEL', key) end
+for _, key in ipairs(KEYS) do
+  local owner = redis.call('GET', key)
+  if owner and string.match(owner, '^(.*)|') == ARGV[1] then count = count + redis.call('DEL', key) end
 end
 return count
