@@ -198,7 +198,7 @@ async def test_a_key_with_a_handler_of_ten_leases_stops_no_other_and_fills_no_me
             shard = steps.sync.layout().current[0]
             assert raw.scard(shard.parked("g")) == 1 and raw.xpending(shard.stream, "g")["pending"] > 1300
             await eventually_async(lambda: len(seen["key0"]) == 1500, 20)
-            assert 0 < most <= 200
+            assert 0 < most <= 200 + 10  # at least one of each key comes back
             await eventually_async(lambda: raw.xpending(shard.stream, "g")["pending"] == 0)
             assert not raw.exists(shard.parked("g"), shard.parked("g") + ":key0")
     assert all(numbers == sorted(numbers) for numbers in seen.values())
@@ -330,7 +330,7 @@ async def test_as_few_shards_move_as_can_be_and_the_others_notice_nothing(app: R
         stayed = [shard for shard in shards if before[shard] == after[shard]]
         for shard in stayed:
             times = [at for at in handled[shard.number] if at > since - 0.1]
-            assert max(two - one for one, two in pairwise(times)) < 0.25, "an unmoved shard paused"
+            assert max(two - one for one, two in pairwise(times)) < 0.5, "an unmoved shard paused"
         return 16 - len(stayed)
 
     publishing = asyncio.create_task(load())
