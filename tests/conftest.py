@@ -11,10 +11,12 @@ import pytest
 import redis
 
 from rstream import RStream
+from tests.fleets import Cluster, Sentinels
 from tests.servers import KINDS, Server
 
 _count = itertools.count()
 _servers: dict[str, Server] = {}
+_fleets: dict[str, Cluster | Sentinels] = {}
 
 
 def _start(kind: str, factory: pytest.TempPathFactory) -> Server:
@@ -40,6 +42,36 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
     """A server that belongs to this test alone, to be frozen, killed, flushed and filled."""
     with Server(KINDS["embedded"], tmp_path / "server", tcp=True) as server:
         yield server
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """Three masters and their replicas, shared by the tests of a process: to be used, not to be broken."""
+    if "cluster" not in _fleets:
+        _fleets["cluster"] = Cluster(KINDS["embedded"], tmp_path_factory.mktemp("cluster")).start()
+    return _fleets["cluster"]  # type: ignore[return-value]
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster that belongs to this test alone."""
+    with Cluster(KINDS["embedded"], tmp_path / "cluster") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Sentinels:
+    """A master, its replicas and their sentinels, shared by the tests of a process: to be used, not to be broken."""
+    if "sentinels" not in _fleets:
+        _fleets["sentinels"] = Sentinels(KINDS["embedded"], tmp_path_factory.mktemp("sentinels")).start()
+    return _fleets["sentinels"]  # type: ignore[return-value]
+
+
+@pytest.fixture
+def own_sentinels(tmp_path: Path) -> Iterator[Sentinels]:
+    """Sentinels and servers that belong to this test alone."""
+    with Sentinels(KINDS["embedded"], tmp_path / "sentinels") as sentinels:
+        yield sentinels
 
 
 @pytest.fixture

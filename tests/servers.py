@@ -96,7 +96,7 @@ class Server:
         self.directory.mkdir(parents=True, exist_ok=True)
         for _ in range(PORT_TRIES if self.tcp and not self.port else 1):
             first = self.tcp and not self.port
-            self.port = _free_port() if first else self.port
+            self.port = free_port() if first else self.port
             self._process = _spawner.submit(self._spawn).result()
             if self._answers():
                 return self
@@ -141,14 +141,17 @@ class Server:
         assert self._process is not None
         self._process.wait(30)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _command(self) -> list[str]:
         address = ["--port", str(self.port), "--bind", "127.0.0.1"] if self.tcp else ["--port", "0"]
+        return [
+            *(str(self.binary), *address, "--unixsocket", str(self.socket), "--dir", "./"),
+            *("--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", *self.args),
+        ]
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         with (self.directory / "server.log").open("ab") as log:
             process = subprocess.Popen(
-                [
-                    *(str(self.binary), *address, "--unixsocket", str(self.socket), "--dir", "./"),
-                    *("--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", *self.args),
-                ],
+                self._command(),
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -181,7 +184,7 @@ def _die_with_us() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -8,139 +8,100 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rstream.errors import (
-    ConfigError,
-    GroupMissing,
-    MemoryFull,
-    ServerTooOld,
-    StoreError,
-    StoreRefused,
-    StoreUnavailable,
-)
+from rstream.errors import GroupMissing, MemoryFull, ServerTooOld, StoreError, StoreRefused, StoreUnavailable
 from rstream.store.scripts import Call
+from rstream.store.sentinel import Sentinels
+from rstream.store.url import COMMAND_TIMEOUT, Address, Transport, Url, label, read
 
 if TYPE_CHECKING:
     from rstream.store.embedded import Embedded
 
 log = logging.getLogger("rstream")
 
-COMMAND_TIMEOUT = 5.0
-"""Seconds to wait for a reply before the connection counts as dead; `?socket_timeout=` in the URL overrides it."""
-
 GREETING: tuple[Call, ...] = (("INFO", "server"), ("INFO", "memory"))
 
-_HELP = "a URL is redis://HOST:PORT/DB, rediss://…, unix:///PATH, or embedded:DIR for a server that rstream starts"
-_QUOTE = "in a password, / ? # : @ [ are written %2F %3F %23 %3A %40 %5B"
-_OF_POOLS = ("connection_class", "max_connections", "timeout", "decode_responses")
-"""What redis-py's clients and pools take from a URL, and we do not have."""
+_ROLE: tuple[Call, ...] = (("ROLE",),)
 _MISSING = ("NOGROUP ", "UNBLOCKED ", "ERR no such key", "no such key")
-_UNREADY = (
-    "LOADING ",
-    "READONLY ",
-    "MASTERDOWN ",
-    "CLUSTERDOWN ",
-    "TRYAGAIN ",
-    "BUSY ",
-    "FAILOVER ",
-    "NOREPLICAS ",
-    "MISCONF ",
-)
+_DEPOSED = {"READONLY", "MASTERDOWN", "LOADING"}
+_DEPOSED_TEXTS = ("UNBLOCKED force", "WAIT cannot be used with replica")
+"""What a server says that is no master any more, or not yet again."""
+_UNREADY = _DEPOSED | {"CLUSTERDOWN", "TRYAGAIN", "BUSY", "FAILOVER", "NOREPLICAS", "MISCONF"}
+_REDIRECTIONS = {"MOVED", "ASK"}
+_IS_IT = "is it running, and is this its address?"
 
 
 class Endpoint:
-    """One Redis, by URL; `embedded:DIR` starts a server (once) when first connected to."""
+    """One Redis, by URL: a server, what Sentinels watch, or a cluster; `embedded:DIR` starts a server (once) when
+    first connected to.
+    """
 
     def __init__(self, url: str | None) -> None:
         self.url = url or "embedded:"
         self.embedded: Embedded | None = None
         self._lock = threading.Lock()
-        self._check_url()
-
-    def _check_url(self) -> None:
-        if self.url.startswith("embedded:"):
-            return
-        scheme = self.url.partition("://")[0]
-        if scheme not in ("redis", "rediss", "unix") or "://" not in self.url:
-            raise ConfigError(f"{self.label!r} is no URL of a Redis: {_HELP}")
-        database = self.url.partition("://")[2].rpartition("@")[2].partition("?")[0].partition("/")[2].strip("/")
-        if scheme != "unix" and database and not database.isdecimal():
-            raise ConfigError(f"{self.label!r} cannot be used: its database is no number; {_HELP}")
-        try:
-            self._check_options()
-        except ValueError as error:
-            # urllib quotes what it cannot read, which may be half a password.
-            why = str(error) if "connection URL" in str(error) else f"its host or port cannot be read ({_QUOTE})"
-            raise ConfigError(f"{self.label!r} cannot be used: {why}; {_HELP}") from None
-
-    def _check_options(self) -> None:
-        """Raises `ValueError`."""
-        from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-
-        kinds: dict[str, Any] = {"tcp": Connection, "tls": SSLConnection, "unix": UnixDomainSocketConnection}
-        try:
-            kinds[self.transport](**self.kwargs())  # connects nothing yet
-        except TypeError as error:
-            # After a ? with an @ behind it may be a password that was not quoted.
-            named = re.search(r"'\w+'", str(error))
-            name = "it" if "@" in self.url.partition("?")[2] or named is None else named[0]
-            raise ValueError(f"{name} is no option of a connection URL") from None
+        self._warned: set[str] = set()
+        self._read: Url | None = None if self.url.startswith("embedded:") else read(self.url)
+        self._sentinels: Sentinels | None = None
+        if self._read is not None and self._read.form == "sentinel":
+            self._sentinels = Sentinels(self._read, self.label)
 
     @property
     def label(self) -> str:
         """The URL for messages: without user, password and options."""
-        if self.url.startswith("embedded:"):
+        if self._read is None:
             return f"embedded:{self.embedded.directory}" if self.embedded else self.url
-        # By hand: of a password with an unquoted / ? # or @, urlsplit takes a part for host, port or path.
-        scheme, separator, rest = self.url.rpartition("://")
-        user, _, place = rest.rpartition("@")
-        if "?" in user or "#" in user:
-            place = "…"
-        if scheme and not scheme.isalpha():
-            scheme = "…"
-        return scheme + separator + place.partition("?")[0].partition("#")[0]
+        return label(self.url)
 
-    def kwargs(self) -> dict[str, Any]:
-        """What redis-py's connection classes want. Where the target is an embedded server, it runs afterwards (this
-        may block for a moment), so a link asks anew when it could not connect.
+    @property
+    def clustered(self) -> bool:
+        return self._read is not None and self._read.form == "cluster"
+
+    @property
+    def watched(self) -> bool:
+        """Whether sentinels say where the server is: every time, it may be another one."""
+        return self._sentinels is not None
+
+    @property
+    def seeds(self) -> tuple[Address, ...]:
+        """The nodes of a cluster that the URL names."""
+        return self._read.seeds if self._read is not None else ()
+
+    @property
+    def transport(self) -> Transport:
+        return "unix" if self._read is None else self._read.transport
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a reply."""
+        return COMMAND_TIMEOUT if self._read is None else float(self._read.options["socket_timeout"])
+
+    def kwargs(self, address: Address | None = None) -> dict[str, Any]:
+        """What redis-py's connection classes want. address: of a node of a cluster.
+
+        Where the target is an embedded server, it runs afterwards; where sentinels know it, they are asked. Either
+        may block for a moment, and the answer may not hold for long: a link asks anew when it could not connect.
         """
-        from redis.asyncio.connection import parse_url
+        if self._read is None:
+            return read(f"unix://{quote(str(self._attached().socket))}").options
+        if self._sentinels is not None:
+            address = self._sentinels.master()
+        elif self.clustered and address is None:
+            address = self.seeds[0]
+        return self._read.options | ({} if address is None else {"host": address[0], "port": address[1]})
 
-        kwargs: dict[str, Any] = dict(parse_url(self._real_url()))
-        if "path" not in kwargs:
-            kwargs.setdefault("socket_keepalive", True)
-        for name in _OF_POOLS:
-            kwargs.pop(name, None)
-        kwargs.setdefault("socket_timeout", COMMAND_TIMEOUT)
-        kwargs.setdefault("socket_connect_timeout", kwargs["socket_timeout"])
-        # driver_info=None saves two commands a connection; RESP2 gives the same plain lists on every server.
-        return kwargs | {"protocol": 2, "driver_info": None, "client_name": "rstream"}
-
-    def _real_url(self) -> str:
-        if not self.url.startswith("embedded:"):
-            return self.url
+    def _attached(self) -> Embedded:
         from rstream.store.embedded import attach
 
         with self._lock:
             before, self.embedded = self.embedded, attach(self.url.removeprefix("embedded:") or None)
             if before is not None:
                 before.close()
-            return f"unix://{quote(str(self.embedded.socket))}"
-
-    @property
-    def transport(self) -> str:
-        """tcp, tls or unix."""
-        scheme = self.url.partition(":")[0]
-        return {"redis": "tcp", "rediss": "tls"}.get(scheme, "unix")
-
-    @property
-    def clustered(self) -> bool:
-        """Whether keys of different slots may lie on different servers."""
-        return "+cluster:" in self.url.partition("//")[0]
+            return self.embedded
 
     def close(self) -> None:
         """Let go of the embedded server, if there is one. Idempotent."""
@@ -149,14 +110,25 @@ class Endpoint:
                 self.embedded.close()
                 self.embedded = None
 
-    def unavailable(self, error: BaseException | str, *, sent: bool = False) -> StoreUnavailable:
-        """The error for a Redis that does not answer; `sent`: the command may have reached it."""
+    # -- what its answers mean
+
+    def unavailable(
+        self, error: BaseException | str, *, sent: bool = False, at: Address | None = None, hint: str = _IS_IT
+    ) -> StoreUnavailable:
+        """The error for a Redis that does not answer; `sent`: the command may have reached it; at: which node."""
         why = str(error).rstrip(".") or type(error).__name__
-        result = StoreUnavailable(
-            f"Redis at {self.label} does not answer: {why} (is it running, and is this its address?)"
-        )
+        node = "" if at is None else f"{at[0]}:{at[1]}"
+        told = why if node in why else f"{node}: {why}"
+        result = StoreUnavailable(f"Redis at {self.label} does not answer: {told} ({hint})")
         result.sent = sent
         return result
+
+    def unconfirmed(self, confirmed: int, replicas: int, ms: int) -> StoreUnavailable:
+        """The error for a write that was applied, and that too few replicas have."""
+        return StoreUnavailable(
+            f"Redis at {self.label}: only {confirmed} of {replicas} replicas confirmed the write within {ms} ms "
+            "(are that many connected, and can they keep up?)"
+        )
 
     def refused(self, error: BaseException) -> StoreRefused:
         why = str(error).rstrip(".")
@@ -164,20 +136,45 @@ class Endpoint:
 
     def reply_error(self, error: BaseException) -> StoreError:
         """What an error reply means to us."""
-        from redis import exceptions as redis_errors
-
-        text = str(error)
-        if isinstance(error, redis_errors.OutOfMemoryError) or text.startswith("OOM"):
+        code, text = _code(error), str(error)
+        if code == "OOM":
             return MemoryFull(
                 f"Redis at {self.label} is at maxmemory and refused the write: nothing was written. "
                 "Raise maxmemory, or trim"
             )
+        if code in _UNREADY or text.startswith(_DEPOSED_TEXTS):
+            return self.unavailable(text)
         if text.startswith(_MISSING):
             return GroupMissing(f"a shard or group is gone from Redis at {self.label}: {text}")
-        unready = (redis_errors.BusyLoadingError, redis_errors.ReadOnlyError, redis_errors.TryAgainError)
-        if isinstance(error, unready) or text.startswith(_UNREADY):
-            return self.unavailable(text)
+        if code in _REDIRECTIONS:
+            return StoreRefused(f"Redis at {self.label} is a node of a cluster: its URL starts with redis+cluster://")
+        if "cluster support disabled" in text:
+            return StoreRefused(f"Redis at {self.label} is no cluster: its URL starts with redis:// (or rediss://)")
         return self.refused(error)
+
+    def meanings(self, replies: list[Any]) -> list[Any]:
+        """The same replies, errors as what they mean to us."""
+        return [self.reply_error(reply) if isinstance(reply, Exception) else reply for reply in replies]
+
+    # -- a new connection
+
+    def greeting(self, *, known: bool) -> Sequence[Call]:
+        """What is asked first on a new connection; `known`: not to a server of this link for the first time."""
+        role = () if self._sentinels is None else _ROLE
+        return role if known else (*role, *GREETING)
+
+    def check_greeting(self, replies: list[Any]) -> None:
+        """Judge the replies to `greeting()`. Raises `StoreError`."""
+        if self._sentinels is not None:
+            role, *replies = replies
+            if isinstance(role, Exception):
+                raise self.reply_error(role)
+            if role[0] != b"master":
+                raise self.unavailable(
+                    "the server that the sentinels call master is a replica", hint="a failover seems to be under way"
+                )
+        if replies:
+            self.check_server(replies)
 
     def check_server(self, replies: list[Any]) -> None:
         """Judge the replies to GREETING. Raises `ServerTooOld`; warns of an eviction policy that deletes."""
@@ -188,7 +185,8 @@ class Endpoint:
                 info.update(line.split(":", 1) for line in lines if ":" in line)  # type: ignore[misc]
         self._check_version(info.get("redis_version", ""))
         policy = info.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
+        if policy != "noeviction" and policy not in self._warned:
+            self._warned.add(policy)
             victims = "whole streams" if policy.startswith("allkeys") else "leases, and with them order and fences"
             log.warning(
                 "Redis at %s has maxmemory-policy %s: when memory is full it may delete %s. Set it to noeviction",
@@ -201,3 +199,14 @@ class Endpoint:
                 raise ServerTooOld(
                     f"Redis at {self.label} is version {version}: rstream needs Redis 7.0 or newer, or any Valkey"
                 )
+
+
+def deposed(error: BaseException) -> bool:
+    """Whether an error reply says that who sent it is no master (any more, or again)."""
+    return _code(error) in _DEPOSED or str(error).startswith(_DEPOSED_TEXTS)
+
+
+def _code(error: BaseException) -> str:
+    # redis-py cuts the code of those errors that it has a class for off the text.
+    code: str | None = getattr(error, "status_code", None)
+    return code or str(error).partition(" ")[0]

@@ -1,0 +1,232 @@
+"""The connections of one event loop: `Lines` to one server, `ClusterLines` to all masters of a cluster.
+
+A connection is used by one exchange at a time. Cost of an exchange: one write and one read; in a cluster one of each
+for every master concerned, at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rstream.errors import StoreError, StoreUnavailable
+from rstream.store.cluster import ASKING, SURVEY, SURVEY_TIMEOUT, Atlas, Part, Round
+from rstream.store.connect import Endpoint, deposed
+from rstream.store.scripts import BY_SHA, Call
+from rstream.store.url import Address
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+
+def unloaded(calls: Sequence[Call], replies: list[Any]) -> list[int]:
+    """The calls to send once more because Redis lacked a script: those that it could not run (they changed nothing),
+    and what belongs to them.
+    """
+    from redis.exceptions import NoScriptError
+
+    found = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError) and calls[n][1] in BY_SHA]
+    if found and calls[-1][0] == "WAIT":
+        found.append(len(calls) - 1)
+    return sorted({*found, *(n - 1 for n in found if n and calls[n - 1] == ASKING)})
+
+
+def loads(calls: Sequence[Call], missing: list[int]) -> list[Call]:
+    """What has to be sent before that."""
+    shas = dict.fromkeys(calls[n][1] for n in missing if calls[n][0] == "EVALSHA")
+    return [("SCRIPT", "LOAD", BY_SHA[str(sha)].source) for sha in shas]
+
+
+class Lines:
+    """The connections to one server: to the node of a cluster at `address`, else to whom the endpoint names."""
+
+    def __init__(self, endpoint: Endpoint, address: Address | None = None) -> None:
+        self._endpoint, self._address = endpoint, address
+        self._idle: list[redis.asyncio.Connection] = []
+        self._kwargs: dict[str, Any] | None = None
+        self._greeted = False
+        self._closed = False
+
+    async def exchange(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+        """The replies to `calls`, errors among them as values. Raises `StoreError` if the line breaks."""
+        return self._endpoint.meanings(await self.send(calls, timeout))
+
+    async def send(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+        """As `exchange`, with errors as redis-py has them."""
+        connection = await self._connection()
+        replies = await self._roundtrip(connection, calls, timeout)
+        if any(isinstance(reply, Exception) for reply in replies):
+            if missing := unloaded(calls, replies):
+                await self._roundtrip(connection, loads(calls, missing), timeout)
+                again = await self._roundtrip(connection, [calls[n] for n in missing], timeout)
+                for n, reply in zip(missing, again, strict=True):
+                    replies[n] = reply
+            if any(isinstance(reply, Exception) and deposed(reply) for reply in replies):
+                connection._close()
+                self._drop_idle()
+                return replies
+        self._release(connection)
+        return replies
+
+    def _release(self, connection: redis.asyncio.Connection) -> None:
+        if self._closed:
+            connection._close()
+        else:
+            self._idle.append(connection)
+
+    async def _connection(self) -> redis.asyncio.Connection:
+        if self._idle:
+            return self._idle.pop()
+        if self._kwargs is None or self._endpoint.watched:
+            # Starting the embedded server blocks for a moment, and so does asking sentinels.
+            self._kwargs = await asyncio.to_thread(self._endpoint.kwargs, self._address)
+        connection = self._make(self._kwargs)
+        await self._connect(connection)
+        if calls := self._endpoint.greeting(known=self._greeted):
+            replies = await self._roundtrip(connection, calls, None)
+            try:
+                self._endpoint.check_greeting(replies)
+            except StoreError:
+                connection._close()
+                raise
+            self._greeted = True
+        return connection
+
+    def _make(self, kwargs: dict[str, Any]) -> redis.asyncio.Connection:
+        from redis.asyncio import connection as kinds
+
+        made: Any = {
+            "tcp": kinds.Connection,
+            "tls": kinds.SSLConnection,
+            "unix": kinds.UnixDomainSocketConnection,
+        }[self._endpoint.transport]
+        # Our own deadline covers a whole exchange; redis-py's would arm a timer for every single reply.
+        return made(**(kwargs | {"socket_timeout": None}))  # type: ignore[no-any-return]
+
+    async def _connect(self, connection: redis.asyncio.Connection) -> None:
+        from redis import exceptions as redis_errors
+
+        try:
+            async with asyncio.timeout(self._endpoint.patience):
+                await connection.connect()
+        except (redis_errors.AuthenticationError, redis_errors.ResponseError) as error:
+            connection._close()
+            raise self._endpoint.reply_error(error) from None
+        except (redis_errors.RedisError, OSError, TimeoutError) as error:
+            connection._close()
+            self._kwargs = None  # an embedded server may have to be started again
+            raise self._endpoint.unavailable(error, at=self._address) from None
+        except BaseException:
+            connection._close()
+            raise
+
+    async def _roundtrip(
+        self, connection: redis.asyncio.Connection, calls: Sequence[Call], timeout: float | None
+    ) -> list[Any]:
+        from redis import exceptions as redis_errors
+
+        replies: list[Any] = []
+        try:
+            async with asyncio.timeout(self._endpoint.patience if timeout is None else timeout):
+                if connection._writer is None or connection._writer.is_closing():
+                    # Python 3.12 and later fail with an AttributeError where they are asked to write to such a one.
+                    raise ConnectionError("the connection was closed")
+                await connection.send_packed_command(connection.pack_commands(calls), check_health=False)
+                for _ in calls:
+                    try:
+                        replies.append(await connection.read_response(True, math.inf))
+                    except redis_errors.ResponseError as error:
+                        replies.append(error)
+        except BaseException as error:
+            # Whatever is still on the wire belongs to nobody: the connection cannot be used again.
+            connection._close()
+            if not isinstance(error, asyncio.CancelledError):
+                self._drop_idle()
+            if isinstance(error, redis_errors.RedisError | OSError | TimeoutError):
+                raise self._endpoint.unavailable(error, sent=True, at=self._address) from None
+            raise
+        return replies
+
+    def _drop_idle(self) -> None:
+        """When one line broke the others mostly did too: each would cost one more failed try."""
+        while self._idle:
+            self._idle.pop()._close()
+
+    def retire(self) -> None:
+        """Close all idle connections at once; those in use close when they come back."""
+        self._closed = True
+        self._drop_idle()
+
+    async def aclose(self) -> None:
+        """As `retire`, and wait until they are closed."""
+        self._closed = True
+        while self._idle:
+            await self._idle.pop().disconnect()
+
+
+class ClusterLines:
+    """The connections to the masters of a cluster."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._atlas = Atlas(endpoint)
+        self._nodes: dict[Address, Lines] = {}
+        self._surveying = asyncio.Lock()
+        self._failures = 0
+
+    async def exchange(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+        """The replies to `calls`, errors among them as values: also those of nodes that do not answer. Raises
+        `StoreError` where no node at all does.
+        """
+        if self._atlas.doubted:
+            await self._survey()
+        way = Round(calls, self._atlas, self._endpoint)
+        while parts := way.parts():
+            sending = [self._send(part, timeout) for part in parts]
+            answers = await asyncio.gather(*sending) if len(parts) > 1 else [await sending[0]]
+            for part, answer in zip(parts, answers, strict=True):
+                way.take(part, answer)
+        return way.replies()
+
+    async def _send(self, part: Part, timeout: float | None) -> list[Any] | StoreError:
+        try:
+            return await self._node(part.address).send(part.calls, timeout)
+        except StoreError as error:
+            return error
+
+    def _node(self, address: Address) -> Lines:
+        if address not in self._nodes:
+            self._nodes[address] = Lines(self._endpoint, address)
+        return self._nodes[address]
+
+    async def _survey(self) -> None:
+        """Learn the topology from any node that tells it: one task does, for all."""
+        failures = self._failures
+        async with self._surveying:
+            if self._atlas.doubted and failures == self._failures:
+                for address in self._atlas.witnesses():
+                    if self._atlas.hear(address, await self._ask(address)):
+                        break
+                else:
+                    self._failures += 1
+            if self._atlas.doubted:
+                raise self._atlas.unheard()
+            for address in self._nodes.keys() - self._atlas.nodes:
+                self._nodes.pop(address).retire()
+
+    async def _ask(self, address: Address) -> Any:
+        try:
+            async with asyncio.timeout(SURVEY_TIMEOUT):
+                (reply,) = await self._node(address).exchange([SURVEY])
+        except StoreUnavailable as error:
+            return error
+        except TimeoutError:
+            return self._endpoint.unavailable(f"silent for {SURVEY_TIMEOUT:g} s", at=address)
+        return reply
+
+    async def aclose(self) -> None:
+        """Close all idle connections; those in use close when they come back."""
+        for lines in list(self._nodes.values()):
+            await lines.aclose()

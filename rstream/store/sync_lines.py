@@ -1,0 +1,216 @@
+"""The connections of a process's threads: `lines.py` without an event loop. What is said there holds here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rstream.errors import StoreError, StoreUnavailable
+from rstream.store.cluster import SURVEY, SURVEY_TIMEOUT, Atlas, Part, Round
+from rstream.store.connect import Endpoint, deposed
+from rstream.store.lines import loads, unloaded
+from rstream.store.scripts import Call
+from rstream.store.url import Address
+
+if TYPE_CHECKING:
+    import redis
+
+
+class SyncLines:
+    """As `Lines`. timeout: seconds to wait for a reply (default: the endpoint's)."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float | None = None, address: Address | None = None) -> None:
+        self._endpoint, self._timeout, self._address = endpoint, timeout, address
+        self._idle: list[redis.Connection] = []
+        self._kwargs: dict[str, Any] | None = None
+        self._greeted = False
+        self._pid = os.getpid()
+
+    def exchange(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+        """As `Lines.exchange`."""
+        return self._endpoint.meanings(self.receive(self.send(calls), calls, timeout))
+
+    def send(self, calls: Sequence[Call]) -> redis.Connection:
+        """Write only; `receive` must follow, or the connection be closed."""
+        connection = self._connection()
+        self._write(connection, calls)
+        return connection
+
+    def receive(self, connection: redis.Connection, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+        """The replies to what was sent, with errors as redis-py has them."""
+        replies = self._read(connection, calls, timeout)
+        if any(isinstance(reply, Exception) for reply in replies):
+            if missing := unloaded(calls, replies):
+                self._roundtrip(connection, loads(calls, missing))
+                again = self._roundtrip(connection, [calls[n] for n in missing])
+                for n, reply in zip(missing, again, strict=True):
+                    replies[n] = reply
+            if any(isinstance(reply, Exception) and deposed(reply) for reply in replies):
+                connection.disconnect()
+                self.close()
+                return replies
+        self._idle.append(connection)
+        return replies
+
+    def _connection(self) -> redis.Connection:
+        if self._pid != os.getpid():  # forked: the sockets are the parent's
+            self._idle, self._pid = [], os.getpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        if self._kwargs is None or self._endpoint.watched:
+            self._kwargs = self._endpoint.kwargs(self._address)
+            if self._timeout is not None:
+                self._kwargs |= {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
+        connection = self._connect(self._kwargs)
+        if calls := self._endpoint.greeting(known=self._greeted):
+            replies = self._roundtrip(connection, calls)
+            try:
+                self._endpoint.check_greeting(replies)
+            except StoreError:
+                connection.disconnect()
+                raise
+            self._greeted = True
+        return connection
+
+    def _connect(self, kwargs: dict[str, Any]) -> redis.Connection:
+        from redis import connection as kinds
+        from redis import exceptions as redis_errors
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        made: Any = {
+            "tcp": kinds.Connection,
+            "tls": kinds.SSLConnection,
+            "unix": kinds.UnixDomainSocketConnection,
+        }[self._endpoint.transport]
+        connection: redis.Connection = made(**kwargs, retry=Retry(NoBackoff(), 0))
+        try:
+            connection.connect()
+        except (redis_errors.AuthenticationError, redis_errors.ResponseError) as error:
+            connection.disconnect()
+            raise self._endpoint.reply_error(error) from None
+        except (redis_errors.RedisError, OSError) as error:
+            connection.disconnect()
+            self._kwargs = None  # an embedded server may have to be started again
+            raise self._endpoint.unavailable(error, at=self._address) from None
+        return connection
+
+    def _roundtrip(self, connection: redis.Connection, calls: Sequence[Call]) -> list[Any]:
+        self._write(connection, calls)
+        return self._read(connection, calls)
+
+    def _write(self, connection: redis.Connection, calls: Sequence[Call]) -> None:
+        try:
+            connection.send_packed_command(connection.pack_commands(calls), check_health=False)
+        except BaseException as error:
+            raise self._broken(connection, error) from None
+
+    def _read(self, connection: redis.Connection, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+        from redis import exceptions as redis_errors
+
+        limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        replies: list[Any] = []
+        try:
+            for _ in calls:
+                try:
+                    replies.append(connection.read_response(disable_decoding=True, **limit))
+                except redis_errors.ResponseError as error:
+                    replies.append(error)
+        except BaseException as error:
+            raise self._broken(connection, error) from None
+        return replies
+
+    def _broken(self, connection: redis.Connection, error: BaseException) -> BaseException:
+        from redis import exceptions as redis_errors
+
+        connection.disconnect()
+        self.close()  # when one line broke the others mostly did too
+        if isinstance(error, redis_errors.RedisError | OSError):
+            return self._endpoint.unavailable(error, sent=True, at=self._address)
+        return error
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        while self._idle:
+            self._idle.pop().disconnect()
+
+
+_Sent: TypeAlias = "tuple[SyncLines, redis.Connection]"
+
+
+class SyncClusterLines:
+    """As `ClusterLines`."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float | None = None) -> None:
+        self._endpoint, self._timeout = endpoint, timeout
+        self._atlas = Atlas(endpoint)
+        self._nodes: dict[Address, SyncLines] = {}
+
+    def exchange(self, calls: Sequence[Call]) -> list[Any]:
+        """As `ClusterLines.exchange`: everything is written first, so that the nodes work at the same time."""
+        if self._atlas.doubted:
+            self._survey()
+        way = Round(calls, self._atlas, self._endpoint)
+        while parts := way.parts():
+            for part, answer in zip(parts, self._exchange(parts), strict=True):
+                way.take(part, answer)
+        return way.replies()
+
+    def _exchange(self, parts: list[Part]) -> list[list[Any] | StoreError]:
+        answers: list[list[Any] | StoreError] = []
+        sent: list[_Sent | StoreError] = []
+        try:
+            for part in parts:
+                sent.append(self._send(part))
+            for part, each in zip(parts, sent, strict=True):
+                answers.append(each if isinstance(each, StoreError) else _receive(part, *each))
+        except BaseException:  # a signal: what would still come belongs to nobody
+            for each in sent[len(answers) :]:
+                if not isinstance(each, StoreError):
+                    each[1].disconnect()
+            raise
+        return answers
+
+    def _send(self, part: Part) -> _Sent | StoreError:
+        lines = self._node(part.address)
+        try:
+            return lines, lines.send(part.calls)
+        except StoreError as error:
+            return error
+
+    def _node(self, address: Address) -> SyncLines:
+        if address not in self._nodes:
+            self._nodes[address] = SyncLines(self._endpoint, self._timeout, address)
+        return self._nodes[address]
+
+    def _survey(self) -> None:
+        for address in self._atlas.witnesses():
+            if self._atlas.hear(address, self._ask(address)):
+                break
+        else:
+            raise self._atlas.unheard()
+        for address in set(self._nodes) - self._atlas.nodes:
+            if (lines := self._nodes.pop(address, None)) is not None:  # else another thread was faster
+                lines.close()
+
+    def _ask(self, address: Address) -> Any:
+        try:
+            (reply,) = self._node(address).exchange([SURVEY], SURVEY_TIMEOUT)
+        except StoreUnavailable as error:
+            return error
+        return reply
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for lines in list(self._nodes.values()):
+            lines.close()
+
+
+def _receive(part: Part, lines: SyncLines, connection: redis.Connection) -> list[Any] | StoreError:
+    try:
+        return lines.receive(connection, part.calls)
+    except StoreError as error:
+        return error
