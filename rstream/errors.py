@@ -25,6 +25,7 @@
     ├── `StoreRefused`   wrong password, missing rights, a command Redis does not accept
     ├── `MemoryFull`     Redis is at maxmemory and refused the write; nothing was written
     ├── `GroupMissing`   the group or its shard is gone from Redis (it lost data)
+    ├── `ShardSealed`    the stream was resharded; nothing was written (publishers go on by themselves)
     └── `StoreUnavailable`   Redis did not answer in time
         └── `PublishUncertain`   … and what was sent last may or may not have been applied
 """
@@ -149,6 +150,10 @@ class MemoryFull(StoreError):
 
 class GroupMissing(StoreError):
     """The group or its shard is gone from Redis: it lost data."""
+
+
+class ShardSealed(StoreError):
+    """The shard takes no entries any more, for its stream was resharded; nothing was written."""
 
 
 class StoreUnavailable(StoreError):

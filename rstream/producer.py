@@ -1,4 +1,5 @@
-"""Drives an `Outbox`: gathers concurrent publishes into flushes, one write in flight, exact through broken lines.
+"""Drives an `Outbox`: gathers concurrent publishes into flushes, one write in flight, exact through broken lines and
+through reshardings.
 
 A lone publish goes out at once; gathering waits for the reply before it or the next loop tick, never for a timer.
 """
@@ -9,37 +10,53 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from rstream.errors import PublishUncertain
+from rstream.errors import PublishUncertain, StoreError
 from rstream.event import EntryId
 from rstream.store.keys import Shard
-from rstream.store.link import Link, SyncLink
-from rstream.store.log import Outbox, Parcel, Record
+from rstream.store.layout import Layout
+from rstream.store.link import Link, Op, SyncLink
+from rstream.store.log import Record
+from rstream.store.outbox import Outbox, Parcel
+from rstream.store.reshard import follow
+from rstream.store.steps import drive, drive_sync
+
+Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
+"""Each parcel with the ids of its records, or its error."""
+
+
+class Target(Protocol):
+    """A stream, as far as its producers know it."""
+
+    def declaration(self) -> Op[Layout]: ...
+    def adopt(self, layout: Layout) -> None: ...
 
 
 class Producer:
     """The publisher of one stream in one event loop."""
 
-    def __init__(self, link: Link, timeout: float) -> None:
-        self._link, self._timeout = link, timeout
-        self._renew()
+    def __init__(self, target: Target, layout: Layout, link: Link, timeout: float) -> None:
+        self._target, self._link, self._timeout = target, link, timeout
+        self._renew(layout)
 
-    def _renew(self) -> None:
-        self._outbox = Outbox()
+    def _renew(self, layout: Layout) -> None:
+        self._outbox = Outbox(layout)
         self._flusher: asyncio.Task[None] | None = None
         self._pid = os.getpid()
 
-    async def send(self, shards: dict[Shard, list[Record]]) -> list[tuple[Parcel, EntryId | BaseException]]:
-        """Publish records to their shards; each parcel with the id of its first record, or its error."""
+    async def send(self, shards: Mapping[Shard, Sequence[Record]]) -> Sent:
+        """Publish records to their shards, or to those that followed them."""
         if self._pid != os.getpid():
-            self._renew()  # see SyncProducer
+            self._renew(self._outbox.layout)  # see SyncProducer
         make = asyncio.get_running_loop().create_future
         parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make)]
         self._outbox.add(parcels)
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
         if len(parcels) == 1:  # spares a lone publish the price of gather
-            promise: asyncio.Future[EntryId] = parcels[0].promise  # type: ignore[assignment]
+            promise: asyncio.Future[Sequence[EntryId]] = parcels[0].promise  # type: ignore[assignment]
             return [(parcels[0], await promise)]
         results = await asyncio.gather(*(p.promise for p in parcels), return_exceptions=True)  # type: ignore[call-overload]
         return list(zip(parcels, results, strict=True))
@@ -49,6 +66,8 @@ class Producer:
             while op := self._outbox.take():
                 try:
                     await self._link.run(op, within=self._timeout)
+                    if self._outbox.refused is not None:
+                        await self._follow(self._outbox.refused)
                 except Exception as error:
                     self._outbox.fail(error)
                 except BaseException as error:  # the loop is ending
@@ -57,28 +76,39 @@ class Producer:
         finally:
             self._flusher = None
 
+    async def _follow(self, refused: Shard) -> None:
+        """The stream was resharded: go over to what it is now, with all that is held."""
+        try:
+            steps = follow(self._target.declaration(), refused, self._timeout)
+            layout = await drive(self._link, steps, self._timeout)
+        except StoreError as error:
+            error.sent = False  # what was refused was not added
+            raise
+        self._target.adopt(layout)
+        self._outbox.go_on(layout)
+
 
 class SyncProducer:
     """The publisher of one stream for all threads of a process: whoever gets the lock flushes for everybody."""
 
-    def __init__(self, link: SyncLink, timeout: float) -> None:
-        self._link, self._timeout = link, timeout
-        self._renew()
+    def __init__(self, target: Target, layout: Layout, link: SyncLink, timeout: float) -> None:
+        self._target, self._link, self._timeout = target, link, timeout
+        self._renew(layout)
 
-    def _renew(self) -> None:
-        self._outbox = Outbox()
+    def _renew(self, layout: Layout) -> None:
+        self._outbox = Outbox(layout)
         self._adding, self._flushing = threading.Lock(), threading.Lock()
         self._pid = os.getpid()
 
-    def send(self, shards: dict[Shard, list[Record]]) -> list[tuple[Parcel, EntryId | BaseException]]:
+    def send(self, shards: Mapping[Shard, Sequence[Record]]) -> Sent:
         """As `Producer.send`."""
         if self._pid != os.getpid():
             # A forked child that went on with the parent's producer id and numbers would have its
             # events taken for resends.
-            self._renew()
-        promises: list[concurrent.futures.Future[EntryId]] = []
+            self._renew(self._outbox.layout)
+        promises: list[concurrent.futures.Future[Sequence[EntryId]]] = []
 
-        def make() -> concurrent.futures.Future[EntryId]:
+        def make() -> concurrent.futures.Future[Sequence[EntryId]]:
             promises.append(concurrent.futures.Future())
             return promises[-1]
 
@@ -98,9 +128,23 @@ class SyncProducer:
             return
         try:
             self._link.run(op, within=self._timeout)
+            if self._outbox.refused is not None:
+                self._follow(self._outbox.refused)
         except BaseException as error:
             uncertain = PublishUncertain(f"publish was interrupted: {type(error).__name__}")
             with self._adding:
                 self._outbox.fail(error if isinstance(error, Exception) else uncertain)
             if not isinstance(error, Exception):
                 raise
+
+    def _follow(self, refused: Shard) -> None:
+        """As `Producer._follow`."""
+        try:
+            steps = follow(self._target.declaration(), refused, self._timeout)
+            layout = drive_sync(self._link, steps, self._timeout)
+        except StoreError as error:
+            error.sent = False
+            raise
+        self._target.adopt(layout)
+        with self._adding:
+            self._outbox.go_on(layout)

@@ -15,13 +15,16 @@ from rstream.errors import ConfigError, EventInvalid, EventTooLarge, StoreError,
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
 from rstream.position import Position, bound
-from rstream.producer import Producer, SyncProducer
+from rstream.producer import Producer, Sent, SyncProducer
 from rstream.settings import check_name
 from rstream.store import layout as layouts
+from rstream.store import reshard as resharding
 from rstream.store.keys import Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
-from rstream.store.log import Cursor, Parcel, Record
+from rstream.store.log import Cursor, Record
+from rstream.store.reshard import Resharding
+from rstream.store.steps import Steps, drive, drive_sync
 
 if TYPE_CHECKING:
     from rstream.app import RStream
@@ -112,9 +115,15 @@ class Stream(Generic[E]):
     def declaration(self) -> Op[Layout]:
         return layouts.declare(self.app.settings.namespace, self.name, self.shards, self.key, self._schema)
 
-    async def layout(self) -> Layout:
-        """What is stored of this stream; stores the declaration on first use. Raises `StreamMismatch`."""
-        if self._layout is None:
+    async def layout(self, *, fresh: bool = False) -> Layout:
+        """What is stored of this stream; stores the declaration on first use. Raises `StreamMismatch`.
+
+        Without `fresh`, what somebody here has learned last. To publish that is enough: where the stream was resharded
+        since, Redis refuses what goes to the old shards. Who reads has to know of the new ones.
+        """
+        if fresh and self._layout is not None:
+            self.adopt(await drive(self.app.link, self._declared(), self.app.settings.publish_timeout))
+        elif self._layout is None:
             # One task for all who wait: a thousand first publishes cost one round trip, and go on in their order.
             await asyncio.shield(self._loading.get(lambda: asyncio.create_task(self._load())))
         assert self._layout is not None
@@ -122,9 +131,15 @@ class Stream(Generic[E]):
 
     async def _load(self) -> None:
         try:
-            self.adopt(await self.app.link.run(self.declaration(), within=self.app.settings.publish_timeout))
+            self.adopt(await drive(self.app.link, self._declared(), self.app.settings.publish_timeout))
         finally:
             self._loading.pop()
+
+    def _declared(self) -> Steps[Layout]:
+        layout: Layout = yield self.declaration()
+        if layout.new:
+            yield resharding.make(layout)
+        return layout
 
     def adopt(self, layout: Layout) -> None:
         """Take what is stored for the truth: it wins over what was declared. Raises `StreamMismatch`."""
@@ -134,9 +149,30 @@ class Stream(Generic[E]):
                 "declare the stored one, or use another stream name"
             )
         if layout.shards != self.shards:
-            log.warning("stream %r has %d shards, the declared %d are ignored", self.name, layout.shards, self.shards)
+            if self._layout is None:
+                text = "stream %r has %d shards, the declared %d are ignored"
+                log.warning(text, self.name, layout.shards, self.shards)
+            else:
+                log.info(
+                    "stream %r was resharded: it has %d shards now, and had %d", self.name, layout.shards, self.shards
+                )
             self.shards = layout.shards
         self._layout = layout
+
+    async def reshard(
+        self, shards: int, *, dry_run: bool = False, progress: Callable[[str], None] = log.info
+    ) -> Resharding:
+        """Give the stream another number of shards while producers and workers run; going on where somebody began the
+        same and did not finish. Old shards in which nothing is left are removed.
+
+        `progress` is told each step. Raises `ConfigError` where a resharding to another number is not finished, and
+        `StoreError`s: then call it again.
+        """
+        await self.layout()
+        steps = resharding.reshard(self.app.settings.namespace, self.name, shards, dry_run=dry_run, tell=progress)
+        done = await drive(self.app.link, steps, self.app.settings.publish_timeout)
+        await self.layout(fresh=True)
+        return done
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
@@ -167,7 +203,8 @@ class Stream(Generic[E]):
         """
         layout = self._layout or await self.layout()
         records, places = self.prepare(layout, events, key, headers)
-        producer = self._producers.get(lambda: Producer(self.app.link, self.app.settings.publish_timeout))
+        wait = self.app.settings.publish_timeout
+        producer = self._producers.get(lambda: Producer(self, layout, self.app.link, wait))
         return _ids(await producer.send(records), places)
 
     def prepare(
@@ -237,7 +274,7 @@ class Stream(Generic[E]):
         the reading began. Whoever goes on after the last id misses nothing.
         `key`: only this key's entries. Raises `PositionError`, `StoreUnavailable`.
         """
-        layout = await self.layout()
+        layout = await self.layout(fresh=True)
         now = await self.app.link.run(layouts.clock(), within=self.app.settings.publish_timeout)
         last = bound(end, "end", now)
         if last.ms >= now:
@@ -258,14 +295,23 @@ class SyncStream(Generic[E]):
         self._stream = stream
         self._producer: SyncProducer | None = None
 
-    def layout(self) -> Layout:
+    def layout(self, *, fresh: bool = False) -> Layout:
         """As `Stream.layout`."""
         stream = self._stream
-        if stream._layout is None:
+        if fresh or stream._layout is None:
             wait = stream.app.settings.publish_timeout
-            stream.adopt(stream.app.sync_link.run(stream.declaration(), within=wait))
+            stream.adopt(drive_sync(stream.app.sync_link, stream._declared(), wait))
         assert stream._layout is not None
         return stream._layout
+
+    def reshard(self, shards: int, *, dry_run: bool = False, progress: Callable[[str], None] = log.info) -> Resharding:
+        """As `Stream.reshard`."""
+        self.layout()
+        app = self._stream.app
+        steps = resharding.reshard(app.settings.namespace, self._stream.name, shards, dry_run=dry_run, tell=progress)
+        done = drive_sync(app.sync_link, steps, app.settings.publish_timeout)
+        self.layout(fresh=True)
+        return done
 
     def publish(
         self,
@@ -288,8 +334,8 @@ class SyncStream(Generic[E]):
         layout = self.layout()
         records, places = self._stream.prepare(layout, events, key, headers)
         if self._producer is None:
-            settings = self._stream.app.settings
-            self._producer = SyncProducer(self._stream.app.sync_link, settings.publish_timeout)
+            app = self._stream.app
+            self._producer = SyncProducer(self._stream, layout, app.sync_link, app.settings.publish_timeout)
         return _ids(self._producer.send(records), places)
 
     def dead(self, group: str) -> SyncDeadLetters[E]:
@@ -305,7 +351,7 @@ class SyncStream(Generic[E]):
         limit: int | None = None,
     ) -> Iterator[Entry[E]]:
         """As `Stream.read`."""
-        layout, link = self.layout(), self._stream.app.sync_link
+        layout, link = self.layout(fresh=True), self._stream.app.sync_link
         wait = self._stream.app.settings.publish_timeout
         now = link.run(layouts.clock(), within=wait)
         last, decode = bound(end, "end", now), self._stream.codec.decode
@@ -320,20 +366,19 @@ class SyncStream(Generic[E]):
                 left = None if left is None else left - 1
 
 
-def _ids(sent: list[tuple[Parcel, EntryId | BaseException]], places: list[Shard]) -> list[EntryId]:
+def _ids(sent: Sent, places: list[Shard]) -> list[EntryId]:
     """The id of each event, in the order they were given. Raises the first error, with what was published."""
     by_shard: dict[Shard, list[EntryId]] = {}
     errors = []
-    for parcel, first in sent:
-        if isinstance(first, BaseException):
-            errors.append(first)
-            continue
-        ms, seq, generation, shard = first
-        ids = [EntryId(ms, seq + n, generation, shard) for n in range(len(parcel.records))]
-        by_shard.setdefault(parcel.shard, []).extend(ids)
+    for parcel, result in sent:
+        if isinstance(result, BaseException):
+            errors.append(result)
+        else:
+            by_shard.setdefault(parcel.shard, []).extend(result)
     if errors:
         if isinstance(errors[0], StoreError):
-            errors[0].published = [id for ids in by_shard.values() for id in ids]
+            parts = [error.published for error in errors if isinstance(error, StoreError)]
+            errors[0].published = [id for ids in (*by_shard.values(), *parts) for id in ids]
         raise errors[0]
     turns = {shard: iter(ids) for shard, ids in by_shard.items()}
     return [next(turns[shard]) for shard in places]

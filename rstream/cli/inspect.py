@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rstream.cli.read import time_of
+from rstream.cli.reshard import reshard
 from rstream.cli.target import stored_app, target_options
 
 if TYPE_CHECKING:
@@ -19,17 +20,21 @@ if TYPE_CHECKING:
     from rstream.store.stats import GroupStats, ShardGroupStats, StreamStats
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of objects, the shards of each included.")
 @target_options
-def streams(as_json: bool) -> None:
+@click.pass_context
+def streams(context: click.Context, as_json: bool) -> None:
     """List the streams: how many entries, from when to when, and who reads them.
 
     \b
     Examples:
       rstream streams
       rstream streams --json | jq '.[] | {name, entries}'
+      rstream streams reshard orders --shards 16 --dry-run
     """
+    if context.invoked_subcommand is not None:
+        return
     with stored_app() as app:
         found = _all_streams(app)
         where = f"namespace {app.settings.namespace!r} at {app.endpoint.label}"
@@ -41,6 +46,9 @@ def streams(as_json: bool) -> None:
     else:
         rows = [_stream_cells(stats) for stats in found]
         _table(["STREAM", "ENTRIES", "SHARDS", "KEY", "FROM", "TO", "GROUPS"], rows, right={1, 2})
+
+
+streams.add_command(reshard)
 
 
 class StreamOrCommand(click.Group):

@@ -21,7 +21,7 @@ COMMANDS = {
     "publish": ("rstream.cli.publish", "Add events to a stream."),
     "read": ("rstream.cli.read", "Show the entries of a stream."),
     "replay": ("rstream.cli.replay", "Run a handler over a window of a stream."),
-    "streams": ("rstream.cli.inspect", "List the streams."),
+    "streams": ("rstream.cli.inspect", "List the streams, or reshard one."),
     "groups": ("rstream.cli.inspect", "Show how far the groups of a stream are."),
     "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
 }

@@ -36,7 +36,7 @@ class DeadLetters(Generic[E]):
         self.stream, self.group = stream, group
 
     async def _ops(self) -> DeadOps:
-        return DeadOps(await self.stream.layout(), self.group)
+        return DeadOps(await self.stream.layout(fresh=True), self.group)
 
     async def _send(self, op: Op[R]) -> R:
         return await self.stream.app.link.run(op, within=self.stream.app.settings.publish_timeout)
@@ -91,7 +91,7 @@ class SyncDeadLetters(Generic[E]):
         self.stream, self.group = stream, group
 
     def _ops(self) -> DeadOps:
-        return DeadOps(self.stream.sync.layout(), self.group)
+        return DeadOps(self.stream.sync.layout(fresh=True), self.group)
 
     def _send(self, op: Op[R]) -> R:
         return self.stream.app.sync_link.run(op, within=self.stream.app.settings.publish_timeout)

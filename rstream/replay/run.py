@@ -101,7 +101,7 @@ class Replay:
     async def run(self) -> ReplayResult:
         """Run to the end of the window, or until `stop()`."""
         self._loop, self._began = asyncio.get_running_loop(), clock()
-        layout = await self.stream.layout()
+        layout = await self.stream.layout(fresh=True)
         await self._refuse_group(layout)
         saved = await self._take()
         if saved is None:
@@ -150,7 +150,7 @@ class Replay:
 
     async def plan(self) -> ReplayPlan:
         """What `run` would do; changes nothing and calls no handler. Reads the window."""
-        layout = await self.stream.layout()
+        layout = await self.stream.layout(fresh=True)
         await self._refuse_group(layout)
         saved = Saved({}, None, Progress()) if self._restart else await self._send(self._ops.load())
         window = await self._resolve(layout, saved)

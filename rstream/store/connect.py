@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rstream.errors import GroupMissing, MemoryFull, ServerTooOld, StoreError, StoreRefused, StoreUnavailable
+from rstream.errors import (
+    GroupMissing,
+    MemoryFull,
+    ServerTooOld,
+    ShardSealed,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+)
 from rstream.store.scripts import Call
 from rstream.store.sentinel import Sentinels
 from rstream.store.url import COMMAND_TIMEOUT, Address, Transport, Url, label, read
@@ -144,6 +152,8 @@ class Endpoint:
             )
         if code in _UNREADY or text.startswith(_DEPOSED_TEXTS):
             return self.unavailable(text)
+        if text.startswith("SEALED ") or "exhausted the last possible ID" in text:
+            return ShardSealed(f"a shard takes no entries, its stream was resharded: {text}")
         if text.startswith(_MISSING):
             return GroupMissing(f"a shard or group is gone from Redis at {self.label}: {text}")
         if code in _REDIRECTIONS:

@@ -14,7 +14,7 @@ import msgpack
 
 from rstream.store.keys import Shard, by_slot
 from rstream.store.layout import Layout
-from rstream.store.link import Op, first
+from rstream.store.link import Op
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
 from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, RECOVER, SETTLE, Call
 
@@ -45,9 +45,9 @@ class Fetched(NamedTuple):
 
 
 class Emit(NamedTuple):
-    """An event that is appended to another stream of the same server by the ack. target: the shard's stream key."""
+    """An event that is appended to a shard of another stream of the same server by the ack."""
 
-    target: str
+    target: Shard
     record: Record
 
 
@@ -118,10 +118,15 @@ class GroupOps:
         wanted = self.layout.every if shards is None else shards
         return [*by_slot(wanted)] if self.spread else [wanted] if wanted else []
 
-    def create(self, start: str, shards: Sequence[Shard] | None = None) -> Op[bool]:
-        """Make the group on shards, reading from `start` (an id, "0" or "$"). True if it was not there."""
+    def create(self, start: str, shards: Sequence[Shard] | None = None, *, written: int | None = None) -> Op[bool]:
+        """Make the group on shards, reading from `start` (an id, "0" or "$"). True if it was not there.
+
+        written: the generation that is written to (default: the layout's). Only its shards are made where they are not
+        there: one of an older generation would not be sealed.
+        """
         wanted = self.layout.every if shards is None else shards
-        return Op([GROUP([shard.stream], self.group, start) for shard in wanted], any)
+        current = self.layout.generation if written is None else written
+        return Op([GROUP([s.stream], self.group, start, int(s.generation >= current)) for s in wanted], any)
 
     def beat(self, lease_ms: int, owned: Tokens | None = None, shards: Sequence[Shard] | None = None) -> Op[Beat]:
         """Say that this worker lives, in every shard, and still owns some."""
@@ -205,8 +210,12 @@ class GroupOps:
         return Op([call], lambda replies: bool(replies[0]))
 
     def succeeded(self, shard: Shard, key: str) -> Op[bytes | None]:
-        """The id of the entry by which a dedupe key succeeded in this group, or None."""
-        return Op([("GET", shard.once(self.group, key))], first)
+        """The id of the entry by which a dedupe key succeeded in this group, or None. Looked for in this shard, and in
+        those of older generations that may hold events of the same key.
+        """
+        before = [s for s in self.layout.every if s.generation < shard.generation and s.overlaps(shard)]
+        calls: list[Call] = [("GET", each.once(self.group, key)) for each in (shard, *before)]
+        return Op(calls, lambda replies: next((id for id in replies if id), None))
 
     def settle(self, outcomes: Sequence[Outcome]) -> Op[list[Refusal]]:
         """End deliveries, one Lua call a shard; those that emit, all or none of the batch, in calls of bounded size.
@@ -235,13 +244,15 @@ class GroupOps:
         return SETTLE(names, self.group, self.worker, packed)
 
     def _emit_call(self, shard: Shard, batch: list[Outcome]) -> Call:
-        targets: dict[str, int] = {}
+        targets: dict[Shard, int] = {}
         packed = msgpack.packb([
             (each.id, each.attempt, each.a, each.b,
              [part for target, record in each.emits for part in (targets.setdefault(target, len(targets)), *record)])
             for each in batch
         ], use_bin_type=False)  # fmt: skip
-        return EMIT([shard.stream, shard.memo(self.group, ""), *targets], self.group, self.worker, packed)
+        names = [shard.stream, shard.memo(self.group, "")]
+        names += [name for target in targets for name in (target.stream, target.sealed)]
+        return EMIT(names, self.group, self.worker, packed)
 
     def leave(self) -> Op[int]:
         """Leave the group; how many deliveries are still pending for this worker."""

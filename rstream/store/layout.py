@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +27,7 @@ class Layout:
     """namespace, name · generation that is written to, and its number of shards · key: the key field, or None ·
     version: the schema version that this process writes · older: (generation, number of shards) of those that were
     written to before and are still there, oldest first · planned: the same of one that a resharding has begun to
-    make · schema: JSON Schema of that version, where it was loaded.
+    make · schema: JSON Schema of that version, where it was loaded · new: it was declared just now, by this process.
     """
 
     namespace: str
@@ -39,6 +39,7 @@ class Layout:
     older: tuple[tuple[int, int], ...] = ()
     planned: tuple[int, int] | None = None
     schema: Mapping[str, Any] | None = None
+    new: bool = field(default=False, compare=False)
 
     @cached_property
     def current(self) -> tuple[Shard, ...]:
@@ -82,7 +83,8 @@ def declare(namespace: str, name: str, shards: int, key: str | None, schema: Map
             raise listed  # a full memory refuses also what is listed already; the next declaration lists the others
         generation, stored_key, version, stored = declared
         generations = dict(zip(stored[::2], stored[1::2], strict=True))
-        return _layout(namespace, name, generation, generations, stored_key, version, schema)
+        layout = _layout(namespace, name, generation, generations, stored_key, version, schema)
+        return replace(layout, new=listed == 1)
 
     meta = keys.stream(namespace, name)
     calls = (DECLARE([meta], shards, key or "", text, digest), ("SADD", keys.streams(namespace), name))

@@ -1,40 +1,28 @@
-"""The log half: publish and read. Publishing is exact: a flush that is sent twice is applied once.
-
-A producer numbers its flushes per shard and has one in flight per shard; Redis remembers the last number beside
-the entries. So a resend gets the first answer back, and a packet that arrives late is refused.
-"""
+"""The log half: what is stored of events, and how it is read. Publishing from a producer is in outbox.py."""
 
 from __future__ import annotations
 
-import copy
 import heapq
-import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgpack
 
 from rstream.codec import unpack_headers
-from rstream.errors import EntryInvalid, PublishUncertain, StoreError
+from rstream.errors import EntryInvalid
 from rstream.event import MAX_PART, Entry, EntryId
+from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.scripts import ONCE, PUBLISH, RANGE, Call
+from rstream.store.scripts import ONCE, RANGE, Call
 
 E = TypeVar("E")
 
 FLUSH_ENTRIES = 256
 FLUSH_BYTES = 256 * 1024
 """One Lua call blocks the server: 256 small entries take it about 0.4 ms."""
-
-WRITE_BYTES = 1024 * 1024
-"""All flushes of one write: what a broken connection makes a producer send again."""
-
-SEQ_TTL_MS = 15 * 60 * 1000
-"""How long Redis remembers a producer's last flush; far more than `publish_timeout` allows a resend to take."""
 
 PAGE = 500
 READ_BYTES = 8 * 1024 * 1024
@@ -53,151 +41,48 @@ class Record(NamedTuple):
     headers: bytes
 
 
-class Promise(Protocol):
-    """A future, of asyncio or of concurrent.futures."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: Any, /) -> None: ...
-    def set_exception(self, exception: Any, /) -> None: ...
+def place_of(layout: Layout, record: Record) -> Shard:
+    """The shard that a record is written to."""
+    return layout.shard(_hashed(record))
 
 
-@dataclass(slots=True)
-class Parcel:
-    """Records that go to one shard together; `promise` gets the EntryId of the first, the others follow it."""
-
-    shard: Shard
-    records: list[Record]
-    promise: Promise
-    size: int
-
-    @classmethod
-    def pack(cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise]) -> list[Parcel]:
-        """Cut records into parcels of at most one flush each."""
-        parcels: list[Parcel] = []
-        batch: list[Record] = []
-        size = 0
-        for record in records:
-            weight = len(record.payload) + len(record.key) + len(record.headers) + 64
-            if batch and (len(batch) >= FLUSH_ENTRIES or size + weight > FLUSH_BYTES):
-                parcels.append(cls(shard, batch, promise(), size))
-                batch, size = [], 0
-            batch.append(record)
-            size += weight
-        if batch:
-            parcels.append(cls(shard, batch, promise(), size))
-        return parcels
+Records = Mapping[Shard, Sequence[Record]]
 
 
-@dataclass(slots=True)
-class _Flush:
-    shard: Shard
-    seq: int
-    parcels: list[Parcel]
-
-    def call(self, producer: str) -> Call:
-        # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
-        flat = [part for parcel in self.parcels for record in parcel.records for part in record]
-        packed = msgpack.packb(flat, use_bin_type=False)
-        return PUBLISH([self.shard.stream, self.shard.seq(producer)], self.seq, SEQ_TTL_MS, packed)
-
-
-def publish_once(shards: Mapping[Shard, Sequence[Record]], ttl_ms: int) -> Op[int]:
-    """Append records, each only if its event id was not appended so within `ttl_ms`. How many were."""
+def publish_once(shards: Records, ttl_ms: int) -> Op[list[Record]]:
+    """Append records, each only if its event id was not appended so within `ttl_ms`. Those that are not stored, because
+    their shard is sealed or not there.
+    """
     calls = []
     for shard, records in shards.items():
         markers = [shard.emitted(record.event_id) for record in records]
         packed = msgpack.packb([part for record in records for part in record], use_bin_type=False)
-        calls.append(ONCE([shard.stream, *markers], ttl_ms, packed))
-    return Op(calls, sum)
+        calls.append(ONCE([shard.stream, shard.sealed, *markers], ttl_ms, packed))
+
+    def parse(replies: list[Any]) -> list[Record]:
+        return [batch[n] for batch, left in zip(shards.values(), replies, strict=True) for n in left]
+
+    return Op(calls, parse)
 
 
-@dataclass
-class Outbox:
-    """What a producer has yet to send, per shard. No I/O: `take` gives an Op, its driver sends it.
+def new_ones(layout: Layout, records: Sequence[Record]) -> Op[list[Record]]:
+    """Those that `publish_once` has not stored in an older generation, which takes nothing any more."""
+    older = [(record, layout.of(*generation)) for record in records for generation in layout.older]
+    calls: list[Call] = [
+        ("EXISTS", shards[keys.number_of(_hashed(record), len(shards))].emitted(record.event_id))
+        for record, shards in older
+    ]
 
-    A producer id is never shared: whoever forks makes a new Outbox.
-    """
+    def parse(replies: list[Any]) -> list[Record]:
+        known = {record.event_id for (record, _), stored in zip(older, replies, strict=True) if stored}
+        return [record for record in records if record.event_id not in known]
 
-    producer: str = field(default_factory=lambda: secrets.token_hex(8))
-    _waiting: dict[Shard, deque[Parcel]] = field(default_factory=dict)
-    _seq: dict[Shard, int] = field(default_factory=dict)
-    _taken: list[_Flush] = field(default_factory=list)
-
-    def add(self, parcels: Iterable[Parcel]) -> None:
-        for parcel in parcels:
-            self._waiting.setdefault(parcel.shard, deque()).append(parcel)
-
-    def take(self) -> Op[None] | None:
-        """One flush of every shard that has something waiting, in one write. None when nothing waits.
-
-        The Op must end, by `finish` or by `fail`, before the next `take`.
-        """
-        size = 0
-        for shard in list(self._waiting):
-            flush = self._cut(shard)
-            self._taken.append(flush)
-            size += sum(parcel.size for parcel in flush.parcels)
-            if size >= WRITE_BYTES:
-                break
-        if not self._taken:
-            return None
-        return Op([flush.call(self.producer) for flush in self._taken], self._finish, partial=True)
-
-    def _cut(self, shard: Shard) -> _Flush:
-        waiting = self._waiting.pop(shard)
-        parcels = [waiting.popleft()]
-        count, size = len(parcels[0].records), parcels[0].size
-        while waiting and count + len(waiting[0].records) <= FLUSH_ENTRIES and size + waiting[0].size <= FLUSH_BYTES:
-            parcels.append(waiting.popleft())
-            count, size = count + len(parcels[-1].records), size + parcels[-1].size
-        if waiting:
-            self._waiting[shard] = waiting  # at the end again: shards take turns
-        self._seq[shard] = self._seq.get(shard, 0) + 1
-        return _Flush(shard, self._seq[shard], parcels)
-
-    def _finish(self, replies: list[Any]) -> None:
-        for flush, reply in zip(self._taken, replies, strict=True):
-            if isinstance(reply, StoreError):
-                _reject(flush.parcels, reply)
-            else:
-                self._answer(flush, reply)
-        self._taken = []
-
-    def _answer(self, flush: _Flush, reply: bytes) -> None:
-        ms, seq = _parts(reply)
-        for parcel in flush.parcels:
-            if not parcel.promise.done():
-                parcel.promise.set_result(EntryId(ms, seq, flush.shard.generation, flush.shard.number))
-            seq += len(parcel.records)
-
-    def fail(self, error: BaseException) -> None:
-        """The Op raised: its callers learn it, and so does everybody still waiting (order would break)."""
-        for flush in self._taken:
-            _reject(flush.parcels, error)
-        self._taken = []
-        unsent = copy.copy(error)
-        if isinstance(unsent, StoreError):
-            unsent.sent = False
-        for waiting in self._waiting.values():
-            _reject(waiting, unsent)
-        self._waiting.clear()
+    return Op(calls, parse)
 
 
-def _reject(parcels: Iterable[Parcel], error: BaseException) -> None:
-    """Tell callers, each with an error of its own: they put into it what they had published."""
-    for parcel in parcels:
-        if not parcel.promise.done():
-            parcel.promise.set_exception(_verdict(error))
-
-
-def _verdict(error: BaseException) -> BaseException:
-    if isinstance(error, StoreError) and error.sent and not isinstance(error, PublishUncertain):
-        return PublishUncertain(
-            f"{error}. The connection broke before that: what was sent last may or may not have been added. "
-            "Publish it again only if twice is better than never"
-        )
-    twin: BaseException = copy.copy(error)
-    return twin
+def _hashed(record: Record) -> str:
+    """What decides the shard of a record; without a key its event id: the same, whoever publishes it again."""
+    return record.key.decode() if record.key else record.event_id.hex()
 
 
 def _parts(id: bytes) -> tuple[int, int]:

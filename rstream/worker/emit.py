@@ -1,25 +1,28 @@
 """Events that handlers return, on their way to the stream that their consumer emits to.
 
 On the same server they travel with the ack: one Lua call, fenced. To another server they go before it: at least once,
-with event ids that the target knows again.
+with event ids that the target knows again; on a cluster, so do those for shards that do not share the slot of the
+delivery's own. Where the target is resharded they go to its new shards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rstream.delivery import Delivery
-from rstream.errors import EventTooLarge, MemoryFull, StoreUnavailable
+from rstream.errors import EventTooLarge, MemoryFull, StoreRefused, StoreUnavailable, StreamMismatch, UnknownStream
 from rstream.event import derived_event_id
 from rstream.store.connect import Endpoint
-from rstream.store.deliveries import Emit
+from rstream.store.deliveries import Emit, Outcome
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import backoff, together
-from rstream.store.log import Record, publish_once
+from rstream.store.log import Record, new_ones, place_of, publish_once
+from rstream.store.reshard import follow
+from rstream.store.steps import drive
 from rstream.stream import Stream
 
 log = logging.getLogger("rstream")
@@ -43,7 +46,7 @@ class Emitter:
 
     def __init__(self, target: Stream[Any], layout: Layout, home: Endpoint) -> None:
         self._target, self._layout = target, layout
-        self.atomic = target.app.endpoint.url == home.url
+        self._same_server, self._spread = target.app.endpoint.url == home.url, home.clustered
 
     def records(self, delivery: Delivery, result: Any) -> Records:
         """The events that a handler returned, by shard. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing`."""
@@ -61,21 +64,67 @@ class Emitter:
             )
         return records
 
+    def atomic(self, shard: Shard, delivery: Delivery, records: Records) -> bool:
+        """Whether the ack of a delivery of that shard can append them. On a cluster an earlier attempt may have emitted
+        them before its ack, and only that way knows it.
+        """
+        if not self._spread:
+            return self._same_server
+        return self._same_server and delivery.attempt == 1 and _in_slot(shard, records)
+
     def with_ack(self, records: Records) -> tuple[Emit, ...]:
-        """For streams on one server: what the ack has to append."""
-        return tuple(Emit(shard.stream, record) for shard, batch in records.items() for record in batch)
+        """What the ack has to append."""
+        return tuple(Emit(shard, record) for shard, batch in records.items() for record in batch)
 
     async def before_ack(self, returned: Sequence[tuple[Delivery, Records]]) -> None:
-        """For streams on two servers: append them now, however long the other server is away. Raises `LeaseLost`, and
-        what the other server refuses.
-        """
-        ops = [publish_once(records, REMEMBERED_MS) for _, records in returned]
+        """Append them now, however long their server is away. Raises `LeaseLost`, and what that server refuses."""
+        left = [[record for batch in records.values() for record in batch] for _, records in returned]
         for pause in backoff():
             for delivery, _ in returned:
                 await delivery._memo.check()  # who was taken over does not emit
             try:
-                await self._target.app.link.run(together(ops))
-                return
+                if not any(left := await self.store(left)):
+                    return
+                await self.follow()
             except (StoreUnavailable, MemoryFull) as error:
-                log.warning("what %d deliveries emit to stream %r waits: %s", len(ops), self._target.name, error)
+                log.warning("what %d deliveries emit to stream %r waits: %s", len(left), self._target.name, error)
             await asyncio.sleep(pause)
+
+    async def store(self, parts: Sequence[Sequence[Record]]) -> list[list[Record]]:
+        """Append each record that the target does not know yet, a call for every part and shard; those that its shards
+        refuse.
+        """
+        link = self._target.app.link
+        if self._layout.older:
+            unknown = await link.run(together([new_ones(self._layout, part) for part in parts]))
+            parts = unknown
+        return await link.run(together([publish_once(self._placed(part), REMEMBERED_MS) for part in parts]))
+
+    def _placed(self, records: Iterable[Record]) -> Records:
+        placed: Records = {}
+        for record in records:
+            placed.setdefault(place_of(self._layout, record), []).append(record)
+        return placed
+
+    async def follow(self) -> None:
+        """A shard of the target took nothing: go over to what that is now. Raises `StoreError`."""
+        target, wait = self._target, self._target.app.settings.publish_timeout
+        steps = follow(target.declaration(), self._layout.current[0], wait)
+        try:
+            layout = await drive(target.app.link, steps, wait)
+            target.adopt(layout)
+        except (StreamMismatch, UnknownStream) as error:  # Redis lost data, and has others now
+            raise StoreRefused(str(error)) from None
+        self._layout = layout
+
+    def moved(self, outcome: Outcome) -> Outcome:
+        """What it emits, for the shards that the target has now."""
+        return outcome._replace(emits=self.with_ack(self._placed(record for _, record in outcome.emits)))
+
+    def fits(self, outcome: Outcome) -> bool:
+        """Whether one call may end it and append what it emits."""
+        return not self._spread or _in_slot(outcome.shard, (target for target, _ in outcome.emits))
+
+
+def _in_slot(shard: Shard, targets: Iterable[Shard]) -> bool:
+    return all(target.slot == shard.slot for target in targets)

@@ -79,4 +79,5 @@ def acked(run: ConsumerRun, started: Started, result: Any) -> tuple[Outcome, Rec
     if run.emitter is None or result is None:
         return ack, {}
     records = run.emitter.records(delivery, result)
-    return (ack._replace(emits=run.emitter.with_ack(records)), {}) if run.emitter.atomic else (ack, records)
+    atomic = run.emitter.atomic(entry.shard, delivery, records)
+    return (ack._replace(emits=run.emitter.with_ack(records)), {}) if atomic else (ack, records)

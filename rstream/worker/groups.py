@@ -7,8 +7,10 @@ import logging
 from rstream.errors import GroupMissing, StoreError
 from rstream.position import Position, bound
 from rstream.store import layout as layouts
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
+from rstream.store.owners import OwnerOps
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
@@ -25,6 +27,7 @@ async def ensure(run: ConsumerRun) -> None:
     new = False
     for generation in (*layout.older, (layout.generation, layout.shards)):
         shards = layout.of(*generation)
+        # Of an older generation, a shard that is not there any more is drained.
         if await run.link.run(run.ops.create(start, shards), within=START_WITHIN):
             new = new or start != "0"
         else:
@@ -37,7 +40,7 @@ async def extend(run: ConsumerRun, layout: Layout) -> None:
     """The stream was resharded: go over to what it is now. All that is in the new shards is unread."""
     new = [shard for shard in layout.every if shard not in run.layout.every]
     if new:
-        await run.link.run(run.ops.create("0", new))
+        await run.link.run(run.ops.create("0", new, written=layout.generation))
         # Before the first read there; and the keeper must not find that it did not live in them.
         await run.link.run(run.ops.beat(int(run.consumer.lease * 1000), shards=new))
         log.info("%s: the stream has %d shards now", run.name, layout.shards)
@@ -59,23 +62,49 @@ async def first_unread(link: Link, start: Position) -> str:
 
 
 async def heal(run: ConsumerRun, error: GroupMissing) -> bool:
-    """Redis lost a shard or the group: say so, count it, and go on from the start of what is left.
+    """A shard or the group is gone. It may be one of an older generation that was removed, for nothing was left in it;
+    else Redis lost data: say so, count it, and go on from the start of what is left.
 
     Never from `$`: what was published since would be skipped silently. False where Redis does not let us yet.
     """
-    run.counts.resets += 1
-    log.error(
-        "%s: %s. Redis lost data (FLUSHALL, a stale replica, a deleted key); "
-        "the group is made anew and reads everything that is left",
-        run.name,
-        error,
-    )
     try:
         layout = await run.link.run(run.consumer.stream.declaration())
-        await run.link.run(run.ops.create("0", layout.every))
+        if await _is_lost(run, layout):
+            run.counts.resets += 1
+            log.error(
+                "%s: %s. Redis lost data (FLUSHALL, a stale replica, a deleted key); "
+                "the group is made anew and reads everything that is left",
+                run.name,
+                error,
+            )
+            await run.link.run(run.ops.create("0", layout.every, written=layout.generation))
         await extend(run, layout)
-        run.own.look.set()
+        await _leave_out_missing(run)
         return True
     except StoreError as failure:
         log.warning("%s: the group could not be made: %s", run.name, failure)
         return False
+
+
+async def _is_lost(run: ConsumerRun, layout: Layout) -> bool:
+    """Whether anything is missing that was there, and still belongs to the stream."""
+    before = run.layout
+    if layout.generation < before.generation or (
+        layout.generation == before.generation and layout.shards != before.shards
+    ):
+        return True
+    return bool(await _missing(run, [shard for shard in before.every if shard in layout.every]))
+
+
+async def _leave_out_missing(run: ConsumerRun) -> None:
+    """Read no more from shards of older generations that were lost: they are not made anew."""
+    missing = await _missing(run, [shard for shard in run.layout.every if shard.generation < run.layout.generation])
+    run.shards = tuple(shard for shard in run.layout.every if shard not in missing)
+    for shard in missing:
+        run.own.open.pop(shard, None)
+
+
+async def _missing(run: ConsumerRun, shards: list[Shard]) -> list[Shard]:
+    """Those that do not have the group."""
+    looks = await run.link.run(OwnerOps(run.ops).look(shards)) if shards else {}
+    return [shard for shard, look in looks.items() if not look.position]

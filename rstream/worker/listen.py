@@ -30,10 +30,11 @@ async def listen_loop(app: RStream, runs: Sequence[ConsumerRun]) -> None:
     after: bytes | None = None
     while True:
         try:
-            if after is None:
-                after = await app.link.run(bell.last(namespace))
-            heard = await app.link.run(bell.listen(namespace, after, BLOCK_MS), timeout=BLOCK_MS / 1000 + 5)
-            after, rings = heard
+            if after is None:  # what was rung before is not heard: look at once
+                after, rings = await app.link.run(bell.last(namespace)), set[Ring]()
+            else:
+                heard = await app.link.run(bell.listen(namespace, after, BLOCK_MS), timeout=BLOCK_MS / 1000 + 5)
+                after, rings = heard
             pauses = backoff()
         except StoreError as error:
             log.warning("the bell is not heard: %s", error)

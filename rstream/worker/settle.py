@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from rstream.errors import GroupMissing, LeaseLost, StoreError, StoreUnavailable
+from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable
 from rstream.store.deliveries import PSEUDO, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
+from rstream.store.owners import OwnerOps
 from rstream.worker.order import Now, Place
 from rstream.worker.own import tell
 from rstream.worker.run import ConsumerRun, Outcomes
@@ -60,14 +61,20 @@ def _others_wait(run: ConsumerRun, shard: Shard) -> bool:
 
 async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
     """Which of the outcomes were refused."""
-    resent = False
+    resent = sealed = False
     for pause in backoff():
         try:
+            if sealed:
+                batch, sealed = await _moved(run, batch), False
             refusals = await run.link.run(run.ops.settle(batch))
         except GroupMissing as error:
             # The fetch loop meets the same error and heals the group; these will be read again, or are gone.
             log.warning("%s: %d outcomes have nothing to settle any more: %s", run.name, len(batch), error)
             return {(outcome.shard, outcome.id) for outcome in batch}
+        except ShardSealed:
+            resent = sealed = True
+            await asyncio.sleep(pause)
+            continue
         except StoreError as error:
             # A refused call may have been one of several, and the others were done.
             resent = resent or error.sent or not isinstance(error, StoreUnavailable)
@@ -79,6 +86,22 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
             _tell(run, refusal)
         return {(refusal.outcome.shard, refusal.outcome.id) for refusal in refusals}
     raise AssertionError("backoff never ends")
+
+
+async def _moved(run: ConsumerRun, batch: list[Outcome]) -> list[Outcome]:
+    """The stream that they emit to was resharded: the same for its new shards. Raises `StoreError`."""
+    assert run.emitter is not None
+    await run.emitter.follow()
+    moved = [run.emitter.moved(outcome) for outcome in batch]
+    apart = [outcome for outcome in moved if not run.emitter.fits(outcome)]
+    if not apart:
+        return moved
+    # On a cluster the new shards may have left the slot of a delivery: then its events go before its ack.
+    holders = await run.link.run(OwnerOps(run.ops).holders([(outcome.shard, outcome.id) for outcome in apart]))
+    ours = [outcome for outcome, holder in zip(apart, holders, strict=True) if holder == run.ops.worker]
+    if any(await run.emitter.store([[record for _, record in outcome.emits] for outcome in ours])):
+        raise ShardSealed("the stream that is emitted to was resharded once more")
+    return [outcome if run.emitter.fits(outcome) else outcome._replace(emits=()) for outcome in moved]
 
 
 def _tell(run: ConsumerRun, refusal: Refusal) -> None:

@@ -137,7 +137,7 @@ class Worker:
             await asyncio.to_thread(keeper.stop)
 
     async def _declared(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
-        layout = await consumer.stream.layout()
+        layout = await consumer.stream.layout(fresh=True)
         ops = GroupOps(layout, consumer.group, self.id, spread=self.app.endpoint.clustered)
         target = consumer.emits
         emitter = None if target is None else Emitter(target, await target.layout(), self.app.endpoint)

@@ -5,17 +5,24 @@
 --
 -- KEYS[1] S                stream
 -- KEYS[2] S:memo:<group>:  with an id behind it, the hash of that delivery's checkpoint and steps
--- KEYS[3...]               streams: the shards that are appended to
+-- KEYS[3...]               per shard that is appended to: S (stream), S:sealed (string)
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] outcomes  msgpack array of {id, attempt, marker, ttl, emits}
 --           marker, ttl: as in settle.lua
 --           emits: {0-based target, payload, key, event id, headers, 0-based target, ...} (raw strings, "" = none)
 -- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
+-- errors   SEALED: a shard that would be appended to is sealed, or there is no such shard: nothing at all was changed
 -- cost     O(outcomes · log pending + emits)
 -- include: append
 local key, group, worker = KEYS[1], ARGV[1], ARGV[2]
 local refused = {}
+
+for n = 3, #KEYS, 2 do -- first, for an error in the midst would leave half of it done
+  if redis.call('EXISTS', KEYS[n]) == 0 or redis.call('EXISTS', KEYS[n + 1]) == 1 then
+    return redis.error_reply('SEALED ' .. KEYS[n])
+  end
+end
 
 for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
   local id, attempt, marker, ttl, emits = unpack(outcome)
@@ -24,7 +31,7 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     refused[#refused + 1] = {n - 1, pending and pending[2] or '', pending and pending[4] or 0}
   else
     for at = 1, #emits, 5 do
-      append(KEYS[3 + emits[at]], '*', emits[at + 1], emits[at + 2], emits[at + 3], emits[at + 4])
+      append(KEYS[3 + 2 * emits[at]], '*', emits[at + 1], emits[at + 2], emits[at + 3], emits[at + 4])
     end
     -- Last: were an append to fail, the delivery would still be pending.
     if marker ~= '' then redis.call('SET', key .. ':once:' .. group .. ':' .. marker, id, 'PX', ttl) end

@@ -4,7 +4,7 @@
 -- KEYS    per shard: S (stream), S:owner:<group> (string)
 -- ARGV[1] group
 -- returns per shard {owner as worker|epoch or "", 1 if something is unread, pending, last-delivered id}; a shard without
---         the group has everything unread, and "" for the id
+--         the group has everything unread, and "" for the id; one that does not exist has nothing
 -- cost    O(shards), plus copying one entry a shard inside the server
 local function position(key)
   local all = redis.pcall('XINFO', 'GROUPS', key)
@@ -19,7 +19,7 @@ local shards = {}
 for n = 1, #KEYS, 2 do
   local key = KEYS[n]
   local at, pending = position(key)
-  local unread = 1
+  local unread = redis.call('EXISTS', key)
   if at then
     local following = redis.pcall('XRANGE', key, '(' .. at, '+', 'COUNT', 1)
     unread = following[1] and 1 or 0 -- after the last possible id comes nothing: there it answers an error

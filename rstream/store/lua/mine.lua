@@ -10,6 +10,7 @@
 -- returns         {{id, deliveries, fields or false where it was trimmed}, ...}
 -- cost            O(log pending + limit)
 local found, budget = {}, tonumber(ARGV[5])
+if redis.call('EXISTS', KEYS[1]) == 0 then return found end -- of an older generation, and removed
 for _, pending in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', ARGV[4], ARGV[2])) do
   local entry = redis.call('XRANGE', KEYS[1], pending[1], pending[1])[1]
   found[#found + 1] = {pending[1], pending[4], entry and entry[2] or false}

@@ -3,20 +3,25 @@
 -- whose ack cannot be in the same call. Sending it twice adds nothing.
 --
 -- KEYS[1]    S                     stream: the shard
--- KEYS[2...] S:emitted:<event id>  string: the entry id, one key for each event
+-- KEYS[2]    S:sealed              string: nothing is appended any more
+-- KEYS[3...] S:emitted:<event id>  string: the entry id, one key for each event
 -- ARGV[1] ttl     milliseconds to remember the events for
 -- ARGV[2] events  msgpack array: payload, key, event id, headers (raw strings, "" = none), payload, ...
--- returns  how many were appended
+-- returns  {0-based event, ...} of those that are not in the shard: it is sealed, or there is no such shard
 -- cost     O(events)
 -- include: append
 local events = cmsgpack.unpack(ARGV[2])
-local added = 0
-for n = 0, #KEYS - 2 do
-  local marker, at = KEYS[2 + n], 4 * n
+local open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[2]) == 0
+local left = {}
+for n = 0, #KEYS - 3 do
+  local marker, at = KEYS[3 + n], 4 * n
   if redis.call('EXISTS', marker) == 0 then
-    local id = append(KEYS[1], '*', events[at + 1], events[at + 2], events[at + 3], events[at + 4])
-    redis.call('SET', marker, id, 'PX', ARGV[1])
-    added = added + 1
+    if open then
+      local id = append(KEYS[1], '*', events[at + 1], events[at + 2], events[at + 3], events[at + 4])
+      redis.call('SET', marker, id, 'PX', ARGV[1])
+    else
+      left[#left + 1] = n
+    end
   end
 end
-return added
+return left

@@ -7,13 +7,21 @@
 -- ARGV[2] ttl    milliseconds to remember the flush for
 -- ARGV[3] flush  msgpack array: payload, key, event id, headers (raw strings, "" = none), payload, ...
 -- returns        the first id; the others follow it without a gap (ms-seq, ms-(seq+1), ...)
--- errors         STALE: a later flush was applied already, so this one is a late packet: nothing is added
+-- errors         nothing is added:
+--                STALE: a later flush was applied already, so this one is a late packet
+--                SEALED: there is no such shard
+--                ERR … exhausted the last possible ID: Redis's own, of a shard that is sealed
 -- cost           O(entries), one XADD each
 -- include: append
 local last = redis.call('GET', KEYS[2])
 if last then
   local seq, first = string.match(last, '^(%d+) (%S+)')
-  if tonumber(seq) == tonumber(ARGV[1]) then return first end
+  if tonumber(seq) == tonumber(ARGV[1]) then
+    -- A write: a WAIT that follows on this connection waits for what the connection wrote last, so that a resend which
+    -- wrote nothing would not be waited for, and neither would the entries, which came by another connection.
+    redis.call('PEXPIRE', KEYS[2], ARGV[2])
+    return first
+  end
   if tonumber(seq) > tonumber(ARGV[1]) then
     return redis.error_reply('STALE flush ' .. ARGV[1] .. ' after ' .. seq)
   end
@@ -23,6 +31,7 @@ local flush = cmsgpack.unpack(ARGV[3])
 local at, first = '*', nil
 for n = 1, #flush, 4 do
   local id = append(KEYS[1], at, flush[n], flush[n + 1], flush[n + 2], flush[n + 3])
+  if not id then return redis.error_reply('SEALED there is no shard ' .. KEYS[1]) end
   if not first then
     first = id
     -- Redis 7.0 reads the clock anew for every '*' in a script; fixing the milliseconds keeps ids consecutive.

@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- Remove a sealed shard in which nothing is left: no entry, nothing pending for any group, no dead letter. What is empty
+-- stays so: nothing is published to a sealed shard, and what is not stored cannot be given back to a group.
+--
+-- KEYS[1] S         stream; per group also S:dead:, S:retry:, S:parked:, S:owner:, S:epoch:<group>
+-- KEYS[2] S:sealed  string
+-- ARGV[1] remove    1 = if it is empty, remove it; 0 = only look
+-- returns           1 where nothing is left, else 0
+-- cost              O(groups)
+local key = KEYS[1]
+local names = {key, KEYS[2]}
+if redis.call('EXISTS', key) == 1 then
+  if redis.call('XLEN', key) > 0 or redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', key)) do
+    local group = {}
+    for n = 1, #flat, 2 do group[flat[n]] = flat[n + 1] end
+    if group.pending > 0 or redis.call('XLEN', key .. ':dead:' .. group.name) > 0 then return 0 end
+    for _, kind in ipairs({':dead:', ':retry:', ':parked:', ':owner:', ':epoch:'}) do
+      names[#names + 1] = key .. kind .. group.name
+    end
+  end
+end
+if ARGV[1] == '1' then
+  for from = 1, #names, 1000 do redis.call('UNLINK', unpack(names, from, math.min(from + 999, #names))) end
+end
+return 1

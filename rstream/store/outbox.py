@@ -1,0 +1,272 @@
+"""What a producer has yet to send. Publishing is exact: a flush that is sent twice is applied once.
+
+A producer numbers its flushes per shard and has one write in flight; Redis remembers the last number beside the
+entries. So a resend gets the first answer back, and a packet that arrives late is refused. Where a stream is
+resharded, what its shards refuse goes to those of the new generation, in order and before anything newer.
+"""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgpack
+
+from rstream.errors import PublishUncertain, ShardSealed, StoreError
+from rstream.event import EntryId
+from rstream.store.keys import Shard
+from rstream.store.layout import Layout
+from rstream.store.link import Op
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of
+from rstream.store.scripts import PUBLISH, Call
+
+WRITE_BYTES = 1024 * 1024
+"""All flushes of one write: what a broken connection makes a producer send again."""
+
+SEQ_TTL_MS = 15 * 60 * 1000
+"""How long Redis remembers a producer's last flush; far more than `publish_timeout` allows a resend to take."""
+
+
+class Promise(Protocol):
+    """A future, of asyncio or of concurrent.futures."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Records that go to one shard together; `promise` gets the EntryId of each."""
+
+    shard: Shard
+    records: Sequence[Record]
+    promise: Promise
+    size: int
+
+    @classmethod
+    def pack(cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise]) -> list[Parcel]:
+        """Cut records into parcels of at most one flush each."""
+        parcels: list[Parcel] = []
+        batch: list[Record] = []
+        size = 0
+        for record in records:
+            weight = _weight(record)
+            if batch and (len(batch) >= FLUSH_ENTRIES or size + weight > FLUSH_BYTES):
+                parcels.append(cls(shard, batch, promise(), size))
+                batch, size = [], 0
+            batch.append(record)
+            size += weight
+        if batch:
+            parcels.append(cls(shard, batch, promise(), size))
+        return parcels
+
+    def cut(self, layout: Layout) -> Iterator[Parcel]:
+        """The same records for the shards of another layout; the promise is kept when all of them are through."""
+        by_shard: dict[Shard, list[int]] = {}
+        for n, record in enumerate(self.records):
+            by_shard.setdefault(place_of(layout, record), []).append(n)
+        whole = _Whole(self.promise, len(self.records), len(by_shard))
+        for shard, places in by_shard.items():
+            records = [self.records[n] for n in places]
+            yield Parcel(shard, records, _Piece(whole, places), sum(map(_weight, records)))
+
+
+def _weight(record: Record) -> int:
+    return len(record.payload) + len(record.key) + len(record.headers) + 64
+
+
+class _Whole:
+    """A parcel that was cut up. What became of its pieces."""
+
+    def __init__(self, promise: Promise, count: int, pieces: int) -> None:
+        self.promise, self.open = promise, pieces
+        self.ids: list[EntryId | None] = [None] * count
+        self.error: BaseException | None = None
+
+    def end_piece(self) -> None:
+        self.open -= 1
+        if self.open or self.promise.done():
+            return
+        if self.error is None:
+            self.promise.set_result(self.ids)
+            return
+        if isinstance(self.error, StoreError):
+            self.error.published = [id for id in self.ids if id is not None]
+        self.promise.set_exception(self.error)
+
+
+class _Piece:
+    """The promise of one of them."""
+
+    def __init__(self, whole: _Whole, places: Sequence[int]) -> None:
+        self._whole, self._places, self._done = whole, places, False
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, ids: Sequence[EntryId], /) -> None:
+        self._done = True
+        for place, id in zip(self._places, ids, strict=True):
+            self._whole.ids[place] = id
+        self._whole.end_piece()
+
+    def set_exception(self, error: BaseException, /) -> None:
+        self._done = True
+        for place, id in zip(self._places, getattr(error, "published", ()), strict=False):
+            self._whole.ids[place] = id
+        self._whole.error = self._whole.error or error
+        self._whole.end_piece()
+
+
+@dataclass(slots=True)
+class _Flush:
+    shard: Shard
+    seq: int
+    parcels: list[Parcel]
+
+    @property
+    def size(self) -> int:
+        return sum(parcel.size for parcel in self.parcels)
+
+    def call(self, producer: str) -> Call:
+        # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
+        flat = [part for parcel in self.parcels for record in parcel.records for part in record]
+        packed = msgpack.packb(flat, use_bin_type=False)
+        return PUBLISH([self.shard.stream, self.shard.seq(producer)], self.seq, SEQ_TTL_MS, packed)
+
+
+@dataclass
+class Outbox:
+    """What a producer has yet to send, per shard of one layout. No I/O: `take` gives an Op, its driver sends it.
+
+    A producer id is never shared: whoever forks makes a new Outbox. Where a shard took nothing, for it is sealed or not
+    there, it is `refused`: the driver finds out what has become of the stream, and then calls `go_on`.
+    """
+
+    layout: Layout
+    producer: str = field(default_factory=lambda: secrets.token_hex(8))
+    _waiting: dict[Shard, deque[Parcel]] = field(default_factory=dict)
+    _seq: dict[Shard, int] = field(default_factory=dict)
+    _taken: list[_Flush] = field(default_factory=list)
+    _refused: list[_Flush] = field(default_factory=list)
+    _again: list[_Flush] = field(default_factory=list)
+
+    def add(self, parcels: Iterable[Parcel]) -> None:
+        """Also such as another layout has them: nothing goes to a newer generation before what is held is refused."""
+        for parcel in parcels:
+            self._put(parcel)
+
+    def _put(self, parcel: Parcel) -> None:
+        for piece in (parcel,) if self._written(parcel.shard) else parcel.cut(self.layout):
+            self._waiting.setdefault(piece.shard, deque()).append(piece)
+
+    def _written(self, shard: Shard) -> bool:
+        return (shard.generation, shard.count) == (self.layout.generation, self.layout.shards)
+
+    def take(self) -> Op[None] | None:
+        """One flush of every shard that has something waiting, in one write. None when nothing waits.
+
+        The Op must end, by `finish` or by `fail`, before the next `take`; so must a refusal, by `go_on` or by `fail`.
+        """
+        self._taken, self._again = self._again, []
+        busy = {flush.shard for flush in self._taken}
+        size = sum(flush.size for flush in self._taken)
+        for shard in [shard for shard in self._waiting if shard not in busy]:
+            if size >= WRITE_BYTES:
+                break
+            flush = self._cut(shard)
+            self._taken.append(flush)
+            size += flush.size
+        if not self._taken:
+            return None
+        return Op([flush.call(self.producer) for flush in self._taken], self._finish, partial=True)
+
+    def _cut(self, shard: Shard) -> _Flush:
+        waiting = self._waiting.pop(shard)
+        parcels = [waiting.popleft()]
+        count, size = len(parcels[0].records), parcels[0].size
+        while waiting and count + len(waiting[0].records) <= FLUSH_ENTRIES and size + waiting[0].size <= FLUSH_BYTES:
+            parcels.append(waiting.popleft())
+            count, size = count + len(parcels[-1].records), size + parcels[-1].size
+        if waiting:
+            self._waiting[shard] = waiting  # at the end again: shards take turns
+        self._seq[shard] = self._seq.get(shard, 0) + 1
+        return _Flush(shard, self._seq[shard], parcels)
+
+    def _finish(self, replies: list[Any]) -> None:
+        for flush, reply in zip(self._taken, replies, strict=True):
+            if isinstance(reply, ShardSealed):
+                self._refused.append(flush)
+            elif isinstance(reply, StoreError):
+                _reject(flush.parcels, reply)
+            else:
+                _answer(flush, reply)
+        self._taken = []
+
+    @property
+    def refused(self) -> Shard | None:
+        return self._refused[0].shard if self._refused else None
+
+    def go_on(self, layout: Layout) -> None:
+        """What has become of the stream. A shard that is still written to gets the same flush with the same number: an
+        earlier packet of it may yet arrive. One that is sealed will never take it.
+        """
+        refused, self._refused = self._refused, []
+        if (layout.generation, layout.shards) == (refused[0].shard.generation, refused[0].shard.count):
+            self._again = refused
+        else:
+            self._lay_out(layout, [parcel for flush in refused for parcel in flush.parcels])
+
+    def _lay_out(self, layout: Layout, first: Iterable[Parcel] = ()) -> None:
+        """Have everything go to the shards of this layout: `first`, then what waits."""
+        held = [*first, *(parcel for waiting in self._waiting.values() for parcel in waiting)]
+        self.layout, self._waiting = layout, {}
+        for parcel in held:
+            self._put(parcel)
+
+    def fail(self, error: BaseException) -> None:
+        """The Op raised: its callers learn it, and so does everybody still waiting (order would break)."""
+        for flush in (*self._taken, *self._again):
+            _reject(flush.parcels, error)
+        unsent = copy.copy(error)
+        if isinstance(unsent, StoreError):
+            unsent.sent = False
+        for flush in self._refused:
+            _reject(flush.parcels, unsent)
+        for waiting in self._waiting.values():
+            _reject(waiting, unsent)
+        self._taken, self._refused, self._again = [], [], []
+        self._waiting.clear()
+
+
+def _answer(flush: _Flush, reply: bytes) -> None:
+    """Redis's answer is the id of the first entry; the others follow it."""
+    ms, seq = (int(part) for part in reply.split(b"-"))
+    generation, number = flush.shard.generation, flush.shard.number
+    for parcel in flush.parcels:
+        count = len(parcel.records)
+        if not parcel.promise.done():
+            parcel.promise.set_result([EntryId(ms, n, generation, number) for n in range(seq, seq + count)])
+        seq += count
+
+
+def _reject(parcels: Iterable[Parcel], error: BaseException) -> None:
+    """Tell callers, each with an error of its own: they put into it what they had published."""
+    for parcel in parcels:
+        if not parcel.promise.done():
+            parcel.promise.set_exception(_verdict(error))
+
+
+def _verdict(error: BaseException) -> BaseException:
+    if isinstance(error, StoreError) and error.sent and not isinstance(error, PublishUncertain):
+        return PublishUncertain(
+            f"{error}. The connection broke before that: what was sent last may or may not have been added. "
+            "Publish it again only if twice is better than never"
+        )
+    twin: BaseException = copy.copy(error)
+    return twin
