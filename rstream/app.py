@@ -12,7 +12,7 @@ from rstream.consumer import Consumer
 from rstream.errors import ConfigError, UnknownStream
 from rstream.perloop import PerLoop
 from rstream.schema import SchemaCodec, describe
-from rstream.settings import Settings
+from rstream.settings import Durability, Settings
 from rstream.store import layout as layouts
 from rstream.store.connect import Endpoint
 from rstream.store.link import Link, SyncLink
@@ -24,10 +24,12 @@ M = TypeVar("M", bound=BaseModel)
 class RStream:
     """The streams of an application, on one Redis.
 
-    url: redis://, rediss://, unix:// or embedded:DIR (a server that rstream starts); default RSTREAM_URL, else an
-    embedded server in the user's data directory · namespace: prefix of every key; default RSTREAM_NAMESPACE, else
-    "rstream" · publish_timeout: seconds a call may wait for Redis to come back (30) · max_event_bytes: encoded
-    size of the largest event (1 MiB). Connects when first used. Raises `ConfigError`.
+    url: redis://, rediss://, redis+sentinel://, redis+cluster://, unix:// or embedded:DIR (a server that rstream
+    starts); default RSTREAM_URL, else an embedded server in the user's data directory · namespace: prefix of every key;
+    default RSTREAM_NAMESPACE, else "rstream" · publish_timeout: seconds a call may wait for Redis to come back (30) ·
+    max_event_bytes: encoded size of the largest event (1 MiB) · durability: "replicated" has `publish` return when a
+    replica has the events, too (default RSTREAM_DURABILITY, else "local"). Connects when first used. Raises
+    `ConfigError`.
     """
 
     def __init__(
@@ -37,9 +39,14 @@ class RStream:
         namespace: str | None = None,
         publish_timeout: float | None = None,
         max_event_bytes: int | None = None,
+        durability: Durability | None = None,
     ) -> None:
         self.settings = Settings.load(
-            url=url, namespace=namespace, publish_timeout=publish_timeout, max_event_bytes=max_event_bytes
+            url=url,
+            namespace=namespace,
+            publish_timeout=publish_timeout,
+            max_event_bytes=max_event_bytes,
+            durability=durability,
         )
         self.endpoint = Endpoint(self.settings.url)
         self.streams: dict[str, Stream[Any]] = {}

@@ -37,8 +37,8 @@ class Target(Protocol):
 class Producer:
     """The publisher of one stream in one event loop."""
 
-    def __init__(self, target: Target, layout: Layout, link: Link, timeout: float) -> None:
-        self._target, self._link, self._timeout = target, link, timeout
+    def __init__(self, target: Target, layout: Layout, link: Link, timeout: float, replicas: int = 0) -> None:
+        self._target, self._link, self._timeout, self._replicas = target, link, timeout, replicas
         self._renew(layout)
 
     def _renew(self, layout: Layout) -> None:
@@ -63,7 +63,7 @@ class Producer:
 
     async def _flush(self) -> None:
         try:
-            while op := self._outbox.take():
+            while op := self._outbox.take(self._replicas):
                 try:
                     await self._link.run(op, within=self._timeout)
                     if self._outbox.refused is not None:
@@ -91,8 +91,8 @@ class Producer:
 class SyncProducer:
     """The publisher of one stream for all threads of a process: whoever gets the lock flushes for everybody."""
 
-    def __init__(self, target: Target, layout: Layout, link: SyncLink, timeout: float) -> None:
-        self._target, self._link, self._timeout = target, link, timeout
+    def __init__(self, target: Target, layout: Layout, link: SyncLink, timeout: float, replicas: int = 0) -> None:
+        self._target, self._link, self._timeout, self._replicas = target, link, timeout, replicas
         self._renew(layout)
 
     def _renew(self, layout: Layout) -> None:
@@ -123,7 +123,7 @@ class SyncProducer:
 
     def _flush_once(self) -> None:
         with self._adding:
-            op = self._outbox.take()
+            op = self._outbox.take(self._replicas)
         if op is None:
             return
         try:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rstream.errors import ConfigError
+
+Durability = Literal["local", "replicated"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
@@ -16,7 +19,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 class Settings(BaseModel):
     """url: where Redis is (None: an embedded server) · namespace: prefix of every key ·
     publish_timeout: seconds a publish may wait for Redis to come back (at most 300) ·
-    max_event_bytes: encoded size above which `publish` raises `EventTooLarge`.
+    max_event_bytes: encoded size above which `publish` raises `EventTooLarge` · durability: "local": published is what
+    the master has; "replicated": what a replica has, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,7 +28,13 @@ class Settings(BaseModel):
     url: str | None = None
     namespace: str = "rstream"
     publish_timeout: float = Field(default=30.0, gt=0, le=300)
+    durability: Durability = "local"
     max_event_bytes: int = Field(default=1024 * 1024, gt=0, le=64 * 1024 * 1024)
+
+    @property
+    def replicas(self) -> int:
+        """That have to have what is published."""
+        return 1 if self.durability == "replicated" else 0
 
     @field_validator("namespace")
     @classmethod
@@ -33,9 +43,11 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **given: object) -> Settings:
-        """What was given, then RSTREAM_URL and RSTREAM_NAMESPACE, then the defaults. Raises `ConfigError`."""
+        """What was given, then RSTREAM_URL, RSTREAM_NAMESPACE and RSTREAM_DURABILITY, then the defaults. Raises
+        `ConfigError`.
+        """
         values: dict[str, object] = {}
-        for name in ("url", "namespace"):
+        for name in ("url", "namespace", "durability"):
             if environ.get(f"RSTREAM_{name.upper()}"):
                 values[name] = environ[f"RSTREAM_{name.upper()}"]
         values |= {name: value for name, value in given.items() if value is not None}

@@ -203,8 +203,10 @@ class Stream(Generic[E]):
         """
         layout = self._layout or await self.layout()
         records, places = self.prepare(layout, events, key, headers)
-        wait = self.app.settings.publish_timeout
-        producer = self._producers.get(lambda: Producer(self, layout, self.app.link, wait))
+        settings = self.app.settings
+        producer = self._producers.get(
+            lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas)
+        )
         return _ids(await producer.send(records), places)
 
     def prepare(
@@ -334,8 +336,10 @@ class SyncStream(Generic[E]):
         layout = self.layout()
         records, places = self._stream.prepare(layout, events, key, headers)
         if self._producer is None:
-            app = self._stream.app
-            self._producer = SyncProducer(self._stream, layout, app.sync_link, app.settings.publish_timeout)
+            app, settings = self._stream.app, self._stream.app.settings
+            self._producer = SyncProducer(
+                self._stream, layout, app.sync_link, settings.publish_timeout, settings.replicas
+            )
         return _ids(self._producer.send(records), places)
 
     def dead(self, group: str) -> SyncDeadLetters[E]:

@@ -15,11 +15,11 @@ from rstream import Delivery, Event, RetryPolicy, RStream, Stream
 from rstream.errors import GroupMissing, ShardSealed
 from rstream.event import derived_event_id, new_event_ids
 from rstream.store import reshard as resharding
-from rstream.store.connect import Endpoint
 from rstream.store.deliveries import Emit, GroupOps, Outcome
 from rstream.store.keys import Shard
 from rstream.store.log import Record, new_ones, place_of, publish_once
 from rstream.worker import groups
+from tests.fleets import Cluster
 from tests.servers import KINDS, Server
 from tests.test_reshard import emptied, quiet, sealed_at, steps, take
 from tests.test_worker import drain, working
@@ -420,32 +420,31 @@ async def test_what_an_older_generation_has_is_not_emitted_again(app: RStream) -
 
 
 async def test_on_a_cluster_a_delivery_is_atomic_where_its_events_share_its_slot(
-    one_server: Server, namespace: str, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, namespace: str
 ) -> None:
-    """One server that is taken for a cluster: keys of a slot are used together, others apart."""
-    monkeypatch.setattr(Endpoint, "clustered", property(lambda self: True))
-    with redis.Redis.from_url(one_server.url) as raw:
-        async with RStream(one_server.url, namespace=namespace) as app:
-            source, labels = streams(app, shards=4)  # as many as the source has: the same slots
+    async with RStream(cluster.url, namespace=namespace) as app:
+        source, labels = streams(app, shards=4)  # as many as the source has: the same slots
 
-            @source.consumer("label", emits=labels, lease=2)
-            async def handle(event: Photo) -> Label:
-                return Label(user=event.user if event.n % 2 else f"{event.user}-other", n=event.n)
+        @source.consumer("label", emits=labels, lease=2)
+        async def handle(event: Photo) -> Label:
+            return Label(user=event.user if event.n % 2 else f"{event.user}-other", n=event.n)
 
-            def markers() -> int:
-                return len(raw.keys(f"*{namespace}*:emitted:*"))
+        def markers() -> int:
+            """One for each event that did not go with its ack."""
+            masters = [node for node in cluster.nodes if node.is_master()]
+            return sum(len(node.ask("KEYS", f"*{namespace}:*:emitted:*")) for node in masters)
 
-            async with working(app) as worker:
-                await source.publish_many(photos(60))
-                await eventually_async(lambda: worker.counts.handled == 60, SOON)
-                (run,) = worker.runs
-                await eventually_async(lambda: run.in_hand == 0)
-                assert 0 < markers() <= 30  # only those of another key, and of another slot
-                before = markers()
-                await labels.reshard(5, progress=quiet)
-                await source.publish_many(photos(60, 120))
-                await eventually_async(lambda: worker.counts.handled == 120, SOON)
-                await eventually_async(lambda: run.in_hand == 0)
-                assert markers() == before + 60  # no slot of the new shards is one of the source
-                assert worker.counts.refused == 0
-            assert sorted(n for _, n in await found(labels)) == list(range(120))
+        async with working(app) as worker:
+            await source.publish_many(photos(60))
+            await eventually_async(lambda: worker.counts.handled == 60, SOON)
+            (run,) = worker.runs
+            await eventually_async(lambda: run.in_hand == 0)
+            assert 0 < markers() <= 30  # only those of another key, and of another slot
+            before = markers()
+            await labels.reshard(5, progress=quiet)
+            await source.publish_many(photos(60, 120))
+            await eventually_async(lambda: worker.counts.handled == 120, SOON)
+            await eventually_async(lambda: run.in_hand == 0)
+            assert markers() == before + 60  # no slot of the new shards is one of the source
+            assert worker.counts.refused == 0
+        assert sorted(n for _, n in await found(labels)) == list(range(120))

@@ -168,8 +168,9 @@ class Outbox:
     def _written(self, shard: Shard) -> bool:
         return (shard.generation, shard.count) == (self.layout.generation, self.layout.shards)
 
-    def take(self) -> Op[None] | None:
-        """One flush of every shard that has something waiting, in one write. None when nothing waits.
+    def take(self, replicas: int = 0) -> Op[None] | None:
+        """One flush of every shard that has something waiting, in one write, which so many replicas have to confirm.
+        None when nothing waits.
 
         The Op must end, by `finish` or by `fail`, before the next `take`; so must a refusal, by `go_on` or by `fail`.
         """
@@ -184,7 +185,7 @@ class Outbox:
             size += flush.size
         if not self._taken:
             return None
-        return Op([flush.call(self.producer) for flush in self._taken], self._finish, partial=True)
+        return Op([flush.call(self.producer) for flush in self._taken], self._finish, partial=True, replicas=replicas)
 
     def _cut(self, shard: Shard) -> _Flush:
         waiting = self._waiting.pop(shard)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rstream.delivery import Delivery
@@ -98,7 +99,8 @@ class Emitter:
         if self._layout.older:
             unknown = await link.run(together([new_ones(self._layout, part) for part in parts]))
             parts = unknown
-        return await link.run(together([publish_once(self._placed(part), REMEMBERED_MS) for part in parts]))
+        op = together([publish_once(self._placed(part), REMEMBERED_MS) for part in parts])
+        return await link.run(replace(op, replicas=self._target.app.settings.replicas))
 
     def _placed(self, records: Iterable[Record]) -> Records:
         placed: Records = {}

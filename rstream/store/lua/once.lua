@@ -15,7 +15,8 @@ local open = redis.call('EXISTS', KEYS[1]) == 1 and redis.call('EXISTS', KEYS[2]
 local left = {}
 for n = 0, #KEYS - 3 do
   local marker, at = KEYS[3 + n], 4 * n
-  if redis.call('EXISTS', marker) == 0 then
+  -- A write also where the event is known: see publish.lua about WAIT.
+  if redis.call('PEXPIRE', marker, ARGV[1]) == 0 then
     if open then
       local id = append(KEYS[1], '*', events[at + 1], events[at + 2], events[at + 3], events[at + 4])
       redis.call('SET', marker, id, 'PX', ARGV[1])
