@@ -330,7 +330,7 @@ def live(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Bench]:
     else:
         bench.run(bench.ops().beat(60_000, {}))
     if request.param == "owner":
-        bench.run(OwnerOps(bench.ops()).own(bench.shards, 60_000))
+        bench.run(OwnerOps(bench.ops()).own(dict.fromkeys(bench.shards, 0), 60_000))
     bench.fetch(8)
     yield bench
 
@@ -398,7 +398,7 @@ def test_nobody_reads_an_ordered_group_while_it_is_reset(bench: Bench, small_pag
     bench.publish(30)
     bench.run(bench.ops().beat(60_000, {}))
     owners = OwnerOps(bench.ops())
-    tokens = bench.run(owners.own(bench.shards, 60_000))
+    tokens = bench.run(owners.own(dict.fromkeys(bench.shards, 0), 60_000))
     assert len(bench.run(bench.ops().fetch(20, owned=tokens)).entries) == 20
 
     steps = execute(bench.plan("earliest"), forced=True)
@@ -406,10 +406,10 @@ def test_nobody_reads_an_ordered_group_while_it_is_reset(bench: Bench, small_pag
     assert bench.pending()
 
     assert bench.run(bench.ops().fetch(20, owned=tokens)) == ([], [*bench.shards])
-    assert bench.run(owners.own(bench.shards, 60_000)) == {}
+    assert bench.run(owners.own(dict.fromkeys(bench.shards, 0), 60_000)) == {}
     assert all(0 < bench.raw.pttl(shard.owner("g")) <= 30_000 for shard in bench.shards)
     assert bench.reset("earliest", forced=True).settled > 0
-    again = bench.run(owners.own(bench.shards, 60_000))
+    again = bench.run(owners.own(dict.fromkeys(bench.shards, 0), 60_000))
     assert [*again] == [*bench.shards]
     assert len(bench.run(bench.ops().fetch(100, owned=again)).entries) == 30
 

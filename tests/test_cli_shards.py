@@ -69,7 +69,7 @@ def test_what_a_group_is_in_each_shard(orders: Stream[Order], raw: redis.Redis) 
     ops = member(orders)
     layout = orders.sync.layout()
     first, second, _, fourth = layout.current
-    tokens = run(OwnerOps(ops).own([first, second], 60_000))
+    tokens = run(OwnerOps(ops).own({first: 0, second: 0}, 60_000))
     raw.delete(second.owner("billing"))
     raw.xgroup_destroy(fourth.stream, "billing")
     entries = run(ops.fetch(1000, [first])).entries
@@ -168,7 +168,7 @@ def test_shards_as_json_and_as_a_table(tmp_path: Path, server: Server, namespace
         publish(orders, 10)
         ops = member(orders)
         old, sealed = orders.sync.layout().current
-        (token,) = app.sync_link.run(OwnerOps(ops).own([old], 60_000)).values()
+        (token,) = app.sync_link.run(OwnerOps(ops).own({old: 0}, 60_000)).values()
         entries = app.sync_link.run(ops.fetch(1000, [old])).entries
         app.sync_link.run(ops.settle([Outcome(old, entries[0].id, 1, "park", 0, entries[0].flat[3])]))
         raw.xgroup_setid(sealed.stream, "billing", "$")

@@ -20,15 +20,21 @@ PAGE = 200
 
 
 class Look(NamedTuple):
-    """How the group stands in one shard. owner: a worker, "" = none · epoch: the owner's · unread: something is ·
-    pending: deliveries that are not settled · position: the id that was delivered last, "" where the group is missing.
+    """How the group stands in one shard. token: `worker|epoch` of the owner, "" = none · epoch: the last one · unread:
+    whether something is · pending: deliveries that are not settled · position: the id that was delivered last, "" where
+    the group is missing.
     """
 
-    owner: str
+    token: str
     epoch: int
     unread: bool
     pending: int
     position: bytes
+
+    @property
+    def owner(self) -> str:
+        """A worker, "" = nobody."""
+        return self.token.rpartition("|")[0]
 
     @property
     def drained(self) -> bool:
@@ -73,7 +79,9 @@ class OwnerOps:
 
     def look(self, shards: Sequence[Shard]) -> Op[dict[Shard, Look]]:
         parts, group = self._ops.parts(shards), self._ops.group
-        calls = [LOOK([name for shard in part for name in (shard.stream, shard.owner(group))], group) for part in parts]
+        calls = [
+            LOOK([name for s in part for name in (s.stream, s.owner(group), s.epoch(group))], group) for part in parts
+        ]
 
         def parse(replies: list[Any]) -> dict[Shard, Look]:
             pairs = [pair for part, reply in zip(parts, replies, strict=True) for pair in zip(part, reply, strict=True)]
@@ -81,11 +89,14 @@ class OwnerOps:
 
         return Op(calls, parse)
 
-    def own(self, shards: Sequence[Shard], lease_ms: int) -> Op[dict[Shard, str]]:
-        """Become the owner of shards that nobody owns; the tokens of those that now are this worker's."""
+    def own(self, floors: Mapping[Shard, int], lease_ms: int) -> Op[dict[Shard, str]]:
+        """Become the owner of shards that nobody owns, each by an epoch above its floor; the tokens of those that now
+        are this worker's.
+        """
+        shards, group = list(floors), self._ops.group
         calls = [
-            OWN([shard.owner(self._ops.group), shard.epoch(self._ops.group)], self._ops.worker, lease_ms)
-            for shard in shards
+            OWN([shard.owner(group), shard.epoch(group)], self._ops.worker, lease_ms, floor)
+            for shard, floor in floors.items()
         ]
 
         def parse(replies: list[Any]) -> dict[Shard, str]:
@@ -143,6 +154,5 @@ class OwnerOps:
         return Op([call], lambda replies: {by_name[name]: found[0][0] for name, found in replies[0] or ()})
 
 
-def _look(owner: bytes, unread: int, pending: int, position: bytes) -> Look:
-    worker, _, epoch = owner.decode().rpartition("|")
-    return Look(worker, int(epoch or 0), bool(unread), pending, position)
+def _look(token: bytes, epoch: int, unread: int, pending: int, position: bytes) -> Look:
+    return Look(token.decode(), epoch, bool(unread), pending, position)

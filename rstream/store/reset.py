@@ -117,7 +117,7 @@ class ResetOps:
     def release(self, shards: Sequence[Shard]) -> Op[None]:
         """Let the group's workers own these again, and have them look now."""
         rung = ring(self.layout.namespace, self.layout.name, self.group)
-        calls = [DISOWN([shard.owner(self.group)], self._token) for shard in shards]
+        calls = [DISOWN([shard.owner(self.group)], self._token.rpartition("|")[0]) for shard in shards]
         return Op([*calls, *rung.calls], lambda replies: None)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.bell import ring
@@ -53,33 +53,43 @@ async def _round(run: ConsumerRun, ops: OwnerOps) -> None:
     layout = run.layout
     members = await run.link.run(ops.take_part(int(run.consumer.lease * 1000)))
     looks = await run.link.run(ops.look(layout.every))
-    lose(run, [shard for shard, token in run.lease.owned.items() if _token(run, looks.get(shard)) != token])
-    live = [s for s in layout.every if s.generation == layout.generation or not looks[s].drained]
-    owners = {shard: look.owner for shard, look in looks.items()}
+    lose(run, [s for s, token in run.lease.owned.items() if s not in looks or looks[s].token != token])
+    owners = {shard: look.owner for shard, look in looks.items() if look.owner in members}
+    live = [shard for shard in layout.every if shard in owners or _is_open(shard, looks)]
+    live = [s for s in live if s.generation == layout.generation or not looks[s].drained]
     wanted = assign(live, members, owners, salt=run.name)
     mine = [shard for shard in live if wanted[shard] == run.ops.worker]
     await give_up(run, ops, [shard for shard in run.lease.owned if shard not in mine])
     free = [s for s in mine if s not in run.lease.owned and looks[s].owner in ("", run.ops.worker)]
     if free and run.lease.holds() and term == run.lease.term:
-        await _take(run, ops, free)
-    await _open(run, ops, looks)
+        # An epoch never falls within a key, nor does it where the key goes on in another generation.
+        floors = {s: max((look.epoch for other, look in looks.items() if other.overlaps(s)), default=0) for s in free}
+        await _take(run, ops, floors)
 
 
-def _token(run: ConsumerRun, look: Look | None) -> str:
-    return f"{look.owner}|{look.epoch}" if look is not None else ""
+def _is_open(shard: Shard, looks: Mapping[Shard, Look]) -> bool:
+    """Whether all is done that was published of its keys before."""
+    return all(
+        look.drained for other, look in looks.items() if other.generation < shard.generation and other.overlaps(shard)
+    )
 
 
-async def _take(run: ConsumerRun, ops: OwnerOps, shards: Sequence[Shard]) -> None:
-    tokens = await run.link.run(ops.own(shards, int(run.consumer.lease * 1000)))
+async def _take(run: ConsumerRun, ops: OwnerOps, floors: Mapping[Shard, int]) -> None:
+    tokens = await run.link.run(ops.own(floors, int(run.consumer.lease * 1000)))
     run.lease.owned = {**run.lease.owned, **tokens}
     try:
         for shard in tokens:
             await _inherit(run, ops, shard)
+        # Only now that they are ours nobody else reads on.
+        for shard, look in (await run.link.run(ops.look([*tokens]))).items():
+            run.own.open[shard] = look.position or b"0-0"
     except BaseException:
         lose(run, [*tokens])
         raise
     if tokens:
         log.info("%s: owns %s now", run.name, ", ".join(map(str, tokens)))
+        run.own.has_changed()
+        run.look_in(0)  # what waits there comes first
 
 
 async def _inherit(run: ConsumerRun, ops: OwnerOps, shard: Shard) -> None:
@@ -99,24 +109,6 @@ async def _inherit(run: ConsumerRun, ops: OwnerOps, shard: Shard) -> None:
         run.order.is_aside(shard, parked_key, *aside)
     run.own.known.add(shard)
     run.crowded.set()
-
-
-async def _open(run: ConsumerRun, ops: OwnerOps, looks: dict[Shard, Look]) -> None:
-    """Let those shards be read of which all parents are drained: entries of their keys were published there before."""
-    shut = [shard for shard in run.own.known if shard not in run.own.open]
-    ready = [shard for shard in shut if not any(_before(shard, other, look) for other, look in looks.items())]
-    if not ready:
-        return
-    # Anew: only now that they are ours nobody else reads on.
-    for shard, look in (await run.link.run(ops.look(ready))).items():
-        if shard in run.own.known:
-            run.own.open[shard] = look.position or b"0-0"
-    run.own.has_changed()
-    run.look_in(0)  # what waits there comes first
-
-
-def _before(shard: Shard, other: Shard, look: Look) -> bool:
-    return other.generation < shard.generation and other.overlaps(shard) and not look.drained
 
 
 def lose(run: ConsumerRun, shards: Collection[Shard]) -> None:

@@ -6,13 +6,14 @@
 -- KEYS[2] S:epoch:<group>  string: the last epoch
 -- ARGV[1] worker
 -- ARGV[2] lease  ms
+-- ARGV[3] floor  an epoch that the new one has to be higher than: that of older shards with the same keys
 -- returns worker|epoch of the owner
 -- cost    O(1); sent twice it gives another epoch
 local owner = redis.call('GET', KEYS[1])
 if owner and string.match(owner, '^(.*)|') ~= ARGV[1] then return owner end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local epoch = math.max((tonumber(redis.call('GET', KEYS[2])) or 0) + 1, now)
+local epoch = math.max((tonumber(redis.call('GET', KEYS[2])) or 0) + 1, tonumber(ARGV[3]) + 1, now)
 epoch = string.format('%.0f', epoch)
 redis.call('SET', KEYS[2], epoch)
 redis.call('SET', KEYS[1], ARGV[1] .. '|' .. epoch, 'PX', ARGV[2])
