@@ -102,12 +102,15 @@ def _quietly(condition: Callable[[Node], Any], node: Node) -> Any:
 
 class ClusterNode(Node):
     def __init__(self, binary: Path, directory: Path) -> None:
-        self.bus = free_port()  # by default port + 10000, which may be no port at all
-        args = (
-            *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT)),
-            *("--cluster-port", str(self.bus), "--cluster-replica-validity-factor", "0", *QUICK),
-        )
-        super().__init__(binary, directory, args=args, tcp=True)
+        args = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT))
+        super().__init__(binary, directory, args=(*args, "--cluster-replica-validity-factor", "0", *QUICK), tcp=True)
+        self.bus = self._beside = 0
+
+    def _command(self) -> list[str]:
+        if self._beside != self.port:  # it may be another one for every try to start
+            self.bus, self._beside = free_port(), self.port
+        # By default it is port + 10000, which may be no port at all.
+        return [*super()._command(), "--cluster-port", str(self.bus)]
 
     def id(self) -> str:
         return str(self.ask("CLUSTER", "MYID"))
@@ -115,6 +118,11 @@ class ClusterNode(Node):
     def slots(self) -> list[tuple[int, int, list[int]]]:
         """(first, last, ports of master and replicas) as this node sees it."""
         return [(first, last, [node[1] for node in nodes]) for first, last, *nodes in self.ask("CLUSTER", "SLOTS")]
+
+    def map(self) -> frozenset[tuple[str, ...]]:
+        """(id, config epoch, slots...) of each master, as this node sees it."""
+        lines = [line.split() for line in self.ask("CLUSTER", "NODES").splitlines()]
+        return frozenset((line[0], line[6], *line[8:]) for line in lines if "master" in line[2] and line[8:])
 
 
 class Cluster(Fleet):
@@ -150,7 +158,15 @@ class Cluster(Fleet):
     def await_ok(self) -> Cluster:
         """Until all nodes that run agree that every slot has a master and every other node is a replica in sync."""
         self._agreed(self._is_ok)
+        self._await_one_map()
         return self
+
+    def _await_one_map(self) -> None:
+        """Until all nodes have the same epoch for each claim. A slot that moves before may get two masters, each of
+        which sends its clients to the other, for good: the two claims have one epoch.
+        """
+        running = [node for node in self.nodes if node.running]
+        eventually(lambda: _quietly(lambda _: len({node.map() for node in running}) == 1, running[0]), PATIENCE)
 
     def _is_ok(self, node: ClusterNode) -> bool:
         if "cluster_state:ok" not in node.ask("CLUSTER", "INFO"):
@@ -206,6 +222,7 @@ class Cluster(Fleet):
         for node in (target, source):
             node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id())
         self._agreed(lambda node: self._owner(node, slot) == target.port)
+        self._await_one_map()
 
     def hand_over(self, source: ClusterNode, target: ClusterNode, *keys: str) -> None:
         source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)

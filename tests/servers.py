@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import ctypes
 import importlib.util
+import random
 import re
 import shutil
 import signal
@@ -34,6 +35,7 @@ PORT_TRIES = 5
 PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_chance = random.SystemRandom()  # hypothesis makes the usual one the same in all test processes
 # To the kernel, the parent dies when the *thread* that forked ends. This one lives as long as the process.
 _spawner = ThreadPoolExecutor(1, thread_name_prefix="servers")
 
@@ -185,10 +187,14 @@ def _die_with_us() -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens at. Below those that the kernel gives to outgoing connections: one of these could
+    take it while its server is down.
+    """
+    while True:
+        port = _chance.randrange(16_384, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _ping(path: Path) -> bytes:

@@ -159,6 +159,14 @@ def test_a_wrong_password_is_refused_at_once(cluster: Cluster, face: str) -> Non
     assert "s3cr3t" not in str(caught.value)
 
 
+@faces
+def test_what_breaks_before_anything_was_sent_was_not_sent(own_server: Server, face: str) -> None:
+    own_server.pause()  # it takes connections all the same
+    with linked(own_server.url + "?socket_timeout=0.1", face) as link, pytest.raises(StoreUnavailable) as caught:
+        link.ask(("GET", "k"))
+    assert not caught.value.sent
+
+
 # -- replicas
 
 

@@ -85,11 +85,11 @@ class Lines:
         connection = self._make(self._kwargs)
         await self._connect(connection)
         if calls := self._endpoint.greeting(known=self._greeted):
-            replies = await self._roundtrip(connection, calls, None)
             try:
-                self._endpoint.check_greeting(replies)
-            except StoreError:
+                self._endpoint.check_greeting(await self._roundtrip(connection, calls, None))
+            except StoreError as error:
                 connection._close()
+                error.sent = False  # what the connection was wanted for
                 raise
             self._greeted = True
         return connection

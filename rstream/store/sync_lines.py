@@ -66,11 +66,11 @@ class SyncLines:
                 self._kwargs |= {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
         connection = self._connect(self._kwargs)
         if calls := self._endpoint.greeting(known=self._greeted):
-            replies = self._roundtrip(connection, calls)
             try:
-                self._endpoint.check_greeting(replies)
-            except StoreError:
+                self._endpoint.check_greeting(self._roundtrip(connection, calls))
+            except StoreError as error:
                 connection.disconnect()
+                error.sent = False  # what the connection was wanted for
                 raise
             self._greeted = True
         return connection
