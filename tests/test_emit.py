@@ -144,7 +144,7 @@ async def test_who_lost_the_delivery_emits_nothing(app: RStream) -> None:
             raw.xclaim(entry.shard.stream, "g", "owner", 0, [entry.id], retrycount=2, justid=True)
 
     def outcome(shard: Shard, id: bytes, attempt: int) -> Outcome:
-        emits = [Emit(target.current[n % 3].stream, Record(b"%d" % n, b"", new_event_ids(1)[0], b"")) for n in range(3)]
+        emits = [Emit(target.current[n % 3], Record(b"%d" % n, b"", new_event_ids(1)[0], b"")) for n in range(3)]
         return Outcome(shard, id, attempt, "ack", emits=tuple(emits))
 
     refused = await app.link.run(late.settle([outcome(entry.shard, entry.id, 1) for entry in entries]))

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.keys import Shard, rotated
@@ -19,6 +21,8 @@ from rstream.store.owners import OwnerOps
 from rstream.worker.groups import heal
 from rstream.worker.own import lose
 from rstream.worker.run import ConsumerRun
+
+T = TypeVar("T")
 
 log = logging.getLogger("rstream")
 
@@ -85,36 +89,41 @@ async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, 
         return
     if burst:
         await _check_drained(run)
-    await (_wait(run, shards, room, block) if run.order is None else _knock(run, shards, changed, block))
+    await (_wait(run, shards, room, changed, block) if run.order is None else _knock(run, shards, changed, block))
 
 
-async def _wait(run: ConsumerRun, shards: list[Shard], room: int, block: int) -> None:
+async def _wait(run: ConsumerRun, shards: list[Shard], room: int, changed: asyncio.Event, block: int) -> None:
     # COUNT is per shard here, and entries may be large: this only wakes, the next fetch brings the rest.
     count = max(1, min(WAKE, room // len(run.shards)))
     term = run.lease.term
-    found = await run.link.run(run.ops.wait(count, block, shards), timeout=block / 1000 + 5)
-    run.take(found, term)
+    found = await _unless(changed, run.link.run(run.ops.wait(count, block, shards), timeout=block / 1000 + 5))
+    if found is None:
+        run.adopt()  # the answer may have been on its way
+    else:
+        run.take(found, term)
 
 
 async def _knock(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, block: int) -> None:
     """Wait until something is published, or the shards are others."""
-    ops = OwnerOps(run.ops)
     after = {shard: run.own.open[shard] for shard in shards if shard in run.own.open}
-    if not after:
-        return
-    knock = asyncio.ensure_future(run.link.run(ops.knock(after, block), timeout=block / 1000 + 5))
+    if after:
+        knock = run.link.run(OwnerOps(run.ops).knock(after, block), timeout=block / 1000 + 5)
+        for shard, id in (await _unless(changed, knock) or {}).items():
+            if shard in run.own.open:
+                run.own.open[shard] = id
+
+
+async def _unless(changed: asyncio.Event, waiting: Coroutine[Any, Any, T]) -> T | None:
+    """What is waited for; None, and an end to it, where the shards are others before that."""
+    answer = asyncio.ensure_future(waiting)
     others = asyncio.ensure_future(changed.wait())
     try:
-        await asyncio.wait((knock, others), return_when=asyncio.FIRST_COMPLETED)
-        if knock.done():
-            for shard, id in knock.result().items():
-                run.own.open[shard] = id
+        await asyncio.wait((answer, others), return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else None
     finally:
-        for task in (knock, others):
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, StoreError):
-                    await task
+        for task in (answer, others):
+            task.cancel()
+        await asyncio.gather(answer, others, return_exceptions=True)
 
 
 async def _check_drained(run: ConsumerRun) -> None:
