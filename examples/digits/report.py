@@ -18,7 +18,6 @@ class Tally:
     distinct: int
     once: int
     duplicates: int  # predictions beyond the first of an image
-    redelivered: int  # images with a prediction from attempt 2 or later
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ def tally(published: Sequence[str], predictions: Sequence[Prediction]) -> Tally:
         distinct=sum(id in known for id in times),
         once=sum(count == 1 for id, count in times.items() if id in known),
         duplicates=sum(times.values()) - len(times),
-        redelivered=len({prediction.source for prediction in predictions if prediction.attempt > 1}),
     )
 
 
