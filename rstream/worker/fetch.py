@@ -76,6 +76,11 @@ async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, 
         room = await run.wait_for_room()
         await run.lease.held()  # what came in without it could not be started
         term, owned = run.lease.term, run.lease.owned
+        if run.order is not None:
+            # Some may have been given up meanwhile; without its token a shard would be read unfenced.
+            shards = [shard for shard in shards if shard in owned and shard in run.own.open]
+            if not shards:
+                return
         read = await run.link.run(run.ops.fetch(room, shards, owned))
         found, gone = read
         run.take(found, term, owned)

@@ -82,7 +82,8 @@ async def _take(run: ConsumerRun, ops: OwnerOps, floors: Mapping[Shard, int]) ->
             await _inherit(run, ops, shard)
         # Only now that they are ours nobody else reads on.
         for shard, look in (await run.link.run(ops.look([*tokens]))).items():
-            run.own.open[shard] = look.position or b"0-0"
+            if shard in run.own.known:  # it may have been lost meanwhile
+                run.own.open[shard] = look.position or b"0-0"
     except BaseException:
         lose(run, [*tokens])
         raise
