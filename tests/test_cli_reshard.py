@@ -139,7 +139,8 @@ def test_what_cannot_be_done_is_said_in_a_line(
 def test_ctrl_c_says_how_to_go_on(rs: Commands, orders: Stream[Order], own_server: Server, namespace: str) -> None:
     with RStream(own_server.url, namespace=namespace) as app:
         app.stream("orders", Order, key="customer", shards=4).sync.publish(Order(customer="a", total=1))
-    rs.env["RSTREAM_URL"] = f"{own_server.url}?socket_timeout=30"
+    # A signal that comes right before the wait is felt after it.
+    rs.env["RSTREAM_URL"] = f"{own_server.url}?socket_timeout=10"
     with redis.Redis.from_url(own_server.url) as raw:
         raw.client_pause(60_000, all=False)  # writes wait
         with rs.started("streams", "reshard", "orders", "--shards", "8") as command:

@@ -8,7 +8,7 @@ then in Redis, and of a lane no more than `KEEP` entries are in memory.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -36,16 +36,16 @@ for somebody else · Redis keeps it until its key's turn.
 class Lane:
     """One key of one shard.
 
-    current: the entry that was handed out · waiting: entries in hand, by id · elsewhere: ids pending, but not in hand ·
-    aside: the first id that is put aside in Redis · leaving: ids on their way there · coming: some are asked back ·
-    arrived: ids that got there since · moves: rises with every start.
+    current: the entry that was handed out · waiting: entries in hand, by id · elsewhere: ids pending, but not in hand,
+    sorted · aside: the first id that is put aside in Redis · leaving: ids on their way there · coming: some are asked
+    back · arrived: ids that got there since · moves: rises with every start.
     """
 
     shard: Shard
     key: bytes
     current: bytes | None = None
     waiting: list[tuple[Rank, Fetched]] = field(default_factory=list)
-    elsewhere: set[Rank] = field(default_factory=set)
+    elsewhere: list[Rank] = field(default_factory=list)
     aside: Rank | None = None
     leaving: set[Rank] = field(default_factory=set)
     coming: bool = False
@@ -63,7 +63,7 @@ class Lane:
             return False
         if self.waiting and self.waiting[0][0] < self.aside:
             return False
-        return not self.elsewhere or self.aside < min(self.elsewhere)
+        return not self.elsewhere or self.aside < self.elsewhere[0]
 
     @property
     def ready(self) -> bool:
@@ -71,7 +71,7 @@ class Lane:
         if self.current or not self.waiting:
             return False
         rank = self.waiting[0][0]
-        return not (self.elsewhere and min(self.elsewhere) < rank) and (self.aside is None or rank < self.aside)
+        return not (self.elsewhere and self.elsewhere[0] < rank) and (self.aside is None or rank < self.aside)
 
 
 class PerKey:
@@ -102,21 +102,24 @@ class PerKey:
             self._current[entry.shard, entry.id] = lane
             return entry
         rank = rank_of(entry.id)
-        self._found(lane, rank, entry)
+        if lane.elsewhere:
+            self._found(lane, rank, entry.id)
         if lane.aside is not None and rank >= lane.aside:
             self._leave(lane, rank, entry)
             self.overflow.append(entry)
             return None
         self._wait(lane, rank, entry)
-        return self._advance(lane)
+        return self._advance(lane) if lane.current is None else None
 
-    def _found(self, lane: Lane, rank: Rank, entry: Fetched) -> None:
-        if lane.elsewhere and rank in lane.elsewhere:
-            lane.elsewhere.remove(rank)
-            del self._elsewhere[entry.shard, entry.id]
+    def _found(self, lane: Lane, rank: Rank, id: bytes) -> None:
+        if self._elsewhere.pop((lane.shard, id), None) is not None:
+            del lane.elsewhere[bisect_left(lane.elsewhere, rank)]
 
     def _wait(self, lane: Lane, rank: Rank, entry: Fetched) -> None:
-        insort(lane.waiting, (rank, entry), key=_by_rank)
+        if not lane.waiting or lane.waiting[-1][0] < rank:
+            lane.waiting.append((rank, entry))
+        else:
+            insort(lane.waiting, (rank, entry), key=_by_rank)
         self.backlog += 1
         self.size += _size(entry)
 
@@ -144,12 +147,12 @@ class PerKey:
             if now == "ended":
                 return self._advance(lane)
         else:
-            lane = self._leaving.pop(place, None) or self._elsewhere.pop(place, None)
+            lane = self._leaving.pop(place, None) or self._elsewhere.get(place)
         if lane is None:
             return None
         rank = rank_of(id)
         lane.leaving.discard(rank)
-        lane.elsewhere.discard(rank)
+        self._found(lane, rank, id)
         if now == "elsewhere":
             self._miss(lane, id)
         elif now == "aside":
@@ -167,8 +170,9 @@ class PerKey:
             self._miss(self._lane(shard, key), id)
 
     def _miss(self, lane: Lane, id: bytes) -> None:
-        lane.elsewhere.add(rank_of(id))
-        self._elsewhere[lane.shard, id] = lane
+        if (lane.shard, id) not in self._elsewhere:
+            self._elsewhere[lane.shard, id] = lane
+            insort(lane.elsewhere, rank_of(id))
 
     @property
     def elsewhere(self) -> Collection[Place]:
@@ -245,7 +249,7 @@ class PerKey:
         for entry in back:
             rank = rank_of(entry.id)
             lane.arrived.discard(rank)
-            self._found(lane, rank, entry)
+            self._found(lane, rank, entry.id)
             self._wait(lane, rank, entry)
         # What has arrived since Redis answered is not among what it says is left.
         left = {*lane.leaving, *lane.arrived} | ({rank_of(first)} if first else set())
