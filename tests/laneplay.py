@@ -3,7 +3,8 @@ one step at a time, with the real `PerKey`. Whatever can happen between two step
 
 What the worker does with `PerKey` is modelled, and what it must heed: it learns what is pending before what is put
 aside, and puts nothing before that; only then it asks what became of the former; it takes a shard back only when all it
-had sent back to Redis, unstarted, has arrived; it brings nothing back while something may be pending for it unseen.
+had sent back to Redis, unstarted, has arrived; it takes a shard anew, by another token, when a call that may bring
+something has no answer: such a call may be done when nobody thinks of it any more.
 """
 
 from __future__ import annotations
@@ -205,14 +206,23 @@ class Worker:
         self.state = "out"
         dropped = self.handed + self.order.drop(SHARD)
         self.handed = []
+        return dropped
+
+    def give_up(self) -> None:
         if self.redis.owner == "me":
             self.redis.owner = ""
-        return dropped
+        for each in self.drop():
+            self.hand_over(each)
 
     def lose(self) -> None:
         for each in self.drop():
             self.let_go(each.id)
         self.stranded = True
+
+    def doubt(self, token: int) -> None:
+        self.stranded = True
+        if self.state != "out" and self.token == token:
+            self.lose()
 
     def own(self) -> None:
         redis, self.state = self.redis, "asked"
@@ -258,22 +268,28 @@ def step(when: Callable[[Play], object], weight: float = 1.0) -> Callable[[Calla
 
 class Play:
     """arriving, told, unparking, moves: what the loops wait for (fetch and recovery, recovery, park, park) · asked: the
-    lanes that are to be brought back.
+    lanes that are to be brought back · late: calls that Redis has not come to read, each with its token.
     """
 
     def __init__(self, worker: type[Worker] = Worker) -> None:
         self.worker = worker()
         self.redis, self.order = self.worker.redis, self.worker.order
         self.arriving: tuple[str, list[Fetched], int, int] | None = None
-        self.told: list[tuple[bytes, str]] | None = None
+        self.told: tuple[int, list[tuple[bytes, str]]] | None = None
         self.unparking: tuple[Lane, list[Fetched], bytes | None, int, int] | None = None
         self.moves: dict[Lane, int] | None = None
         self.asked: list[Lane] = []
+        self.late: list[tuple[int, Callable[[], object]]] = []
 
     @property
     def owns(self) -> bool:
         """Whether Redis lets it read."""
         return self.worker.state == "in" and self.redis.owner == "me"
+
+    def next_hungry(self) -> Lane:
+        if not self.asked:
+            self.asked = self.order.ask_back()
+        return self.asked.pop()
 
     @property
     def recovering(self) -> bool:
@@ -375,15 +391,46 @@ def arrive(play: Play, dice: Random) -> None:
 
 @step(lambda play: play.arriving or play.unparking, 0.3)
 def lose_the_answer(play: Play, dice: Random) -> None:
+    token = play.arriving[3] if play.arriving else play.unparking[4]
     if play.arriving:
         play.arriving = None
     else:
-        play.order.stays_aside(play.unparking[0])
         play.unparking = None
-    play.worker.stranded = True
+    play.worker.doubt(token)
 
 
-@step(lambda play: play.worker.stranded and not (play.redis.silent or play.arriving or play.told or play.unparking))
+@step(lambda play: play.owns and play.arriving is None, 0.1)
+def fetch_late(play: Play, dice: Random) -> None:
+    play.late.append((play.worker.token, lambda: play.redis.fetch("me", 3)))
+    play.worker.doubt(play.worker.token)
+
+
+@step(lambda play: play.owns and play.arriving is None and play.told is None, 0.1)
+def recover_late(play: Play, dice: Random) -> None:
+    def claim() -> None:
+        for id in play.redis.held_by("~retry", "~released", "dead"):
+            play.redis.give(id, "me")
+
+    play.late.append((play.worker.token, claim))
+    play.worker.doubt(play.worker.token)
+
+
+@step(lambda play: play.idle_park and (play.order.hungry or play.asked), 0.3)
+def unpark_late(play: Play, dice: Random) -> None:
+    lane = play.next_hungry()
+    if play.order.knows(lane):
+        play.late.append((play.worker.token, lambda: [play.redis.give(id, "me") for id in play.redis.aside(lane.key)]))
+        play.worker.doubt(play.worker.token)
+
+
+@step(lambda play: play.late, 0.5)
+def do_late(play: Play, dice: Random) -> None:
+    token, call = play.late.pop(dice.randrange(len(play.late)))
+    if play.redis.owner == "me" and play.redis.token == token:
+        call()
+
+
+@step(lambda play: play.worker.stranded and not (play.redis.silent or play.arriving or play.told))
 def adopt(play: Play, dice: Random) -> None:
     play.worker.adopt()
 
@@ -419,15 +466,16 @@ def answer(play: Play, dice: Random) -> None:
 def ask_elsewhere(play: Play, dice: Random) -> None:
     asked = [id for _, id in play.order.elsewhere]
     some = dice.sample(asked, dice.randint((len(asked) + 1) // 2, len(asked)))
-    play.told = [(id, play.redis.pending[id].holder if id in play.redis.pending else "") for id in some]
+    told = [(id, play.redis.pending[id].holder if id in play.redis.pending else "") for id in some]
+    play.told = play.worker.token, told
 
 
 @step(lambda play: play.told is not None, 2)
 def hear(play: Play, dice: Random) -> None:
     assert play.told is not None
-    told, play.told = play.told, None
+    (token, told), play.told = play.told, None
     for id, holder in told:
-        if (SHARD, id) not in play.order.elsewhere:
+        if (SHARD, id) not in play.order.elsewhere or play.worker.token != token or play.worker.state != "in":
             continue
         if not holder:
             play.worker.hand_out(play.order.let_go(SHARD, id, "ended"))
@@ -461,15 +509,11 @@ def follow_aside(play: Play, dice: Random) -> None:
 
 @step(lambda play: play.idle_park and (play.order.hungry or play.asked))
 def unpark(play: Play, dice: Random) -> None:
-    if not play.asked:
-        play.asked = play.order.ask_back()
-    lane, limit = play.asked.pop(), dice.randint(1, 3)
+    lane, limit = play.next_hungry(), dice.randint(1, 3)
     if not play.order.knows(lane):
         return
-    if not play.owns or play.worker.stranded:
-        play.order.stays_aside(lane)
-        if not play.owns:
-            play.worker.lose()
+    if not play.owns:
+        play.worker.lose()
         return
     aside = play.redis.aside(lane.key)
     for id in aside[:limit]:
@@ -490,8 +534,7 @@ def unparked(play: Play, dice: Random) -> None:
 
 @step(lambda play: play.worker.state == "in", 0.1)
 def give_up(play: Play, dice: Random) -> None:
-    for each in play.worker.drop():
-        play.worker.hand_over(each)
+    play.worker.give_up()
 
 
 @step(lambda play: play.worker.state != "out", 0.1)
@@ -509,7 +552,11 @@ def beat(play: Play, dice: Random) -> None:
     play.worker.beat()
 
 
-@step(lambda play: play.worker.state == "out" and not (play.redis.owner or play.redis.silent or play.worker.returns))
+@step(
+    lambda play: (
+        play.worker.state == "out" and play.redis.owner != "other" and not (play.redis.silent or play.worker.returns)
+    )
+)
 def own(play: Play, dice: Random) -> None:
     play.worker.own()
 

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import redis
@@ -21,6 +22,8 @@ from tests.workload import FREEZE, THAW, Done, History, Job, Spawner, WorkerProc
 class Storm:
     """Workers that are killed, frozen, stopped and started again; a Redis that is cut off and restarted."""
 
+    blows: ClassVar = {"kill": 3, "freeze": 3, "stop": 2, "cut": 2, "blackhole": 1, "restart": 1, "pause": 1}
+
     def __init__(self, spawn: Spawner, proxy: ChaosProxy, server: Server, group: str, seed: int) -> None:
         self.spawn, self.proxy, self.server, self.group = spawn, proxy, server, group
         self.rng = random.Random(seed)
@@ -31,9 +34,7 @@ class Storm:
         self.live.append(self.spawn("--grace", "0.3", group=self.group, lease=1, concurrency=8))
 
     def strike(self) -> None:
-        blow = self.rng.choices(
-            ["kill", "freeze", "stop", "cut", "blackhole", "restart", "pause"], [3, 3, 2, 2, 1, 1, 1]
-        )[0]
+        blow = self.rng.choices(list(self.blows), list(self.blows.values()))[0]
         self.done[blow] += 1
         getattr(self, blow)(self.rng.choice(self.live))
 

@@ -148,11 +148,12 @@ class GroupOps:
         first; of an ordered group only of shards that are owned. Sent twice it strands entries: see `mine`.
         """
         parts = self.parts(shards)
-        tokens, share = owned or {}, -(-limit // max(1, len(parts)))
+        share = -(-limit // max(1, len(parts)))
         calls = [
             FETCH(
                 [name for shard in part for name in (shard.stream, shard.owner(self.group))],
-                self.group, self.worker, share, READ_BYTES // len(parts), *(tokens.get(shard, "") for shard in part),
+                self.group, self.worker, share, READ_BYTES // len(parts),
+                *(owned[shard] if owned else "" for shard in part),
             )
             for part in parts
         ]  # fmt: skip
@@ -196,12 +197,13 @@ class GroupOps:
         `used_up` times, at most `suspects`. Of an ordered group only of shards that are owned.
         """
         parts = self.parts(shards)
-        tokens, share = owned or {}, -(-limit // max(1, len(parts)))
+        share = -(-limit // max(1, len(parts)))
         calls = []
         for part in parts:
             names = [name for s in part for name in (s.stream, s.retry(self.group), s.owner(self.group))]
             bounds = share, lease_ms, READ_BYTES // len(parts), doubt, suspects, used_up
-            calls.append(RECOVER(names, self.group, self.worker, *bounds, *(tokens.get(s, "") for s in part)))
+            tokens = [owned[shard] if owned else "" for shard in part]
+            calls.append(RECOVER(names, self.group, self.worker, *bounds, *tokens))
         return Op(calls, lambda replies: _recovered(list(zip(parts, replies, strict=True))))
 
     def begin(self, entry: Fetched) -> Op[bool]:

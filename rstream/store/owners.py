@@ -13,7 +13,7 @@ from rstream.store import keys
 from rstream.store.deliveries import READ_BYTES, Fetched, GroupOps
 from rstream.store.keys import Shard
 from rstream.store.link import Op
-from rstream.store.scripts import DISOWN, INHERIT, LOOK, MEMBERS, OWN, PARKED, UNPARK, Call
+from rstream.store.scripts import DISOWN, HOLDERS, INHERIT, LOOK, MEMBERS, OWN, PARKED, UNPARK, Call
 
 PAGE = 200
 """Pending entries that one call looks at."""
@@ -123,22 +123,36 @@ class OwnerOps:
 
     def holders(self, entries: Sequence[tuple[Shard, bytes]]) -> Op[list[str]]:
         """For whom each entry is pending; "" = for nobody, it is settled."""
-        calls: list[Call] = [("XPENDING", shard.stream, self._ops.group, id, id, 1) for shard, id in entries]
-        return Op(calls, lambda replies: [reply[0][1].decode() if reply else "" for reply in replies])
+        by_shard: dict[Shard, list[bytes]] = {}
+        for shard, id in entries:
+            by_shard.setdefault(shard, []).append(id)
+        calls = [HOLDERS([shard.stream], self._ops.group, *ids) for shard, ids in by_shard.items()]
+
+        def parse(replies: list[Any]) -> list[str]:
+            found = {
+                (shard, id): holder.decode()
+                for (shard, ids), reply in zip(by_shard.items(), replies, strict=True)
+                for id, holder in zip(ids, reply, strict=True)
+            }
+            return [found[entry] for entry in entries]
+
+        return Op(calls, parse)
 
     def parked(self, shard: Shard) -> Op[dict[bytes, Parked]]:
         """What is put aside in a shard, by key."""
         call = PARKED([shard.parked(self._ops.group)])
         return Op([call], lambda replies: {key: Parked(id, count) for key, id, count in replies[0]})
 
-    def unpark(self, shard: Shard, token: str, key: bytes, limit: int) -> Op[Unparked]:
-        """Bring back the first entries that are put aside of a key."""
+    def unpark(self, shard: Shard, token: str, key: bytes, limit: int) -> Op[Unparked | None]:
+        """Bring back the first entries that are put aside of a key; None where the shard is not owned by that token."""
         group = self._ops.group
         aside = shard.parked(group)
         names: list[str | bytes] = [shard.stream, shard.owner(group), aside, aside.encode() + b":" + key]
         call = UNPARK(names, group, self._ops.worker, token, key, limit, READ_BYTES)
 
-        def parse(replies: list[Any]) -> Unparked:
+        def parse(replies: list[Any]) -> Unparked | None:
+            if replies[0] is None:
+                return None
             claimed, lost, first = replies[0]
             return Unparked([Fetched(shard, id, flat, n, "~parked") for id, n, flat in claimed], lost, first or None)
 

@@ -142,8 +142,7 @@ class Bisection:
         """A further call is a further start: not of what may be somebody else's by now."""
         if self._run.may_start(each.entry):
             return True
-        self._run.unsure = True  # its attempt was begun
-        self._run.give_up(each.entry)
+        self._run.give_up(each.entry, begun=True)
         del self._open[id(each)]
         return False
 

@@ -19,7 +19,7 @@ from rstream.store.keys import Shard, rotated
 from rstream.store.link import backoff
 from rstream.store.owners import OwnerOps
 from rstream.worker.groups import heal
-from rstream.worker.own import lose
+from rstream.worker.own import doubt
 from rstream.worker.run import ConsumerRun
 
 T = TypeVar("T")
@@ -47,8 +47,6 @@ async def fetch_loop(run: ConsumerRun, slot: int | None, burst: bool) -> None:
             if not await heal(run, error):
                 await asyncio.sleep(next(pauses))
         except StoreError as error:
-            # The answer may have been on its way: what it carried is pending for us, unseen.
-            run.adopt()
             log.warning("%s: %s", run.name, error)
             await asyncio.sleep(next(pauses))
 
@@ -75,21 +73,8 @@ async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, 
     async with run.intake:
         room = await run.wait_for_room()
         await run.lease.held()  # what came in without it could not be started
-        term, owned = run.lease.term, run.lease.owned
-        if run.order is not None:
-            # Some may have been given up meanwhile; without its token a shard would be read unfenced.
-            shards = [shard for shard in shards if shard in owned and shard in run.own.open]
-            if not shards:
-                return
-        read = await run.link.run(run.ops.fetch(room, shards, owned))
-        found, gone = read
-        run.take(found, term, owned)
-        if run.order is not None:
-            last = {entry.shard: entry.id for entry in found}
-            run.own.open.update((shard, id) for shard, id in last.items() if shard in run.own.open)
-    if gone:
-        lose(run, [shard for shard in gone if shard in run.lease.owned])
-        run.own.look.set()
+        async with run.reading:
+            found = await _read(run, shards, room)
     if found:
         return
     if burst:
@@ -97,15 +82,38 @@ async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, 
     await (_wait(run, shards, room, changed, block) if run.order is None else _knock(run, shards, changed, block))
 
 
+async def _read(run: ConsumerRun, shards: list[Shard], room: int) -> bool:
+    """Whether there was something, or has to be looked again."""
+    term, sent = run.lease.term, run.tokens(shards)
+    if run.order is not None:
+        shards = [*sent]  # some may have been given up meanwhile
+    if not shards:
+        return True
+    try:
+        read = await run.link.run(run.ops.fetch(room, shards, sent))
+    except StoreError:
+        run.adopt()  # what the answer carried is pending for us, unseen
+        doubt(run, sent)
+        raise
+    found, gone = read
+    run.take(found, term, sent)
+    run.own.open.update({entry.shard: entry.id for entry in found if entry.shard in run.own.open})
+    doubt(run, {shard: sent[shard] for shard in gone})
+    return bool(found or gone)
+
+
 async def _wait(run: ConsumerRun, shards: list[Shard], room: int, changed: asyncio.Event, block: int) -> None:
     # COUNT is per shard here, and entries may be large: this only wakes, the next fetch brings the rest.
     count = max(1, min(WAKE, room // len(run.shards)))
     term = run.lease.term
-    found = await _unless(changed, run.link.run(run.ops.wait(count, block, shards), timeout=block / 1000 + 5))
-    if found is None:
-        run.adopt()  # the answer may have been on its way
-    else:
-        run.take(found, term)
+    waiting = run.link.run(run.ops.wait(count, block, shards), timeout=block / 1000 + 5)
+    found = None
+    try:
+        found = await _unless(changed, waiting)
+    finally:
+        if found is None:
+            run.adopt()  # the answer may have been on its way
+    run.take(found or (), term)
 
 
 async def _knock(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, block: int) -> None:

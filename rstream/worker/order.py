@@ -26,9 +26,9 @@ BACKLOG_BYTES = 32 * 1024 * 1024
 Rank = tuple[int, int]
 """An id as numbers, which compare as ids do."""
 Place = tuple[Shard, bytes]
-Now = Literal["ended", "elsewhere", "aside"]
-"""What has become of an entry: nothing of its key has to wait for it any more · it is pending, in a later attempt or
-for somebody else · Redis keeps it until its key's turn.
+Now = Literal["ended", "passed", "elsewhere", "aside"]
+"""What has become of an entry: it is settled for good · it is pending, but nothing of its key waits for it · it is
+pending, in a later attempt or for somebody else, and its key waits · Redis keeps it until its key's turn.
 """
 
 
@@ -37,8 +37,8 @@ class Lane:
     """One key of one shard.
 
     current: the entry that was handed out · waiting: entries in hand, by id · elsewhere: ids pending, but not in hand,
-    sorted · aside: the first id that is put aside in Redis · leaving: ids on their way there · coming: some are asked
-    back · arrived: ids that got there since · moves: rises with every start.
+    sorted · aside, number: the first id that is put aside in Redis, and how many about are · leaving: ids on their way
+    there · coming: some are asked back · arrived: ids that got there since · moves: rises with every start.
     """
 
     shard: Shard
@@ -47,6 +47,7 @@ class Lane:
     waiting: list[tuple[Rank, Fetched]] = field(default_factory=list)
     elsewhere: list[Rank] = field(default_factory=list)
     aside: Rank | None = None
+    number: int = 0
     leaving: set[Rank] = field(default_factory=set)
     coming: bool = False
     arrived: set[Rank] = field(default_factory=set)
@@ -78,7 +79,8 @@ class PerKey:
     """The lanes of one consumer.
 
     backlog, size: entries that wait in memory, and the bytes of their payloads · overflow: entries that belong behind
-    those that are put aside, and have to follow them · hungry: lanes that want back what is put aside.
+    those that are put aside, and have to follow them · hungry: lanes that want back what is put aside · aside: how many
+    about are, by shard.
     """
 
     def __init__(self) -> None:
@@ -144,7 +146,7 @@ class PerKey:
         lane = self._current.pop(place, None)
         if lane is not None:
             lane.current = None
-            if now == "ended":
+            if now in ("ended", "passed"):
                 return self._advance(lane)
         else:
             lane = self._leaving.pop(place, None) or self._elsewhere.get(place)
@@ -159,7 +161,7 @@ class PerKey:
             lane.aside = min(rank, lane.aside or rank)
             if lane.coming:
                 lane.arrived.add(rank)
-            self.aside[shard] = self.aside.get(shard, 0) + 1
+            self._count(lane, lane.number + 1)
         return self._advance(lane)
 
     # What is pending elsewhere.
@@ -223,21 +225,19 @@ class PerKey:
         """So much of a key is put aside already."""
         lane = self._lane(shard, key)
         lane.aside = rank_of(first)
-        self.aside[shard] = self.aside.get(shard, 0) + count
+        self._count(lane, count)
         self._advance(lane)
 
+    def _count(self, lane: Lane, number: int) -> None:
+        self.aside[lane.shard] = self.aside.get(lane.shard, 0) + number - lane.number
+        lane.number = number
+
     def ask_back(self) -> list[Lane]:
-        """The hungry lanes; whoever takes them has what is put aside come back, or says that it does not."""
+        """The hungry lanes; whoever takes them has what is put aside come back, or drops their shard."""
         asked, self.hungry = [*self.hungry], set()
         for lane in asked:
             lane.coming, lane.arrived = True, set()
         return asked
-
-    def stays_aside(self, lane: Lane) -> None:
-        """It did not come back."""
-        lane.coming = False
-        if self.knows(lane):
-            self._advance(lane)
 
     def knows(self, lane: Lane) -> bool:
         return self._lanes.get((lane.shard, lane.key)) is lane
@@ -245,7 +245,6 @@ class PerKey:
     def came_back(self, lane: Lane, entries: Iterable[Fetched], lost: int, first: bytes | None) -> Fetched | None:
         """What was put aside of a lane is in hand again; `first`: of what still is not."""
         back = list(entries)
-        self.aside[lane.shard] = max(0, self.aside.get(lane.shard, 0) - len(back) - lost)
         for entry in back:
             rank = rank_of(entry.id)
             lane.arrived.discard(rank)
@@ -254,6 +253,8 @@ class PerKey:
         # What has arrived since Redis answered is not among what it says is left.
         left = {*lane.leaving, *lane.arrived} | ({rank_of(first)} if first else set())
         lane.aside, lane.coming = min(left, default=None), False
+        # What somebody else put aside may have been counted twice: it is known again when none is.
+        self._count(lane, max(1, lane.number - len(back) - lost) if left else 0)
         return self._advance(lane)
 
     # Losing shards.

@@ -2,7 +2,9 @@
 same assignment, and Redis decides where their views differ.
 
 A shard moves at once. What its former owner still runs stays there, and only the keys of that wait; what it had not
-started is delivered first. Cost: two small calls a round, which comes every lease/3, and when the bell is rung.
+started is delivered first. Whatever leaves this worker unsure of what is pending in a shard has it take that anew: it
+drops what it remembers, gets another token, and learns. Cost: two small calls a round, which comes every lease/3, and
+when the bell is rung.
 """
 
 from __future__ import annotations
@@ -14,35 +16,36 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.bell import ring
+from rstream.store.deliveries import Tokens
 from rstream.store.keys import Shard
+from rstream.store.link import backoff
 from rstream.store.owners import Heir, Look, OwnerOps
 from rstream.worker.assign import assign
+from rstream.worker.groups import heal
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
 
-RETRY_AFTER = 0.2
-
 
 async def own_loop(run: ConsumerRun) -> None:
     """Runs until cancelled."""
-    ops, joined = OwnerOps(run.ops), False
+    ops, joined, pauses = OwnerOps(run.ops), False, backoff()
     while True:
-        pause = run.consumer.lease / 3
         run.own.look.clear()
         try:
             await run.lease.held()
             await _round(run, ops)
             if not joined:
                 await tell(run)
-            joined = True
-        except GroupMissing:
-            pause = RETRY_AFTER  # the fetch loop meets the same error, and heals
+            joined, pauses = True, backoff()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(run.own.look.wait(), run.consumer.lease / 3)
+        except GroupMissing as error:
+            await heal(run, error)
+            await asyncio.sleep(next(pauses))
         except StoreError as error:
             log.warning("%s: shards not looked at: %s", run.name, error)
-            pause = RETRY_AFTER
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(run.own.look.wait(), pause)
+            await asyncio.sleep(next(pauses))
 
 
 async def _round(run: ConsumerRun, ops: OwnerOps) -> None:
@@ -60,7 +63,10 @@ async def _round(run: ConsumerRun, ops: OwnerOps) -> None:
     wanted = assign(live, members, owners, salt=run.name)
     mine = [shard for shard in live if wanted[shard] == run.ops.worker]
     await give_up(run, ops, [shard for shard in run.lease.owned if shard not in mine])
-    free = [s for s in mine if s not in run.lease.owned and looks[s].owner in ("", run.ops.worker)]
+    # Of what is on its way back to Redis, unstarted, it must be known what has become before all that is pending is.
+    unsettled = {shard for shard, _ in run.hand.returning}
+    vacant = [s for s in mine if s not in run.lease.owned and looks[s].owner in ("", run.ops.worker)]
+    free = [shard for shard in vacant if shard not in unsettled]
     if free and run.lease.holds() and term == run.lease.term:
         # An epoch never falls within a key, nor does it where the key goes on in another generation.
         floors = {s: max((look.epoch for other, look in looks.items() if other.overlaps(s)), default=0) for s in free}
@@ -80,9 +86,12 @@ async def _take(run: ConsumerRun, ops: OwnerOps, floors: Mapping[Shard, int]) ->
     try:
         for shard in tokens:
             await _inherit(run, ops, shard)
+            if run.lease.owned.get(shard) == tokens[shard]:
+                run.own.known.add(shard)
+                run.crowded.set()
         # Only now that they are ours nobody else reads on.
         for shard, look in (await run.link.run(ops.look([*tokens]))).items():
-            if shard in run.own.known:  # it may have been lost meanwhile
+            if run.lease.owned.get(shard) == tokens[shard]:  # it may have been lost meanwhile
                 run.own.open[shard] = look.position or b"0-0"
     except BaseException:
         lose(run, [*tokens])
@@ -101,26 +110,32 @@ async def _inherit(run: ConsumerRun, ops: OwnerOps, shard: Shard) -> None:
     while start:
         page, start = await run.link.run(ops.inherit(shard, start))
         for id, holder, key in page:
-            if key is not None:
+            if key is not None and not (holder == "~retry" and run.consumer.on_retry == "skip"):
                 run.order.learn(shard, id, key)
-            if holder == run.ops.worker and not run.has(shard, id):
+            if holder == run.ops.worker and not run.hand.has((shard, id)):
                 run.adopt()
     # Last: what is aside could be brought back at once, past what is pending elsewhere.
     for parked_key, aside in (await run.link.run(ops.parked(shard))).items():
         run.order.is_aside(shard, parked_key, *aside)
-    run.own.known.add(shard)
-    run.crowded.set()
 
 
 def lose(run: ConsumerRun, shards: Collection[Shard]) -> None:
     """Shards that may be somebody else's already: what was not started of them is not this worker's to hand over."""
     for shard in shards:
-        log.warning("%s: lost shard %s", run.name, shard)
         _forget(run, shard)
         for entry in run.drop(shard):
-            run.let_go(shard, entry.id)
+            run.forget(entry)
     if shards:
+        log.warning("%s: lost %s", run.name, ", ".join(map(str, shards)))
         run.adopt()
+        run.own.look.set()
+
+
+def doubt(run: ConsumerRun, sent: Tokens) -> None:
+    """A call that these tokens fenced has no answer. It may have brought deliveries, unseen; or may still do so, where
+    Redis has not come to read it. By other tokens it cannot, and what it did is learned.
+    """
+    lose(run, [shard for shard, token in sent.items() if run.lease.owned.get(shard) == token])
 
 
 async def give_up(run: ConsumerRun, ops: OwnerOps, shards: Sequence[Shard]) -> None:

@@ -14,8 +14,9 @@ from rstream.errors import StoreError
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.store.link import backoff
 from rstream.store.owners import OwnerOps
+from rstream.worker.adopt import lost
 from rstream.worker.order import KEEP, Lane, key_of
-from rstream.worker.recover import lost
+from rstream.worker.own import doubt
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
@@ -36,8 +37,6 @@ async def park_loop(run: ConsumerRun) -> None:
                 await _bring_back(run, lane)
                 pauses = backoff()
             except StoreError as error:
-                run.order.stays_aside(lane)
-                run.adopt()  # the answer may have carried deliveries
                 log.warning("%s: %s", run.name, error)
                 await asyncio.sleep(next(pauses))
         _park(run, run.order.take_overflow())
@@ -54,7 +53,7 @@ def _park(run: ConsumerRun, entries: list[Fetched]) -> None:
         begun = entry.deliveries - 1 if entry.source is None else entry.deliveries
         key = key_of(entry)
         assert key is not None
-        run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "park", begun, key))
+        run.give_back(Outcome(entry.shard, entry.id, entry.deliveries, "park", begun, key))
 
 
 async def _bring_back(run: ConsumerRun, lane: Lane) -> None:
@@ -63,7 +62,15 @@ async def _bring_back(run: ConsumerRun, lane: Lane) -> None:
         return  # its shard was lost since, and if it is this worker's again, it is being learned what is aside there
     term, owned = run.lease.term, run.lease.owned
     room = max(1, min(KEEP, run.order.space))
-    back = await run.link.run(OwnerOps(run.ops).unpark(lane.shard, owned[lane.shard], lane.key, room))
+    try:
+        back = await run.link.run(OwnerOps(run.ops).unpark(lane.shard, owned[lane.shard], lane.key, room))
+    except BaseException:
+        run.hand.unsure = True  # what it brought back, unseen, may have been begun elsewhere
+        doubt(run, {lane.shard: owned[lane.shard]})
+        raise
+    if back is None:
+        doubt(run, {lane.shard: owned[lane.shard]})
+        return
     run.take_back(lane, back, term, owned)
     for id in back.lost:
         lost(run, lane.shard, id)

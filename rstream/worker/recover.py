@@ -1,4 +1,4 @@
-"""Takes over what nobody alive holds, and finds again what is pending for this worker unseen.
+"""Takes over what nobody alive holds, and has found again what is pending for this worker unseen.
 
 A dead worker's alive keys are gone after one lease; looking every lease/4 or oftener has its deliveries running
 elsewhere within 1.5 leases. Cost: one Lua call per look and group, O(shards); every lease/4 also O(consumers).
@@ -12,9 +12,11 @@ import logging
 import random
 
 from rstream.errors import GroupMissing, StoreError
-from rstream.store.deliveries import Fetched, Outcome, Recovered, Tokens
-from rstream.store.keys import Shard, rotated
+from rstream.store.deliveries import Recovered
+from rstream.store.keys import rotated
 from rstream.store.owners import OwnerOps
+from rstream.worker.adopt import adopt, lost
+from rstream.worker.own import doubt
 from rstream.worker.run import ConsumerRun, from_the_dead
 
 log = logging.getLogger("rstream")
@@ -40,8 +42,9 @@ async def recover_loop(run: ConsumerRun) -> None:
             if term != run.lease.term or not run.adopted.is_set():
                 await run.lease.held()
                 term, asked = run.lease.term, run.adoptions_asked
-                await _adopt(run, term)
+                await adopt(run)
                 if asked == run.adoptions_asked:
+                    run.hand.sources.clear()
                     run.adopted.set()
             if run.order is not None:
                 await _ask_elsewhere(run)
@@ -78,16 +81,16 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
         room = await run.wait_for_room()
         if not run.lease.holds():
             return None
-        term, owned = run.lease.term, run.lease.owned
+        term, shards = run.lease.term, run.readable()
         lease_ms = int(run.consumer.lease * 1000) if search else 0
-        shards = run.readable()
+        sent = run.tokens(shards)
         if not shards:
             return None
         op = run.ops.recover(
             room,
             lease_ms,
             rotated(shards, turn),
-            owned,
+            sent,
             doubt=run.doubt,
             used_up=run.consumer.policy.max_attempts,
             suspects=run.lanes.gate.room_for_suspects,
@@ -95,9 +98,10 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
         try:
             found = await run.link.run(op)
         except BaseException:
-            run.unsure = True  # what it claimed, unseen, may have been begun elsewhere
+            run.hand.unsure = True  # what it claimed, unseen, may have been begun elsewhere
+            doubt(run, sent)
             raise
-        run.take(found.claimed, term, owned)
+        run.take(found.claimed, term, sent)
     taken = sum(1 for entry in found.claimed if not (entry.source or "~").startswith("~"))
     if taken:
         run.counts.recovered += taken
@@ -107,62 +111,24 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
     return found
 
 
-async def _adopt(run: ConsumerRun, term: int) -> None:
-    """Compare what Redis has pending for this worker with what is in hand.
-
-    After a lost lease the unstarted were dropped, after a broken read the answer was: both are found here.
-    """
-    unsure, run.unsure = run.unsure, False
-    owned = run.lease.owned
-    run.watch(True)
-    try:
-        for shard in run.layout.every:
-            start = "-"
-            while page := await run.link.run(run.ops.mine(shard, start, PAGE)):
-                for id, deliveries, flat in page:
-                    _adopt_one(
-                        run, Fetched(shard, id, flat or (), deliveries, "~unsure" if unsure else None), term, owned
-                    )
-                start = "(" + page[-1][0].decode()
-    except BaseException:
-        run.unsure = run.unsure or unsure
-        raise
-    finally:
-        run.watch(False)
-
-
-def _adopt_one(run: ConsumerRun, entry: Fetched, term: int, owned: Tokens) -> None:
-    if run.has(entry.shard, entry.id):
-        return
-    if entry.flat:
-        run.take([entry], term, owned)
-    else:
-        lost(run, entry.shard, entry.id)
-        run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "ack"))
-
-
 async def _ask_elsewhere(run: ConsumerRun) -> None:
     """Find out which entries, that others of their key wait for, were settled meanwhile: by a former owner of their
     shard, which still ran them.
     """
     assert run.order is not None
-    places = list(run.order.elsewhere)
+    owned = run.lease.owned
+    places = [place for place in run.order.elsewhere if place[0] in run.own.known]
     if len(places) > ASKED:
         places = random.sample(places, ASKED)
     if not places:
         return
     holders = await run.link.run(OwnerOps(run.ops).holders(places))
     for place, holder in zip(places, holders, strict=True):
-        if place not in run.order.elsewhere:
-            continue  # it came in while Redis was asked
+        if place not in run.order.elsewhere or run.lease.owned.get(place[0]) != owned[place[0]]:
+            continue  # it came in while Redis was asked, or its shard is being learned anew
         if not holder:
             run.now_is(*place, "ended")
         elif holder == "~parked":
             run.now_is(*place, "aside")
-        elif holder == run.ops.worker and not run.has(*place):
+        elif holder == run.ops.worker and not run.hand.has(place):
             run.ask_adoption()
-
-
-def lost(run: ConsumerRun, shard: Shard, id: bytes) -> None:
-    run.counts.lost += 1
-    log.error("%s: entry %s was trimmed before it was processed: it is lost", run.name, shard.entry_id(id))

@@ -15,6 +15,7 @@ from rstream.store.owners import Unparked
 from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.gate import Gate
+from rstream.worker.hand import Hand
 from rstream.worker.lanes import Lanes
 from rstream.worker.lease import Lease
 from rstream.worker.order import Lane, Now, PerKey, Place, key_of
@@ -97,15 +98,13 @@ class ConsumerRun:
         self.filling = asyncio.Lock()
         self.plain, self.emitting = Outcomes(), Outcomes()
         self.room_made = asyncio.Event()
-        # Whether an entry pending for us that is not in hand may be one that was begun elsewhere: then the attempt
-        # that its delivery count names is used up, and its next run is another one.
-        self.unsure = False
         self.look = asyncio.Event()
         self.look_at = float("-inf")
         self.drained = asyncio.Event()
         self.resharded = asyncio.Event()
         self.crowded = asyncio.Event()  # something has to be put aside, or brought back
-        self.intake = asyncio.Lock()
+        self.intake = asyncio.Lock()  # who may bring something in
+        self.reading = asyncio.Lock()  # an answer that brings something is on its way
         self.finished = False
         # What the running handlers show before they end: how many of them take long, and whether nothing that waits
         # for a slot moves.
@@ -116,9 +115,7 @@ class ConsumerRun:
         self.adoptions_asked = 0
         self.adopted = asyncio.Event()
         self.adopted.set()
-        self._in_hand: dict[Place, int] = {}
-        self._back: dict[Place, tuple[list[Fetched], int, Tokens | None]] = {}
-        self._let_go: set[Place] | None = None
+        self.hand = Hand()
         self._mean_seconds = float("inf")
         self._samples = 0
 
@@ -148,15 +145,15 @@ class ConsumerRun:
         lanes: dict[Shard, list[Fetched]] = {}
         for entry in entries:
             place = (entry.shard, entry.id)
-            if place not in self._in_hand:
-                self._in_hand[place] = term
+            if place not in self.hand.terms:
+                self.hand.terms[place] = term
                 if entry.shard not in lanes:
                     lanes[entry.shard] = new if self._still_owned(entry.shard, owned) else astray
                 lanes[entry.shard].append(entry)
             elif entry.source is not None:
                 # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
                 # the next attempt begins when that one is let go.
-                self._back[place] = ([entry], term, owned)
+                self.hand.back[place] = ([entry], term, owned)
             elif self.order is not None and (key := key_of(entry)) is not None:
                 # Read again: Redis lost what it knew, or the group was reset. The run that goes on may be its end.
                 self.order.learn(*place, key)
@@ -168,11 +165,12 @@ class ConsumerRun:
         self.line_up(new)
         self.hand_over(astray)
 
-    def _still_owned(self, shard: Shard, owned: Tokens | None) -> bool:
+    def _still_owned(self, shard: Shard, owned: Tokens | None = None) -> bool:
         if self.order is None:
             return True
-        token = self.lease.owned.get(shard)
-        return shard in self.own.known and (owned is None or owned.get(shard) == token)
+        if shard not in self.own.known or self.own.term != self.lease.term:
+            return False
+        return owned is None or owned.get(shard) == self.lease.owned[shard]
 
     def line_up(self, entries: Sequence[Fetched]) -> None:
         """Entries that may be started."""
@@ -188,12 +186,17 @@ class ConsumerRun:
         """Let somebody else start these, who shall know of them what is known here."""
         for shard, id, _, deliveries, source in entries:
             if source in ("~retry", "~unsure"):
-                self.settle(Outcome(shard, id, deliveries, "retry", 0))
+                self.give_back(Outcome(shard, id, deliveries, "retry", 0))
             elif source is None:
-                self.settle(Outcome(shard, id, deliveries, "release", deliveries - 1, "~released"))
+                self.give_back(Outcome(shard, id, deliveries, "release", deliveries - 1, "~released"))
             else:
                 to = source if source == "~again" else "~released"
-                self.settle(Outcome(shard, id, deliveries, "release", deliveries, to))
+                self.give_back(Outcome(shard, id, deliveries, "release", deliveries, to))
+
+    def give_back(self, outcome: Outcome) -> None:
+        """The outcome of an entry that was not started."""
+        self.hand.returning.add((outcome.shard, outcome.id))
+        self.settle(outcome)
 
     @property
     def doubt(self) -> int:
@@ -211,8 +214,15 @@ class ConsumerRun:
 
     def readable(self, slot: int | None = None) -> list[Shard]:
         """The shards that this worker may read and take over from now; on a cluster, those of one slot."""
-        shards = self.shards if self.order is None else self.own.open
+        shards = self.shards if self.order is None else self.tokens(self.own.open)
         return [shard for shard in shards if slot is None or shard.slot == slot]
+
+    def tokens(self, shards: Iterable[Shard]) -> Tokens:
+        """Those of these shards of an ordered group that may be read and taken over from now, and by what."""
+        if self.order is not None and self.own.term != self.lease.term:  # they are about to be lost
+            self.own.look.set()
+            return {}
+        return {shard: self.lease.owned[shard] for shard in shards if shard in self.own.open}
 
     def epoch(self, shard: Shard) -> int:
         """By which this worker owns a shard; 0 where it does not, or nobody does."""
@@ -221,19 +231,17 @@ class ConsumerRun:
 
     def may_start(self, entry: Fetched) -> bool:
         """Whether the entry is surely still this worker's to start."""
-        if self.order is not None and entry.shard not in self.own.known:
+        if not self._still_owned(entry.shard):
             return False
-        return self.lease.holds() and self._in_hand.get((entry.shard, entry.id)) == self.lease.term
+        return self.lease.holds() and self.hand.terms.get((entry.shard, entry.id)) == self.lease.term
 
     def let_go(self, shard: Shard, id: bytes, now: Now = "elsewhere") -> None:
         """An entry that was settled, or that this worker may not start any more."""
         place = (shard, id)
-        self._in_hand.pop(place, None)
-        if self._let_go is not None:
-            self._let_go.add(place)
+        self.hand.let_go(place)
         if self.order is not None:
             self._next_of_key(self.order.let_go(shard, id, now))
-        back = self._back.pop(place, None)
+        back = self.hand.back.pop(place, None)
         if back is not None and now != "ended":
             self.take(*back)
         self.room_made.set()
@@ -255,12 +263,12 @@ class ConsumerRun:
         if not self.order.knows(lane):  # its shard was lost meanwhile
             self.take(back.entries, term, owned)
             return
-        new = [entry for entry in back.entries if (entry.shard, entry.id) not in self._in_hand]
+        new = [entry for entry in back.entries if (entry.shard, entry.id) not in self.hand.terms]
         for entry in back.entries:  # the answer to its putting aside has not come yet
             if entry not in new:
                 self.order.learn(entry.shard, entry.id, lane.key)
-                self._back[entry.shard, entry.id] = ([entry], term, owned)
-        self._in_hand.update(((entry.shard, entry.id), term) for entry in new)
+                self.hand.back[entry.shard, entry.id] = ([entry], term, owned)
+        self.hand.terms.update(((entry.shard, entry.id), term) for entry in new)
         self.taken += len(new)
         self._next_of_key(self.order.came_back(lane, new, len(back.entries) - len(new) + len(back.lost), back.first))
 
@@ -272,21 +280,9 @@ class ConsumerRun:
         self.room_made.set()
         return self.lanes.drop(shard) + self.order.drop(shard)
 
-    def has(self, shard: Shard, id: bytes) -> bool:
-        """Whether the entry is in hand, or was at any time since `watch` began."""
-        return (shard, id) in self._in_hand or (self._let_go is not None and (shard, id) in self._let_go)
-
-    def watch(self, on: bool) -> None:
-        """Remember what is let go while somebody compares Redis's list of our deliveries with ours."""
-        self._let_go = set() if on else None
-
-    def holds_of(self, shard: Shard) -> bool:
-        """Whether anything of a shard is in hand."""
-        return any(place[0] is shard for place in self._in_hand)
-
     @property
     def in_hand(self) -> int:
-        return len(self._in_hand)
+        return len(self.hand)
 
     # How much to hold.
 
@@ -367,12 +363,21 @@ class ConsumerRun:
             self.look_at = at
             self.look.set()
 
-    def give_up(self, entry: Fetched) -> None:
-        """Do not start this entry: whoever has it by now does; if that is us, adoption brings it back."""
-        if entry.source is not None:
-            self.unsure = True
+    def give_up(self, entry: Fetched, *, begun: bool = False) -> None:
+        """Do not start this entry (any more): whoever has it by now does; if that is us, adoption brings it back.
+
+        begun: its attempt was.
+        """
+        if begun or entry.source is not None:
+            self.hand.sources[entry.shard, entry.id] = "~unsure"
         self.let_go(entry.shard, entry.id)
         self.adopt()
+
+    def forget(self, entry: Fetched) -> None:
+        """As `give_up`, of an entry that nobody wanted to start."""
+        if entry.source is not None:
+            self.hand.sources[entry.shard, entry.id] = entry.source
+        self.let_go(entry.shard, entry.id)
 
     def adopt(self) -> None:
         """Something may be pending for this worker that it does not have in hand: have the recovery find it."""

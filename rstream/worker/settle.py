@@ -45,8 +45,10 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
 
 def _now(run: ConsumerRun, outcome: Outcome) -> Now:
     """What has become of an entry by this outcome."""
-    if outcome.kind in ("ack", "dead") or (outcome.kind == "retry" and run.consumer.on_retry == "skip"):
+    if outcome.kind in ("ack", "dead"):
         return "ended"
+    if outcome.kind == "retry" and run.consumer.on_retry == "skip":
+        return "passed"
     return "aside" if outcome.kind == "park" else "elsewhere"
 
 
@@ -56,7 +58,7 @@ def _others_wait(run: ConsumerRun, shard: Shard) -> bool:
     """
     if shard not in run.lease.owned:
         return True
-    return shard.generation < run.layout.generation and not run.holds_of(shard)
+    return shard.generation < run.layout.generation and not run.hand.holds_of(shard)
 
 
 async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:

@@ -20,6 +20,7 @@ from rstream.errors import ConfigError, StoreError
 from rstream.process import clock, worker_id
 from rstream.store.deliveries import Fetched, GroupOps
 from rstream.worker import groups
+from rstream.worker.adopt import audit_loop
 from rstream.worker.batching import batch_slot
 from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
@@ -167,7 +168,7 @@ class Worker:
                 run.emitting.wanted.set()
             settling.cancel_scope.deadline = anyio.current_time() + LEAVE
         for run in runs:
-            run.unsure = run.unsure or settling.cancel_scope.cancelled_caught
+            run.hand.unsure = run.hand.unsure or settling.cancel_scope.cancelled_caught
         with anyio.move_on_after(LEAVE):
             async with anyio.create_task_group() as leaving:
                 for run in runs:
@@ -180,6 +181,7 @@ class Worker:
             for run in runs:
                 intake.start_soon(self._read, run)
                 intake.start_soon(recover_loop, run)
+                intake.start_soon(audit_loop, run)
                 intake.start_soon(hoard_loop, run)
                 if run.order is not None:
                     intake.start_soon(own_loop, run)
@@ -260,9 +262,8 @@ class Worker:
         """Settle what is left, hand over what a cancelled read may have brought, and go."""
         try:
             for shard in run.layout.every:
-                source = "~unsure" if run.unsure else None
                 mine = await run.link.run(run.ops.mine(shard, "-", PAGE))
-                run.hand_over([Fetched(shard, id, (), deliveries, source) for id, deliveries, _ in mine])
+                run.hand_over([Fetched(shard, id, (), count, run.hand.source((shard, id))) for id, count, _ in mine])
             await flush(run, run.plain)
             await run.link.run(run.ops.leave())
             await tell(run)

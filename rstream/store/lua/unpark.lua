@@ -12,11 +12,11 @@
 -- ARGV[5] limit   entries
 -- ARGV[6] budget  bytes of payload after which no more is brought
 -- returns {claimed, lost, first id that is still put aside or ""}; claimed = {{id, deliveries, fields}, ...},
---         lost = {id, ...}: no longer in the stream, and now acked
+--         lost = {id, ...}: no longer in the stream, and now acked; false where the shard is not owned by that
 -- cost    O(limit · log pending)
 -- include: padded
 local key, group, budget, claimed, lost = KEYS[1], ARGV[1], tonumber(ARGV[6]), {}, {}
-if redis.call('GET', KEYS[2]) ~= ARGV[3] then return {claimed, lost, ''} end
+if redis.call('GET', KEYS[2]) ~= ARGV[3] then return false end
 for _, member in ipairs(redis.call('ZRANGE', KEYS[4], 0, ARGV[5] - 1)) do
   if budget <= 0 then break end
   local id = plain(member)

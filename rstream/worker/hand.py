@@ -1,0 +1,52 @@
+"""What a worker has in hand of one group: entries, from their fetch to the answer to their settle. Beside it, what is
+known of those that left it and are still pending for this worker. Pure: no clock, no I/O.
+"""
+
+from __future__ import annotations
+
+from rstream.store.deliveries import Fetched, Tokens
+from rstream.store.keys import Shard
+from rstream.worker.order import Place
+
+
+class Hand:
+    """terms: of each entry in hand, the lease's when it was asked for · back: entries that came again while they were
+    in hand, with what they came by · returning: those that were not started, and are on their way back to Redis.
+
+    unsure: an entry that is pending for this worker, and not in hand, may have been begun elsewhere: then the attempt
+    that its delivery count names is used up, and its next run is another one · sources: of some it is known how they
+    came.
+    """
+
+    def __init__(self) -> None:
+        self.terms: dict[Place, int] = {}
+        self.back: dict[Place, tuple[list[Fetched], int, Tokens | None]] = {}
+        self.returning: set[Place] = set()
+        self.unsure = False
+        self.sources: dict[Place, str] = {}
+        self._left: set[Place] | None = None
+
+    def __len__(self) -> int:
+        return len(self.terms)
+
+    def let_go(self, place: Place) -> None:
+        self.terms.pop(place, None)
+        self.returning.discard(place)
+        if self._left is not None:
+            self._left.add(place)
+
+    def has(self, place: Place) -> bool:
+        """Whether the entry is in hand, or was at any time since `watch` began."""
+        return place in self.terms or (self._left is not None and place in self._left)
+
+    def watch(self, on: bool) -> None:
+        """Remember what is let go while somebody compares Redis's list of our deliveries with ours."""
+        self._left = set() if on else None
+
+    def holds_of(self, shard: Shard) -> bool:
+        """Whether anything of a shard is in hand."""
+        return any(place[0] is shard for place in self.terms)
+
+    def source(self, place: Place) -> str | None:
+        """How an entry came that is pending for this worker, and not in hand."""
+        return "~unsure" if self.unsure else self.sources.get(place)
