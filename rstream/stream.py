@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from rstream.codec import Codec, key_text, pack_headers
 from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters, SyncDeadLetters
-from rstream.errors import ConfigError, EventInvalid, EventTooLarge, StoreError, StreamMismatch
+from rstream.errors import ConfigError, EventInvalid, EventTooLarge, StreamMismatch
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
-from rstream.position import Position, bound
-from rstream.producer import Producer, Sent, SyncProducer
+from rstream.position import Position
+from rstream.producer import Producer, SyncProducer, ids_of
 from rstream.settings import check_name
 from rstream.store import layout as layouts
 from rstream.store import reshard as resharding
 from rstream.store.keys import Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
-from rstream.store.log import Cursor, Record
+from rstream.store.log import Record, read
 from rstream.store.reshard import Resharding
-from rstream.store.steps import Steps, drive, drive_sync
+from rstream.store.steps import Steps, drive, drive_sync, flow, flow_sync
 
 if TYPE_CHECKING:
     from rstream.app import RStream
@@ -33,9 +32,6 @@ E = TypeVar("E")
 H = TypeVar("H", bound=Callable[..., Any])
 
 log = logging.getLogger("rstream")
-
-CLOCK_TICK = 0.0015
-"""Seconds after which Redis's clock surely shows another millisecond; see `Cursor`."""
 
 
 class Stream(Generic[E]):
@@ -212,7 +208,7 @@ class Stream(Generic[E]):
         producer = self._producers.get(
             lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas)
         )
-        return _ids(await producer.send(records), places)
+        return ids_of(await producer.send(records), places)
 
     def prepare(
         self,
@@ -281,18 +277,10 @@ class Stream(Generic[E]):
         the reading began. Whoever goes on after the last id misses nothing.
         `key`: only this key's entries. Raises `PositionError`, `StoreUnavailable`.
         """
-        layout = await self.layout(fresh=True)
-        now = await self.app.link.run(layouts.clock(), within=self.app.settings.publish_timeout)
-        last = bound(end, "end", now)
-        if last.ms >= now:
-            await asyncio.sleep(CLOCK_TICK)
-        cursor = Cursor(layout, bound(start, "start", now), last, self.codec.decode, key, now=now, limit=limit)
-        left = limit
-        while (left is None or left > 0) and (op := cursor.op()):
-            await self.app.link.run(op, within=self.app.settings.publish_timeout)
-            for entry in cursor.ready()[:left]:
+        steps = read(await self.layout(fresh=True), start, end, self.codec.decode, key, limit)
+        async for found in flow(self.app.link, steps, self.app.settings.publish_timeout):
+            for entry in found:
                 yield entry
-                left = None if left is None else left - 1
 
 
 class SyncStream(Generic[E]):
@@ -345,7 +333,7 @@ class SyncStream(Generic[E]):
             self._producer = SyncProducer(
                 self._stream, layout, app.sync_link, settings.publish_timeout, settings.replicas
             )
-        return _ids(self._producer.send(records), places)
+        return ids_of(self._producer.send(records), places)
 
     def dead(self, group: str) -> SyncDeadLetters[E]:
         """As `Stream.dead`."""
@@ -360,34 +348,7 @@ class SyncStream(Generic[E]):
         limit: int | None = None,
     ) -> Iterator[Entry[E]]:
         """As `Stream.read`."""
-        layout, link = self.layout(fresh=True), self._stream.app.sync_link
-        wait = self._stream.app.settings.publish_timeout
-        now = link.run(layouts.clock(), within=wait)
-        last, decode = bound(end, "end", now), self._stream.codec.decode
-        if last.ms >= now:
-            time.sleep(CLOCK_TICK)
-        cursor = Cursor(layout, bound(start, "start", now), last, decode, key, now=now, limit=limit)
-        left = limit
-        while (left is None or left > 0) and (op := cursor.op()):
-            link.run(op, within=wait)
-            for entry in cursor.ready()[:left]:
-                yield entry
-                left = None if left is None else left - 1
-
-
-def _ids(sent: Sent, places: list[Shard]) -> list[EntryId]:
-    """The id of each event, in the order they were given. Raises the first error, with what was published."""
-    by_shard: dict[Shard, list[EntryId]] = {}
-    errors = []
-    for parcel, result in sent:
-        if isinstance(result, BaseException):
-            errors.append(result)
-        else:
-            by_shard.setdefault(parcel.shard, []).extend(result)
-    if errors:
-        if isinstance(errors[0], StoreError):
-            parts = [error.published for error in errors if isinstance(error, StoreError)]
-            errors[0].published = [id for ids in (*by_shard.values(), *parts) for id in ids]
-        raise errors[0]
-    turns = {shard: iter(ids) for shard, ids in by_shard.items()}
-    return [next(turns[shard]) for shard in places]
+        app = self._stream.app
+        steps = read(self.layout(fresh=True), start, end, self._stream.codec.decode, key, limit)
+        for found in flow_sync(app.sync_link, steps, app.settings.publish_timeout):
+            yield from found

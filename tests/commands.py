@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rstream import Event
+
 SHOP = """
 import asyncio, pathlib
 from rstream import Event, RStream
@@ -45,6 +47,14 @@ async def slow(note: Note) -> None:
         await asyncio.sleep(0.01)
     remember(f"end {note.text}")
 """
+
+
+class Order(Event):
+    """As in shop.py."""
+
+    customer: str
+    total: float
+    scan: bytes = b""
 
 
 class Commands:

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from rstream import RStream
+from tests.commands import Commands
 from tests.fleets import Cluster, Sentinels
 from tests.servers import KINDS, Server
 
@@ -41,6 +42,13 @@ def one_server(tmp_path_factory: pytest.TempPathFactory) -> Server:
 def own_server(tmp_path: Path) -> Iterator[Server]:
     """A server that belongs to this test alone, to be frozen, killed, flushed and filled."""
     with Server(KINDS["embedded"], tmp_path / "server", tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def other_server(tmp_path: Path) -> Iterator[Server]:
+    """Another one, for streams that are on two."""
+    with Server(KINDS["embedded"], tmp_path / "other", tcp=True) as server:
         yield server
 
 
@@ -90,6 +98,12 @@ async def one_app(one_server: Server, namespace: str) -> AsyncIterator[RStream]:
     """An app in the event loop, on the embedded kind."""
     async with RStream(one_server.url, namespace=namespace) as app:
         yield app
+
+
+@pytest.fixture
+def rs(tmp_path: Path, one_server: Server, namespace: str) -> Commands:
+    """The command line, on the embedded kind."""
+    return Commands(tmp_path, one_server.url, namespace)
 
 
 @pytest.fixture

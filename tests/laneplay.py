@@ -305,7 +305,7 @@ class Play:
         waiting = [each for lane in lanes for _, each in lane.waiting]
         assert self.order.backlog == len(waiting)
         assert self.order.size == sum(len(each.flat[1]) for each in waiting)
-        assert all(count >= 0 for count in self.order.aside.values())
+        assert all(count >= 0 for count in self.order.outside.values())
         assert not any(lane.idle for lane in lanes), "an idle lane is kept"
 
     def finish(self) -> None:

@@ -15,24 +15,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from rstream import Event, RStream, Stream
-from tests.commands import Commands
+from rstream import RStream, Stream
+from tests.commands import Commands, Order
 from tests.servers import Server
 from tests.waiting import eventually
 
 ORDER = '{"customer": "c1", "total": 2.5}'
 SCAN = bytes(range(256))
-
-
-class Order(Event):
-    customer: str
-    total: float
-    scan: bytes = b""
-
-
-@pytest.fixture
-def rs(tmp_path: Path, one_server: Server, namespace: str) -> Commands:
-    return Commands(tmp_path, one_server.url, namespace)
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
 
-from rstream import Event, RStream, Stream
+from rstream import RStream, Stream
 from rstream.store.deliveries import GroupOps, Outcome
-from tests.commands import Commands
+from tests.commands import Commands, Order
 from tests.servers import Server
 from tests.test_deadletter import next_millisecond
 
@@ -42,17 +41,10 @@ def audit(order: Order) -> None:
 """
 
 
-class Order(Event):
-    customer: str
-    total: float
-    scan: bytes = b""
-
-
 @pytest.fixture
-def rs(tmp_path: Path, one_server: Server, namespace: str) -> Commands:
-    commands = Commands(tmp_path, one_server.url, namespace)
-    commands.write("shop.py", BROKEN)
-    return commands
+def rs(rs: Commands) -> Commands:
+    rs.write("shop.py", BROKEN)
+    return rs
 
 
 @pytest.fixture

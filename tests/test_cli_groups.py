@@ -5,42 +5,21 @@ from __future__ import annotations
 import json
 import random
 import time
-from pathlib import Path
 
 import pytest
 import redis
 
-from rstream import Event, RStream, Stream
-from rstream.store.deliveries import GroupOps, Outcome
+from rstream import RStream, Stream
+from rstream.store.deliveries import Outcome
 from rstream.store.keys import rotated
-from rstream.store.stats import GroupStats, group_stats
-from tests.commands import Commands
+from tests.commands import Commands, Order
+from tests.orders import member, publish, stats
 from tests.servers import Server
-
-
-class Order(Event):
-    customer: str
-    total: float
-    scan: bytes = b""
 
 
 @pytest.fixture
 def orders(app: RStream) -> Stream[Order]:
     return app.stream("orders", Order, key="customer", shards=4)
-
-
-def publish(orders: Stream[Order], count: int) -> None:
-    orders.sync.publish_many(Order(customer=f"c{n}", total=n) for n in range(count))
-
-
-def member(orders: Stream[Order], group: str = "billing", worker: str = "w1", start: str = "0") -> GroupOps:
-    ops = GroupOps(orders.sync.layout(), group, worker)
-    orders.app.sync_link.run(ops.create(start))
-    return ops
-
-
-def stats(orders: Stream[Order]) -> list[GroupStats]:
-    return orders.app.sync_link.run(group_stats(orders.sync.layout()))
 
 
 def test_a_group_from_its_making_to_the_end(orders: Stream[Order]) -> None:
@@ -165,8 +144,7 @@ def test_a_shard_that_lost_the_group_counts_as_unread(orders: Stream[Order], raw
 # -- the command
 
 
-def test_groups_as_json_and_as_a_table(tmp_path: Path, one_server: Server, namespace: str) -> None:
-    rs = Commands(tmp_path, one_server.url, namespace)
+def test_groups_as_json_and_as_a_table(rs: Commands, one_server: Server, namespace: str) -> None:
     with RStream(one_server.url, namespace=namespace) as app:
         orders = app.stream("orders", Order, key="customer", shards=4)
         orders.sync.layout()

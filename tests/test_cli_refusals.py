@@ -7,26 +7,15 @@ from pathlib import Path
 import pytest
 
 from rstream import Event, RStream, Stream
-from tests.commands import Commands
+from tests.commands import Commands, Order
 from tests.servers import Server
 from tests.waiting import eventually
 
 GOOD = '{"customer": "c1", "total": 2.5}'
 
 
-class Order(Event):
-    customer: str
-    total: float
-    scan: bytes = b""
-
-
 class Visit(Event):
     user: str | None = None
-
-
-@pytest.fixture
-def rs(tmp_path: Path, one_server: Server, namespace: str) -> Commands:
-    return Commands(tmp_path, one_server.url, namespace)
 
 
 @pytest.fixture

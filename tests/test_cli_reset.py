@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -18,17 +18,20 @@ import redis
 from rstream import Delivery, EntryId, Event, RStream, Stream
 from rstream.errors import ConfigError, GroupLive, PositionError
 from rstream.position import Position
-from rstream.reset import Plan, Reset, execute, plan, run
+from rstream.reset import Plan, Reset, execute, plan
 from rstream.store import bell, keys
 from rstream.store import layout as layouts
 from rstream.store import reset as store
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from rstream.store.keys import Shard
 from rstream.store.owners import OwnerOps
+from rstream.store.steps import Steps, drive_sync
 from rstream.worker.worker import Worker
 from tests.commands import Commands
 from tests.servers import Server
 from tests.waiting import eventually, eventually_async
+
+R = TypeVar("R")
 
 HIGHEST = f"{2**64 - 1}-{2**64 - 1}"
 
@@ -37,6 +40,10 @@ class Order(Event):
     customer: str
     n: int
     scan: bytes = b""
+
+
+def run(app: RStream, steps: Steps[R]) -> R:
+    return drive_sync(app.sync_link, steps, 0.0)
 
 
 class Bench:
@@ -108,10 +115,10 @@ class Bench:
         return next(shard.entry_id(info["last-delivered-id"]) for info in infos if info["name"] == group.encode())
 
     def plan(self, to: Position, key: str | None = None, group: str = "g") -> Plan:
-        return run(self.app.sync_link, plan(self.layout, group, to, key))
+        return run(self.app, plan(self.layout, group, to, key))
 
     def reset(self, to: Position, key: str | None = None, *, forced: bool = False) -> Reset:
-        return run(self.app.sync_link, execute(self.plan(to, key), forced=forced))
+        return run(self.app, execute(self.plan(to, key), forced=forced))
 
     def left_behind(self) -> list[bytes]:
         """Keys of the group beside the streams and dead letters."""
@@ -210,7 +217,7 @@ async def test_what_is_handled_after_a_reset_is_exactly_what_lies_behind_it(
         assert (wanted.dead, wanted.live) == (dead, [])
         assert (bench.pending(), set(bench.unread())) == (pending, unread), "a plan changes nothing"
 
-        done = run(app.sync_link, execute(wanted))
+        done = run(app, execute(wanted))
 
         assert done == Reset(settled=len(pending))
         assert bench.pending() == {}
@@ -252,7 +259,7 @@ def test_a_page_that_grew_is_looked_at_anew(bench: Bench, small_pages: None) -> 
     bench.fetch(4)
     wanted = bench.plan("earliest")
     bench.fetch(26)  # after the plan was made
-    done = run(bench.app.sync_link, execute(wanted))
+    done = run(bench.app, execute(wanted))
     assert done.settled == 30
     assert (bench.pending(), sorted(bench.unread())) == ({}, bench.stored())
 
@@ -263,7 +270,7 @@ def test_a_reset_of_large_entries_goes_by_their_bytes(bench: Bench, monkeypatch:
     bench.settle(bench.fetch(), "park", 0)
     wanted = bench.plan("earliest")
     assert (wanted.again, wanted.returning) == (20, 20)
-    assert run(bench.app.sync_link, execute(wanted)).settled == 20
+    assert run(bench.app, execute(wanted)).settled == 20
     assert (bench.pending(), len(bench.unread()), bench.left_behind()) == ({}, 20, [])
 
 
@@ -308,7 +315,7 @@ def test_a_shard_without_the_group_gets_it_where_the_others_are(bench: Bench) ->
     wanted = bench.plan("latest")
     assert [move.old is None for move in wanted.moves] == [False, False, True, True]
     assert wanted.skipped == bench.raw.xlen(third.stream) > 0  # a worker would have read them from the start
-    run(bench.app.sync_link, execute(wanted))
+    run(bench.app, execute(wanted))
     assert bench.unread() == []
     assert bench.position(gone).redis == "0-0"
 
@@ -340,9 +347,9 @@ def test_a_live_group_is_left_alone(live: Bench) -> None:
     wanted = live.plan("earliest")
     assert wanted.live == ["w1"]
     with pytest.raises(GroupLive, match=r"live workers \(w1\)"):
-        run(live.app.sync_link, execute(wanted))
+        run(live.app, execute(wanted))
     with pytest.raises(GroupLive):
-        run(live.app.sync_link, execute(live.plan("earliest", "c1")))
+        run(live.app, execute(live.plan("earliest", "c1")))
     assert (live.pending(), live.unread()) == before
 
 
@@ -354,14 +361,14 @@ def test_a_worker_that_came_after_the_plan_is_seen(bench: Bench, key: str | None
     bench.run(bench.ops().beat(60_000, {}))
     before = bench.unread()
     with pytest.raises(GroupLive, match=r"live workers \(w1\)"):
-        run(bench.app.sync_link, execute(wanted))
+        run(bench.app, execute(wanted))
     assert (bench.pending(), bench.unread()) == ({}, before)
 
 
 def test_what_a_forced_reset_takes_away_is_fenced(live: Bench) -> None:
     taken = [*live.pending()]
     assert live.reset("earliest", forced=True) == Reset(settled=8)
-    outcomes = [Outcome(shard, id.redis.encode(), 1, "ack") for id in taken if (shard := live.layout.find(id))]
+    outcomes = [Outcome(live.shards[id.shard], id.redis.encode(), 1, "ack") for id in taken]
     assert len(live.run(live.ops().settle(outcomes))) == 8
     tokens = dict.fromkeys(live.shards, "w1|1")
     assert live.run(live.ops().fetch(100, owned=tokens)).gone == [*live.shards]  # whoever owned them does not
@@ -428,7 +435,7 @@ def test_the_entries_of_one_key_are_given_again_and_nothing_else(bench: Bench) -
     wanted = bench.plan(start, "c1")
     assert (wanted.again, wanted.left, wanted.dropped) == (len(done) - 3, 0, 0)
     assert bench.pending() == {}
-    assert run(bench.app.sync_link, execute(wanted)) == Reset(given=len(done) - 3)
+    assert run(bench.app, execute(wanted)) == Reset(given=len(done) - 3)
 
     assert bench.pending() == {entry.id: ("~again", 0) for entry in done[3:]}
     assert (bench.pending("other"), bench.unread("other"), bench.unread()) == others
@@ -444,7 +451,7 @@ def test_what_is_pending_of_a_key_is_left_alone(bench: Bench, small_pages: None)
     before = bench.pending()
     wanted = bench.plan("earliest", "c0")
     assert (wanted.again, wanted.left) == (5, 7)
-    assert run(bench.app.sync_link, execute(wanted)) == Reset(given=5, left=7)
+    assert run(bench.app, execute(wanted)) == Reset(given=5, left=7)
     assert {id: holder for id, holder in bench.pending().items() if holder[0] != "~again"} == before
     assert sorted(id for id, holder in bench.pending().items() if holder[0] == "~again") == bench.stored()[:5]
 

@@ -5,28 +5,16 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
 
-from rstream import Event, RStream, Stream
+from rstream import RStream, Stream
 from rstream.store.deliveries import GroupOps
-from tests.commands import Commands
+from tests.commands import Commands, Order
 from tests.servers import Server
 from tests.test_reshard import emptied, steps, take
 from tests.waiting import eventually
-
-
-class Order(Event):
-    customer: str
-    total: float
-    scan: bytes = b""
-
-
-@pytest.fixture
-def rs(tmp_path: Path, one_server: Server, namespace: str) -> Commands:
-    return Commands(tmp_path, one_server.url, namespace)
 
 
 @pytest.fixture

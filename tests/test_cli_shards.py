@@ -10,38 +10,20 @@ from pathlib import Path
 import pytest
 import redis
 
-from rstream import Event, RStream, Stream
+from rstream import RStream, Stream
 from rstream.store import keys
 from rstream.store import layout as layouts
 from rstream.store.deliveries import GroupOps, Outcome
 from rstream.store.owners import OwnerOps
-from rstream.store.stats import GroupStats, ShardGroupStats, group_stats
-from tests.commands import Commands
+from rstream.store.stats import ShardGroupStats
+from tests.commands import Commands, Order
+from tests.orders import member, publish, stats
 from tests.servers import Server
-
-
-class Order(Event):
-    customer: str
-    total: float
 
 
 @pytest.fixture
 def orders(app: RStream) -> Stream[Order]:
     return app.stream("orders", Order, key="customer", shards=4)
-
-
-def publish(orders: Stream[Order], count: int) -> None:
-    orders.sync.publish_many(Order(customer=f"c{n}", total=n) for n in range(count))
-
-
-def member(orders: Stream[Order], group: str = "billing", worker: str = "w1", start: str = "0") -> GroupOps:
-    ops = GroupOps(orders.sync.layout(), group, worker)
-    orders.app.sync_link.run(ops.create(start))
-    return ops
-
-
-def stats(orders: Stream[Order]) -> list[GroupStats]:
-    return orders.app.sync_link.run(group_stats(orders.sync.layout()))
 
 
 HIGHEST = f"{2**64 - 1}-{2**64 - 1}"
@@ -220,8 +202,7 @@ def test_shards_as_json_and_as_a_table(tmp_path: Path, server: Server, namespace
     assert told.stderr == "group billing is gone from shard 2.0: a worker will read there from the start\n"
 
 
-def test_what_is_put_aside_is_shown(tmp_path: Path, one_server: Server, namespace: str) -> None:
-    rs = Commands(tmp_path, one_server.url, namespace)
+def test_what_is_put_aside_is_shown(rs: Commands, one_server: Server, namespace: str) -> None:
     with RStream(one_server.url, namespace=namespace) as app:
         orders = app.stream("orders", Order, key="customer", shards=4)
         publish(orders, 10)
@@ -234,8 +215,7 @@ def test_what_is_put_aside_is_shown(tmp_path: Path, one_server: Server, namespac
     assert json.loads(rs.ok("groups", "orders", "--json"))[0]["waiting"]["parked"] == 3
 
 
-def test_a_stream_may_be_called_as_a_command_is(tmp_path: Path, one_server: Server, namespace: str) -> None:
-    rs = Commands(tmp_path, one_server.url, namespace)
+def test_a_stream_may_be_called_as_a_command_is(rs: Commands, one_server: Server, namespace: str) -> None:
     with RStream(one_server.url, namespace=namespace) as app:
         for name in ("reset", "show", "orders"):
             member(app.stream(name, Order, key="customer", shards=1), f"of-{name}")
@@ -262,8 +242,6 @@ def test_a_stream_may_be_called_as_a_command_is(tmp_path: Path, one_server: Serv
         (["groups", "reset", "--help"], ["--to X", "--execute", "--force", "--key", "LeaseLost"]),
     ],
 )
-def test_help_is_where_it_is_looked_for(
-    tmp_path: Path, one_server: Server, namespace: str, command: list[str], told: list[str]
-) -> None:
-    help = Commands(tmp_path, one_server.url, namespace).ok(*command)
+def test_help_is_where_it_is_looked_for(rs: Commands, command: list[str], told: list[str]) -> None:
+    help = rs.ok(*command)
     assert [part for part in told if part not in help] == []

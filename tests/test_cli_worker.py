@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.commands import SHOP, Commands, Running
-from tests.servers import Server
 from tests.waiting import eventually
 
 CRASHING = """
@@ -35,11 +34,6 @@ def crash(note: Note) -> None:
     with pathlib.Path("handled.txt").open("a") as file:
         file.write(note.text + "\\n")
 """
-
-
-@pytest.fixture
-def rs(tmp_path: Path, one_server: Server, namespace: str) -> Commands:
-    return Commands(tmp_path, one_server.url, namespace)
 
 
 def order(rs: Commands, *customers: str) -> None:

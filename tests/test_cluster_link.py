@@ -18,8 +18,8 @@ import pytest
 
 from rstream import RStream
 from rstream.errors import StoreRefused, StoreUnavailable
-from rstream.store.cluster import slot_of
 from rstream.store.connect import Endpoint
+from rstream.store.keys import shard, slot_of
 from rstream.store.link import Link, Op
 from rstream.store.scripts import RANGE, Call
 from tests.faces import RESUMES, Face, Item, both, faces, linked, published, publishing, through
@@ -237,7 +237,7 @@ def test_keys_that_are_apart_for_a_moment_are_waited_for(cluster: Cluster, face:
 
 @faces
 def test_slots_move_while_events_are_published(cluster: Cluster, namespace: str, face: str) -> None:
-    slots = sorted({slot_of(f"{{{namespace}:{shard}/8}}") for shard in range(8)})[:4]
+    slots = sorted(shard(namespace, "items", 1, number, 8).slot for number in range(8))[:4]
     with publishing(cluster.url, namespace, face) as accepted:
         for slot in [slot for slot in slots for _ in range(2)]:  # there and back
             before = accepted()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from rstream.worker import emit
 from rstream.worker import worker as worker_module
 from rstream.worker.worker import Worker
 from tests.proxy import ChaosProxy
-from tests.servers import KINDS, Server
+from tests.servers import Server
 from tests.test_worker import dead_letters, drain, working
 from tests.waiting import eventually_async
 
@@ -43,12 +42,6 @@ QUICK = RetryPolicy(max_attempts=2, initial_delay=0)
 async def app(server: Server, namespace: str) -> AsyncIterator[RStream]:
     async with RStream(server.url, namespace=namespace) as app:
         yield app
-
-
-@pytest.fixture
-def other_server(tmp_path: Path) -> Iterator[Server]:
-    with Server(KINDS["embedded"], tmp_path / "other", tcp=True) as server:
-        yield server
 
 
 def streams(app: RStream, target: RStream | None = None) -> tuple[Stream[Photo], Stream[Label]]:

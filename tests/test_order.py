@@ -86,7 +86,7 @@ def test_what_does_not_move_is_put_aside_and_what_follows_goes_after_it() -> Non
     assert order.put(entry(101)) is None and order.take_overflow() == [entry(101)]
     for each in [*aside, entry(101)]:
         order.let_go(ONE, each.id, "aside")
-    assert order.aside == {ONE: 100 - KEEP} and order.held == KEEP
+    assert order.outside == {ONE: 100 - KEEP} and order.held == KEEP
     for n in range(1, KEEP + 1):
         assert order.let_go(ONE, b"%d-0" % n, "ended") == entry(n + 1)
         assert not order.hungry

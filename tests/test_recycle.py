@@ -59,10 +59,9 @@ def crash(job: Job) -> None:
 
 
 @pytest.fixture
-def rs(tmp_path: Path, one_server: Server, namespace: str) -> Commands:
-    commands = Commands(tmp_path, one_server.url, namespace)
-    commands.write("leaky.py", LEAKY)
-    return commands
+def rs(rs: Commands) -> Commands:
+    rs.write("leaky.py", LEAKY)
+    return rs
 
 
 def publish(rs: Commands, count: int, kind: str = "quick", first: int = 0) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 import redis
@@ -20,7 +19,7 @@ from rstream.store.keys import Shard
 from rstream.store.log import Record, new_ones, place_of, publish_once
 from rstream.worker import groups
 from tests.fleets import Cluster
-from tests.servers import KINDS, Server
+from tests.servers import Server
 from tests.test_reshard import emptied, quiet, sealed_at, steps, take
 from tests.test_worker import drain, working
 from tests.waiting import eventually_async
@@ -43,12 +42,6 @@ class Label(Event):
 async def app(server: Server, namespace: str) -> AsyncIterator[RStream]:
     async with RStream(server.url, namespace=namespace) as app:
         yield app
-
-
-@pytest.fixture
-def other_server(tmp_path: Path) -> Iterator[Server]:
-    with Server(KINDS["embedded"], tmp_path / "other", tcp=True) as server:
-        yield server
 
 
 def streams(app: RStream, target: RStream | None = None, shards: int = 3) -> tuple[Stream[Photo], Stream[Label]]:

@@ -8,8 +8,9 @@ import pytest
 from redis.exceptions import AskError, MovedError, ResponseError, TryAgainError
 
 from rstream.errors import GroupMissing, StoreError, StoreRefused, StoreUnavailable
-from rstream.store.cluster import HOPS, Atlas, Part, Round, Topology, key_of, slot_of
+from rstream.store.cluster import HOPS, Atlas, Part, Round, Topology, key_of
 from rstream.store.connect import Endpoint
+from rstream.store.keys import slot_of
 from rstream.store.link import Op, SyncLink
 from rstream.store.scripts import Call
 from tests.fleets import Cluster

@@ -21,8 +21,8 @@ COMMANDS = {
     "publish": ("rstream.cli.publish", "Add events to a stream."),
     "read": ("rstream.cli.read", "Show the entries of a stream."),
     "replay": ("rstream.cli.replay", "Run a handler over a window of a stream."),
-    "streams": ("rstream.cli.inspect", "List the streams, or reshard one."),
-    "groups": ("rstream.cli.inspect", "Show how far the groups of a stream are."),
+    "streams": ("rstream.cli.streams", "List the streams, or reshard one."),
+    "groups": ("rstream.cli.groups", "Show how far the groups of a stream are, or have one read again."),
     "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
 }
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rstream.cli.inspect import _table, place
 from rstream.cli.read import POSITION, time_of
+from rstream.cli.tables import place, table
 from rstream.cli.target import stored_app, target_options
 
 if TYPE_CHECKING:
@@ -49,16 +49,17 @@ def reset(stream: str, group: str, to: str, key: str | None, execute: bool, forc
     """
     from rstream import reset as resets
     from rstream.errors import GroupLive
+    from rstream.store.steps import drive_sync
 
     with stored_app() as app:
         layout, wait = app.open(stream).sync.layout(), app.settings.publish_timeout
-        plan = resets.run(app.sync_link, resets.plan(layout, group, to, key), within=wait)
+        plan = drive_sync(app.sync_link, resets.plan(layout, group, to, key), wait)
         if not as_json:
             _show(plan)
         done: Reset | None = None
         try:
             if execute:
-                done = resets.run(app.sync_link, resets.execute(plan, forced=force), within=wait)
+                done = drive_sync(app.sync_link, resets.execute(plan, forced=force), wait)
         except GroupLive:
             if as_json:
                 click.echo(_json(plan, None))
@@ -104,9 +105,9 @@ def _show_moves(plan: Plan) -> None:
             rows.append([name, place(move.new), place(move.old), f"{move.again:,}", f"{move.left:,}"])
     if plan.key is None:
         head = ["SHARD", "READ UP TO", "WILL BE", "AGAIN", "SKIPPED", "PENDING, AGAIN", "DROPPED"]
-        _table(head, rows, right={3, 4, 5, 6})
+        table(head, rows, right={3, 4, 5, 6})
     else:
-        _table(["SHARD", "AFTER", "READ UP TO", "AGAIN", "PENDING"], rows, right={3, 4})
+        table(["SHARD", "AFTER", "READ UP TO", "AGAIN", "PENDING"], rows, right={3, 4})
 
 
 def _entries(number: int) -> str:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Callable[..., Any])
 
 _HELP = {
-    "url": "redis://, rediss://, unix:// or embedded:DIR.  [default: RSTREAM_URL, else an embedded server]",
+    "url": "redis[s]://, redis[s]+sentinel://, redis[s]+cluster://, unix:// or embedded:DIR.  "
+    "[default: RSTREAM_URL, else an embedded server]",
     "namespace": "Prefix of every key.  [default: RSTREAM_NAMESPACE, else rstream]",
 }
 

@@ -6,15 +6,14 @@ a thread.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar, Unpack
 
 from rstream.deadletter import steps as plans
 from rstream.deadletter.letter import WHY, DeadLetter, Discard, Filters, Left, Redrive
-from rstream.errors import GroupMissing
 from rstream.settings import check_name
 from rstream.store.dead import DeadOps, Head
-from rstream.store.link import Op
+from rstream.store.steps import Finding, Steps, drive, drive_sync, flow, flow_sync
 
 if TYPE_CHECKING:
     from rstream.stream import Stream
@@ -38,32 +37,14 @@ class DeadLetters(Generic[E]):
     async def _ops(self) -> DeadOps:
         return DeadOps(await self.stream.layout(fresh=True), self.group)
 
-    async def _send(self, op: Op[R]) -> R:
-        return await self.stream.app.link.run(op, within=self.stream.app.settings.publish_timeout)
-
-    async def _drive(self, steps: plans.Steps[R]) -> R:
-        try:
-            op = next(steps)
-            while True:
-                try:
-                    result = await self._send(op)
-                except GroupMissing as error:
-                    op = steps.throw(error)
-                else:
-                    op = steps.send(result)
-        except StopIteration as end:
-            value: R = end.value
-            return value
+    async def _drive(self, steps: Steps[R]) -> R:
+        return await drive(self.stream.app.link, steps, self.stream.app.settings.publish_timeout)
 
     async def read(self, **filters: Unpack[Filters]) -> AsyncIterator[DeadLetter[E]]:
         """The letters that match, in order of death, those that died before it began. In memory: about 4 MiB."""
-        steps, result = plans.letters(await self._ops(), filters), None
-        while (step := plans.proceed(steps, result)) is not None:
-            result = None
-            if isinstance(step, Op):
-                result = await self._send(step)
-                continue
-            for letter in step:
+        steps, app = plans.letters(await self._ops(), filters), self.stream.app
+        async for some in flow(app.link, steps, app.settings.publish_timeout):
+            for letter in some:
                 yield DeadLetter(letter, self.stream.codec.decode)
 
     async def count(self) -> dict[str, int]:
@@ -93,41 +74,21 @@ class SyncDeadLetters(Generic[E]):
     def _ops(self) -> DeadOps:
         return DeadOps(self.stream.sync.layout(fresh=True), self.group)
 
-    def _send(self, op: Op[R]) -> R:
-        return self.stream.app.sync_link.run(op, within=self.stream.app.settings.publish_timeout)
+    def _drive(self, steps: Steps[R]) -> R:
+        return drive_sync(self.stream.app.sync_link, steps, self.stream.app.settings.publish_timeout)
 
-    def _drive(self, steps: plans.Steps[R]) -> R:
-        try:
-            op = next(steps)
-            while True:
-                try:
-                    result = self._send(op)
-                except GroupMissing as error:
-                    op = steps.throw(error)
-                else:
-                    op = steps.send(result)
-        except StopIteration as end:
-            value: R = end.value
-            return value
-
-    def _lists(self, steps: Generator[Op[Any] | list[R], Any, None]) -> Iterator[list[R]]:
-        result = None
-        while (step := plans.proceed(steps, result)) is not None:
-            result = None
-            if isinstance(step, Op):
-                result = self._send(step)
-            else:
-                yield step
+    def _flow(self, steps: Finding[R]) -> Iterator[list[R]]:
+        return flow_sync(self.stream.app.sync_link, steps, self.stream.app.settings.publish_timeout)
 
     def read(self, **filters: Unpack[Filters]) -> Iterator[DeadLetter[E]]:
         """As `DeadLetters.read`."""
-        for some in self._lists(plans.letters(self._ops(), filters)):
+        for some in self._flow(plans.letters(self._ops(), filters)):
             for letter in some:
                 yield DeadLetter(letter, self.stream.codec.decode)
 
     def heads(self, **filters: Unpack[Filters]) -> Iterator[Head]:
         """As `read`, without payloads and tracebacks: they stay in Redis."""
-        for some in self._lists(plans.heads(self._ops(), filters)):
+        for some in self._flow(plans.heads(self._ops(), filters)):
             yield from some
 
     def count(self) -> dict[str, int]:

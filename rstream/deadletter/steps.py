@@ -6,17 +6,15 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 from rstream.deadletter.letter import WHY, DeadLetter, Discard, Filters, Left, Redrive, check_filters
-from rstream.errors import ConfigError, GroupMissing, PositionError
+from rstream.errors import ConfigError, PositionError
 from rstream.event import EntryId
 from rstream.position import bound
 from rstream.store import layout as layouts
 from rstream.store.dead import DeadOps, Head, Letter, Match, Search, chunks
 from rstream.store.link import Op
+from rstream.store.steps import Course, Steps
 
-R = TypeVar("R")
 S = TypeVar("S")
-Steps = Generator[Op[Any], Any, R]
-"""Yields operations, is sent their results, returns what came of it all."""
 
 
 def match(filters: Filters, now: int) -> Match:
@@ -91,28 +89,21 @@ def _over(
     ops: DeadOps, filters: Filters, act: Callable[[list[Head]], Generator[S, Any, None]]
 ) -> Generator[Op[Any] | S, Any, None]:
     """Act on the heads that match, chunk by chunk."""
-    search = heads(ops, filters)
-    result = None
-    while (step := proceed(search, result)) is not None:
-        result = None
+    search = Course(heads(ops, filters))
+    while (step := search.step) is not None:
         if isinstance(step, Op):
-            result = yield step
+            search.go_on((yield step))
             continue
         for chunk in chunks(step):
             yield from act(chunk)
+        search.go_on(None)
 
 
 def redrive(ops: DeadOps, filters: Filters, dry: bool) -> Steps[Redrive]:
     done = Redrive()
 
     def act(chunk: list[Head]) -> Steps[None]:
-        try:
-            verdicts = yield ops.redrive(chunk, dry=dry)
-        except GroupMissing as error:
-            raise GroupMissing(
-                f"group {ops.group!r} of stream {ops.layout.name!r} is gone, or was never made: start a worker, which "
-                f"makes it, and redrive again ({error})"
-            ) from None
+        verdicts = yield ops.redrive(chunk, dry=dry)
         done.done += sum(verdict == "again" for _, verdict in verdicts)
         done.gone += sum(verdict == "gone" for _, verdict in verdicts)
         done.left += [Left(head.id, head.entry_id, why) for head, why in verdicts if why in WHY]
@@ -154,10 +145,3 @@ def count(ops: DeadOps) -> Steps[dict[str, int]]:
     while op := search.op():
         yield op
     return dict(search.counts.most_common())
-
-
-def proceed(steps: Generator[R, Any, Any], result: Any) -> R | None:
-    try:
-        return steps.send(result)
-    except StopIteration:
-        return None

@@ -172,7 +172,7 @@ class Replay:
         return await self.stream.app.link.run(op, within=self.stream.app.settings.publish_timeout)
 
     async def _refuse_group(self, layout: Layout) -> None:
-        if self.name in await self._send(replays.groups(layout)):
+        if self.name in await self._send(layouts.groups(layout.every)):
             raise ConfigError(
                 f"{self.name!r} is a live consumer group of stream {self.stream.name!r}, and a replay touches none: "
                 "name the replay otherwise, or leave the name out"

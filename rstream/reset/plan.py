@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from rstream.errors import ConfigError, PositionError
 from rstream.event import MAX_PART, EntryId
 from rstream.position import Position, bound
-from rstream.store.keys import Shard
+from rstream.store.keys import Rank, Shard
 from rstream.store.layout import Layout
-from rstream.store.reset import Id
 from rstream.store.stats import ShardStats
 
-NOTHING: Id = (0, 0)
-LAST: Id = (MAX_PART, MAX_PART)
+NOTHING: Rank = (0, 0)
+LAST: Rank = (MAX_PART, MAX_PART)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def read_up_to(at: EntryId | None, stats: ShardStats, old: EntryId | None) -> En
     return EntryId(*min(wanted, top), shard.generation, shard.number)
 
 
-def given_in(stats: ShardStats) -> Id:
+def given_in(stats: ShardStats) -> Rank:
     """The last id that an entry has or had; in a shard that is sealed, of those that are left."""
     id = stats.last if _is_sealed(stats) else stats.given
     return NOTHING if id is None else id[:2]
@@ -134,7 +133,7 @@ def _is_sealed(stats: ShardStats) -> bool:
     return stats.given is not None and stats.given[:2] == LAST
 
 
-def before(id: Id) -> Id:
+def before(id: Rank) -> Rank:
     """The highest id that is lower."""
     ms, seq = id
     if seq:

@@ -5,9 +5,9 @@ Shards are gone through side by side: each has its own generator, and what they 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rstream.errors import GroupLive
 from rstream.event import EntryId
@@ -15,13 +15,12 @@ from rstream.position import Position
 from rstream.reset.plan import LAST, Move, Plan, Reset, read_up_to, start_of
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.link import Op, together
+from rstream.store.link import together
 from rstream.store.reset import Given, ResetOps, Settled
 from rstream.store.stats import GroupStats, ShardGroupStats, ShardStats, find, survey
+from rstream.store.steps import Course, Steps
 
 R = TypeVar("R")
-Steps = Generator[Op[Any], Any, R]
-"""Yields operations, is sent their results, returns what came of it all."""
 
 
 def plan(layout: Layout, group: str, to: Position, key: str | None = None) -> Steps[Plan]:
@@ -86,21 +85,12 @@ def _live(ops: ResetOps, names: Sequence[str]) -> GroupLive:
 
 def _abreast(many: Sequence[Steps[R]]) -> Steps[list[R]]:
     """Go through many side by side; what came of each."""
-    results: dict[int, R] = {}
-    wanted = {n: op for n, steps in enumerate(many) if (op := _next(steps, None, results, n)) is not None}
-    while wanted:
+    courses = [Course(steps) for steps in many]
+    while wanted := {course: course.step for course in courses if course.step is not None}:
         replies = yield together([*wanted.values()])
-        turns = zip([*wanted], replies, strict=True)
-        wanted = {n: op for n, reply in turns if (op := _next(many[n], reply, results, n)) is not None}
-    return [results[n] for n in range(len(many))]
-
-
-def _next(steps: Steps[R], reply: Any, results: dict[int, R], n: int) -> Op[Any] | None:
-    try:
-        return steps.send(reply)
-    except StopIteration as end:
-        results[n] = end.value
-        return None
+        for course, reply in zip(wanted, replies, strict=True):
+            course.go_on(reply)
+    return [course.result for course in courses]
 
 
 # -- a shard ------------------------------------------------------------------------------------------------------

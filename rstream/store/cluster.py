@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import copy
 import random
-from binascii import crc_hqx
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rstream.errors import StoreError, StoreUnavailable
+from rstream.store.keys import SLOTS, slot_of
 from rstream.store.scripts import Arg, Call
 from rstream.store.url import Address
 
 if TYPE_CHECKING:
     from rstream.store.connect import Endpoint
-
-SLOTS = 16384
 
 SURVEY: Call = ("CLUSTER", "SLOTS")
 """What a node is asked for its view of the cluster."""
@@ -54,16 +52,6 @@ def key_of(call: Call) -> Arg | None:
     if name in _KEYLESS:
         return None
     return call[2 if name in _CONTAINERS else 1]
-
-
-def slot_of(key: Arg) -> int:
-    """As CLUSTER KEYSLOT: of the hash tag, if there is one."""
-    raw = key if isinstance(key, bytes) else str(key).encode()
-    start = raw.find(b"{")
-    end = raw.find(b"}", start + 1)
-    if start >= 0 and end > start + 1:
-        raw = raw[start + 1 : end]
-    return crc_hqx(raw, 0) % SLOTS
 
 
 def _address(host: bytes | str | None, port: int, asked: Address) -> Address:

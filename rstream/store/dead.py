@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from rstream.errors import GroupMissing, StoreError
 from rstream.event import MAX_PART, EntryId
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
@@ -105,13 +106,22 @@ class DeadOps:
         ]
 
         def parse(replies: list[Any]) -> list[tuple[Head, str]]:
+            for reply in replies:
+                if isinstance(reply, StoreError):
+                    raise self._gone(reply) if isinstance(reply, GroupMissing) else reply
             return [
                 (head, verdict.decode())
                 for batch, reply in zip(shards.values(), replies, strict=True)
                 for head, verdict in zip(batch, reply, strict=True)
             ]
 
-        return Op(calls, parse)
+        return Op(calls, parse, partial=True)
+
+    def _gone(self, error: GroupMissing) -> GroupMissing:
+        return GroupMissing(
+            f"group {self.group!r} of stream {self.layout.name!r} is gone, or was never made: start a worker, which "
+            f"makes it, and redrive again ({error})"
+        )
 
     def discard(self, heads: Sequence[Head]) -> Op[int]:
         """Delete a chunk; how many were still there."""

@@ -68,13 +68,10 @@ class Outcome(NamedTuple):
 
 
 class Beat(NamedTuple):
-    """known: the worker was known to live in all shards already · now: Redis's clock in ms · gone: shards that it does
-    not own any more.
-    """
+    """known: the worker was known to live in all shards already · now: Redis's clock in ms."""
 
     known: bool
     now: int
-    gone: list[Shard]
 
 
 class Read(NamedTuple):
@@ -138,8 +135,7 @@ class GroupOps:
 
         def parse(replies: list[Any]) -> Beat:
             known = sum(reply[0] for reply in replies) == sum(map(len, parts))
-            gone = [part[n] for part, reply in zip(parts, replies, strict=True) for n in reply[2]]
-            return Beat(known, max(reply[1] for reply in replies), gone)
+            return Beat(known, max(reply[1] for reply in replies))
 
         return Op(calls, parse)
 

@@ -37,9 +37,13 @@ from functools import cache
 import xxhash
 
 from rstream.event import EntryId
+from rstream.store.scripts import Arg
 
 SLOTS = 16384
 """Hash slots of a Redis Cluster."""
+
+Rank = tuple[int, int]
+"""An id as Redis has it (ms, seq), as numbers: they compare as entries lie in a shard."""
 
 
 def number_of(key: str, shards: int) -> int:
@@ -49,12 +53,17 @@ def number_of(key: str, shards: int) -> int:
     return int(xxhash.xxh32_intdigest(key.encode())) * shards >> 32
 
 
-def slot_of(key: str) -> int:
-    """The slot of a key in a Redis Cluster: CRC16 (XMODEM) of its hash tag, if it has one."""
-    start = key.find("{")
-    end = key.find("}", start + 1)
-    hashed = key[start + 1 : end] if start >= 0 and end > start + 1 else key
-    return binascii.crc_hqx(hashed.encode(), 0) % SLOTS
+def slot_of(key: Arg) -> int:
+    """The slot of a key in a Redis Cluster, as CLUSTER KEYSLOT: CRC16 (XMODEM) of its hash tag, if it has one."""
+    raw = key if isinstance(key, bytes) else str(key).encode()
+    start = raw.find(b"{")
+    end = raw.find(b"}", start + 1)
+    return binascii.crc_hqx(raw[start + 1 : end] if start >= 0 and end > start + 1 else raw, 0) % SLOTS
+
+
+def rank_of(id: bytes) -> Rank:
+    ms, _, seq = id.partition(b"-")
+    return int(ms), int(seq)
 
 
 @cache
@@ -86,13 +95,14 @@ def tag(namespace: str, number: int, count: int) -> str:
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
     """One of the `count` shards of a generation, and its keys. There is one object for each in a process: `shard` makes
-    it, so that `==` and hashing cost nothing.
+    it, so that `==` and hashing cost nothing. slot: on a cluster.
     """
 
     generation: int
     number: int
     count: int
     stream: str
+    slot: int
 
     def __str__(self) -> str:
         return f"{self.generation}.{self.number}"
@@ -101,11 +111,6 @@ class Shard:
         """The full id of an entry, from Redis's."""
         ms, seq = id.split(b"-")
         return EntryId(int(ms), int(seq), self.generation, self.number)
-
-    @property
-    def slot(self) -> int:
-        """On a cluster."""
-        return slot_of(self.stream)
 
     def overlaps(self, other: Shard) -> bool:
         """Whether some key may belong to both, in their generations."""
@@ -151,7 +156,8 @@ class Shard:
 
 @cache
 def shard(namespace: str, stream: str, generation: int, number: int, count: int) -> Shard:
-    return Shard(generation, number, count, f"{{{tag(namespace, number, count)}}}:{stream}:{generation}")
+    name = f"{{{tag(namespace, number, count)}}}:{stream}:{generation}"
+    return Shard(generation, number, count, name, slot_of(name))
 
 
 def by_slot(shards: Sequence[Shard]) -> list[list[Shard]]:

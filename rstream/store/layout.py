@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from rstream.errors import MemoryFull, StoreError
-from rstream.event import EntryId
+from rstream.errors import GroupMissing, MemoryFull, StoreError
 from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.link import Op
@@ -65,9 +64,9 @@ class Layout:
             return list(self.every)
         return [shard for shard in self.every if shard.number == keys.number_of(key, shard.count)]
 
-    def find(self, id: EntryId) -> Shard | None:
-        """The shard that an entry id names, if there is such a one."""
-        return next((s for s in self.every if s.generation == id.generation and s.number == id.shard), None)
+    def writes(self, shard: Shard) -> bool:
+        """Whether a shard of the stream, as anybody knows it, is one that is written to."""
+        return (shard.generation, shard.count) == (self.generation, self.shards)
 
 
 def declare(namespace: str, name: str, shards: int, key: str | None, schema: Mapping[str, Any]) -> Op[Layout]:
@@ -126,6 +125,22 @@ def _layout(
 def names(namespace: str) -> Op[list[str]]:
     """The names of all streams, sorted."""
     return Op([("SMEMBERS", keys.streams(namespace))], lambda replies: sorted(n.decode() for n in replies[0]))
+
+
+def groups(shards: Iterable[Shard]) -> Op[list[str]]:
+    """The names of all groups that are on any of these, sorted."""
+
+    def parse(replies: list[Any]) -> list[str]:
+        names = set()
+        for reply in replies:
+            if isinstance(reply, GroupMissing):
+                continue  # a shard that was never made
+            if isinstance(reply, StoreError):
+                raise reply
+            names |= {dict(zip(flat[::2], flat[1::2], strict=True))[b"name"].decode() for flat in reply}
+        return sorted(names)
+
+    return Op([("XINFO", "GROUPS", shard.stream) for shard in shards], parse, partial=True)
 
 
 def clock() -> Op[int]:

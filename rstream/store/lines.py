@@ -15,7 +15,7 @@ from rstream.errors import StoreError, StoreUnavailable
 from rstream.store.cluster import ASKING, SURVEY, SURVEY_TIMEOUT, Atlas, Part, Round
 from rstream.store.connect import Endpoint, deposed
 from rstream.store.scripts import BY_SHA, Call
-from rstream.store.url import Address
+from rstream.store.url import CONNECTIONS, Address
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -97,13 +97,9 @@ class Lines:
     def _make(self, kwargs: dict[str, Any]) -> redis.asyncio.Connection:
         from redis.asyncio import connection as kinds
 
-        made: Any = {
-            "tcp": kinds.Connection,
-            "tls": kinds.SSLConnection,
-            "unix": kinds.UnixDomainSocketConnection,
-        }[self._endpoint.transport]
         # Our own deadline covers a whole exchange; redis-py's would arm a timer for every single reply.
-        return made(**(kwargs | {"socket_timeout": None}))  # type: ignore[no-any-return]
+        made = getattr(kinds, CONNECTIONS[self._endpoint.transport])(**(kwargs | {"socket_timeout": None}))
+        return made  # type: ignore[no-any-return]
 
     async def _connect(self, connection: redis.asyncio.Connection) -> None:
         from redis import exceptions as redis_errors

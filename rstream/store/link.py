@@ -47,10 +47,6 @@ class Op(Generic[T]):
     replicas: int = 0
 
 
-def first(replies: list[Any]) -> Any:
-    return replies[0]
-
-
 def together(ops: Sequence[Op[T]]) -> Op[list[T]]:
     """Several operations in one write; the first error is raised."""
     ends = list(itertools.accumulate((len(op.calls) for op in ops), initial=0))

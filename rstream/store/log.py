@@ -12,11 +12,14 @@ import msgpack
 from rstream.codec import unpack_headers
 from rstream.errors import EntryInvalid
 from rstream.event import MAX_PART, Entry, EntryId
+from rstream.position import Position, bound
 from rstream.store import keys
+from rstream.store import layout as layouts
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.scripts import ONCE, RANGE, Call
+from rstream.store.steps import Finding
 
 E = TypeVar("E")
 
@@ -27,6 +30,9 @@ FLUSH_BYTES = 256 * 1024
 PAGE = 500
 READ_BYTES = 8 * 1024 * 1024
 """A page of all shards together: entries of a shard, and payload of all of them."""
+
+CLOCK_TICK = 0.0015
+"""Seconds after which Redis's clock surely shows another millisecond; see `Cursor`."""
 
 CLOCK_SLACK = 1000
 """Milliseconds; ids that far ahead of Redis's clock show that it was set back."""
@@ -85,11 +91,6 @@ def _hashed(record: Record) -> str:
     return record.key.decode() if record.key else record.event_id.hex()
 
 
-def _parts(id: bytes) -> tuple[int, int]:
-    ms, seq = id.split(b"-")
-    return int(ms), int(seq)
-
-
 def make_entry(id: EntryId, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:
     """An entry from Redis's reply. One that rstream did not write says so when its event is touched: it must not
     end the reading of all the others.
@@ -116,6 +117,27 @@ def _raising(error: EntryInvalid) -> Callable[[bytes], Any]:
         raise error
 
     return decode
+
+
+def read(
+    layout: Layout,
+    start: Position,
+    end: Position,
+    decode: Callable[[bytes], E],
+    key: str | None = None,
+    limit: int | None = None,
+) -> Finding[Entry[E]]:
+    """Find the entries of a window, in id order. Raises `PositionError`."""
+    now = yield layouts.clock()
+    last = bound(end, "end", now)
+    if last.ms >= now:
+        yield CLOCK_TICK
+    cursor = Cursor(layout, bound(start, "start", now), last, decode, key, now=now, limit=limit)
+    while (limit is None or limit > 0) and (op := cursor.op()):
+        yield op
+        found = cursor.ready()[:limit]
+        yield found
+        limit = None if limit is None else limit - len(found)
 
 
 class Cursor(Generic[E]):
@@ -167,7 +189,7 @@ class Cursor(Generic[E]):
         """
         newest = {shard: reply[0][0] for shard, reply in zip(list(self._next), replies, strict=True) if reply}
         self._next = {shard: at for shard, at in self._next.items() if shard in newest}
-        end = max((_parts(id) for id in newest.values()), default=(0, 0))
+        end = max((keys.rank_of(id) for id in newest.values()), default=(0, 0))
         if self._now is not None and end[0] <= self._now + CLOCK_SLACK:
             end = min(end, (self._now, MAX_PART))
         self._end = min(self._end, EntryId(*end, MAX_PART, MAX_PART))

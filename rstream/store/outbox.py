@@ -18,7 +18,7 @@ import msgpack
 
 from rstream.errors import PublishUncertain, ShardSealed, StoreError
 from rstream.event import EntryId
-from rstream.store.keys import Shard
+from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of
@@ -162,11 +162,8 @@ class Outbox:
             self._put(parcel)
 
     def _put(self, parcel: Parcel) -> None:
-        for piece in (parcel,) if self._written(parcel.shard) else parcel.cut(self.layout):
+        for piece in (parcel,) if self.layout.writes(parcel.shard) else parcel.cut(self.layout):
             self._waiting.setdefault(piece.shard, deque()).append(piece)
-
-    def _written(self, shard: Shard) -> bool:
-        return (shard.generation, shard.count) == (self.layout.generation, self.layout.shards)
 
     def take(self, replicas: int = 0) -> Op[None] | None:
         """One flush of every shard that has something waiting, in one write, which so many replicas have to confirm.
@@ -218,7 +215,7 @@ class Outbox:
         earlier packet of it may yet arrive. One that is sealed will never take it.
         """
         refused, self._refused = self._refused, []
-        if (layout.generation, layout.shards) == (refused[0].shard.generation, refused[0].shard.count):
+        if layout.writes(refused[0].shard):
             self._again = refused
         else:
             self._lay_out(layout, [parcel for flush in refused for parcel in flush.parcels])
@@ -247,7 +244,7 @@ class Outbox:
 
 def _answer(flush: _Flush, reply: bytes) -> None:
     """Redis's answer is the id of the first entry; the others follow it."""
-    ms, seq = (int(part) for part in reply.split(b"-"))
+    ms, seq = rank_of(reply)
     generation, number = flush.shard.generation, flush.shard.number
     for parcel in flush.parcels:
         count = len(parcel.records)

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from rstream.errors import GroupMissing, StoreError
 from rstream.event import EntryId
 from rstream.store import keys
 from rstream.store.layout import Layout
@@ -172,19 +171,3 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
         return Window(max(start, min(ids)), min(end, max(ids)))
 
     return Op(calls, parse)
-
-
-def groups(layout: Layout) -> Op[set[str]]:
-    """The names of the stream's consumer groups."""
-
-    def parse(replies: list[Any]) -> set[str]:
-        names = set()
-        for reply in replies:
-            if isinstance(reply, GroupMissing):
-                continue  # a shard that holds nothing yet
-            if isinstance(reply, StoreError):
-                raise reply
-            names |= {dict(zip(flat[::2], flat[1::2], strict=True))[b"name"].decode() for flat in reply}
-        return names
-
-    return Op([("XINFO", "GROUPS", shard.stream) for shard in layout.every], parse, partial=True)

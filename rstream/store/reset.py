@@ -27,9 +27,6 @@ LOOK = 1000
 LOOK_BYTES = 4 * 1024 * 1024
 """Entries, and bytes of them, that one call looks at: 1000 small ones take it 1 to 4 ms."""
 
-Id = tuple[int, int]
-"""An id as Redis has it, as numbers: they compare as ids do."""
-
 
 class Settled(NamedTuple):
     """A page of a reset. living: workers because of which nothing was done · grown: the range is too large, look anew ·

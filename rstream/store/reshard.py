@@ -13,21 +13,21 @@ generation anew, and one that is missing takes no entry until somebody who has j
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from rstream.errors import ConfigError, GroupMissing, StoreError, StoreUnavailable, UnknownStream
+from rstream.errors import ConfigError, StoreUnavailable, UnknownStream
 from rstream.process import clock
 from rstream.store import keys
 from rstream.store import layout as layouts
 from rstream.store.bell import ring
-from rstream.store.keys import Shard
+from rstream.store.keys import Rank, Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op, backoff
 from rstream.store.scripts import GROUP, RESHARD, RETIRE, SEAL, SHARD
 from rstream.store.stats import group_stats
-from rstream.store.steps import Steps
+from rstream.store.steps import Paced, Steps
 
 log = logging.getLogger("rstream")
 
@@ -106,7 +106,7 @@ def reshard(
             f"finish it first with `rstream streams reshard {name} --shards {planned}`"
         )
     wanted = planned is not None or (dry_run and shards != before)
-    groups: list[str] = (yield _groups(place.shards(state.generation, before))) if wanted else []
+    groups: list[str] = (yield layouts.groups(place.shards(state.generation, before))) if wanted else []
     result = Resharding(
         name,
         before,
@@ -130,11 +130,11 @@ def reshard(
 def _finish(place: _Place, generation: int, before: int, after: int, tell: Tell) -> Steps[None]:
     """Everything from the plan on."""
     old, new = place.shards(generation, before), place.shards(generation + 1, after)
-    groups: list[str] = yield _groups(old)
+    groups: list[str] = yield layouts.groups(old)
     if groups:
         yield Op([GROUP([shard.stream], group, "0", 1) for shard in new for group in groups], all)
     tell(f"opened {_shards(new)} for {len(groups)} group{'s' * (len(groups) != 1)}")
-    sealed: list[tuple[EntryIdParts, bool]] = yield _seal(old, generation + 1)
+    sealed: list[tuple[Rank, bool]] = yield _seal(old, generation + 1)
     yield _shape(new, max(last for last, _ in sealed))
     state: _State = yield place.step("flip", generation + 1)
     if state.generation <= generation:
@@ -177,7 +177,7 @@ def retire(namespace: str, name: str, tell: Tell = log.info) -> Steps[list[int]]
     return removed
 
 
-def follow(declaration: Op[Layout], refused: Shard, within: float) -> Steps[Layout]:
+def follow(declaration: Op[Layout], refused: Shard, within: float) -> Paced[Layout]:
     """What a stream has become whose shard took nothing: it is sealed, or not there. Raises `StoreUnavailable`.
 
     Whoever has just read that a shard is written to may make it: it was never used, or Redis lost it.
@@ -185,7 +185,7 @@ def follow(declaration: Op[Layout], refused: Shard, within: float) -> Steps[Layo
     began = clock()
     for pause in backoff(0.25):
         layout: Layout = yield declaration
-        if refused not in layout.current or not (yield _shape(layout.current, (0, 0))):
+        if not layout.writes(refused) or not (yield _shape(layout.current, (0, 0))):
             return layout
         if clock() - began > within:
             raise StoreUnavailable(
@@ -209,35 +209,17 @@ def make(layout: Layout) -> Op[int]:
 
 # -- the operations ---------------------------------------------------------------------------------------------
 
-EntryIdParts = tuple[int, int]
 
-
-def _groups(shards: Iterable[Shard]) -> Op[list[str]]:
-    """The names of all groups that are on any of these."""
-
-    def parse(replies: list[Any]) -> list[str]:
-        names = set()
-        for reply in replies:
-            if isinstance(reply, GroupMissing):
-                continue  # a shard that was never made
-            if isinstance(reply, StoreError):
-                raise reply
-            names |= {dict(zip(flat[::2], flat[1::2], strict=True))[b"name"].decode() for flat in reply}
-        return sorted(names)
-
-    return Op([("XINFO", "GROUPS", shard.stream) for shard in shards], parse, partial=True)
-
-
-def _seal(shards: Sequence[Shard], following: int) -> Op[list[tuple[EntryIdParts, bool]]]:
+def _seal(shards: Sequence[Shard], following: int) -> Op[list[tuple[Rank, bool]]]:
     """The last id of each shard, and whether it was sealed only now."""
 
-    def parse(replies: list[Any]) -> list[tuple[EntryIdParts, bool]]:
-        return [(_parts(last), bool(new)) for last, new in replies]
+    def parse(replies: list[Any]) -> list[tuple[Rank, bool]]:
+        return [(keys.rank_of(last), bool(new)) for last, new in replies]
 
     return Op([SEAL([shard.stream, shard.sealed], following) for shard in shards], parse)
 
 
-def _shape(shards: Sequence[Shard], floor: EntryIdParts) -> Op[int]:
+def _shape(shards: Sequence[Shard], floor: Rank) -> Op[int]:
     """Make shards that are not there, and have the ids of all begin after `floor`; how many of them are sealed."""
     return Op([SHARD([shard.stream, shard.sealed], f"{floor[0]}-{floor[1]}") for shard in shards], sum)
 
@@ -245,11 +227,6 @@ def _shape(shards: Sequence[Shard], floor: EntryIdParts) -> Op[int]:
 def _retire(shards: Sequence[Shard], *, remove: bool) -> Op[bool]:
     """Whether nothing is left in any of these; what is empty is removed."""
     return Op([RETIRE([shard.stream, shard.sealed], int(remove)) for shard in shards], all)
-
-
-def _parts(id: bytes) -> EntryIdParts:
-    ms, seq = id.split(b"-")
-    return int(ms), int(seq)
 
 
 def _undone(place: _Place, *, all_of_it: bool = False) -> Steps[dict[str, int | None]]:

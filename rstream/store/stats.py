@@ -5,20 +5,17 @@ Each shard is seen at one moment, the shards one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from rstream.errors import ConfigError
 from rstream.event import EntryId
-from rstream.store import layout as layouts
 from rstream.store.deliveries import PSEUDO
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.scripts import STATS, Call
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +67,9 @@ class ShardGroupStats:
     """A group in one shard. All as in `GroupStats`, and:
 
     older: of a generation that is not written to any more · owner: the worker that owns the shard in an ordered group,
-    "" where nobody does at the moment, None where the group is not ordered · epoch: the owner's, or the last one ·
-    position: last delivered, None where the shard lost the group · oldest, holder: of what is pending, and who has it;
-    oldest_age: in seconds · parked: put aside until its key's turn.
+    "" where nobody does at the moment, None where nobody ever did, or the group is not ordered · epoch: the owner's, or
+    the last one · position: last delivered, None where the shard lost the group · oldest, holder: of what is pending,
+    and who has it; oldest_age: in seconds · parked: put aside until its key's turn.
     """
 
     shard: Shard
@@ -139,26 +136,6 @@ def find(groups: Sequence[GroupStats], name: str, layout: Layout) -> GroupStats:
         f"no group {name!r} reads stream {layout.name!r}: "
         + (f"there are {known}" if known else "there are none yet; a worker makes them")
     )
-
-
-def all_layouts(namespace: str, names: Sequence[str]) -> Op[list[Layout | None]]:
-    """What is stored of many streams; None where nothing is. One round trip."""
-    return together([layouts.load(namespace, name) for name in names])
-
-
-def all_streams(layouts: Iterable[Layout]) -> Op[list[StreamStats]]:
-    """`stream_stats` of many streams. One round trip."""
-    return together([stream_stats(layout) for layout in layouts])
-
-
-def together(ops: Sequence[Op[T]]) -> Op[list[T]]:
-    """Many operations in one write."""
-
-    def parse(replies: list[Any]) -> list[T]:
-        at = iter(replies)
-        return [op.parse([next(at) for _ in op.calls]) for op in ops]
-
-    return Op([call for op in ops for call in op.calls], parse)
 
 
 def _calls(layout: Layout) -> list[Call]:

@@ -11,7 +11,7 @@ from rstream.store.cluster import SURVEY, SURVEY_TIMEOUT, Atlas, Part, Round
 from rstream.store.connect import Endpoint, deposed
 from rstream.store.lines import loads, unloaded
 from rstream.store.scripts import Call
-from rstream.store.url import Address
+from rstream.store.url import CONNECTIONS, Address
 
 if TYPE_CHECKING:
     import redis
@@ -81,11 +81,7 @@ class SyncLines:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        made: Any = {
-            "tcp": kinds.Connection,
-            "tls": kinds.SSLConnection,
-            "unix": kinds.UnixDomainSocketConnection,
-        }[self._endpoint.transport]
+        made = getattr(kinds, CONNECTIONS[self._endpoint.transport])
         connection: redis.Connection = made(**kwargs, retry=Retry(NoBackoff(), 0))
         try:
             connection.connect()

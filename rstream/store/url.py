@@ -20,6 +20,13 @@ Address = tuple[str, int]
 Transport = Literal["tcp", "tls", "unix"]
 Form = Literal["server", "sentinel", "cluster"]
 
+CONNECTIONS: Mapping[Transport, str] = {
+    "tcp": "Connection",
+    "tls": "SSLConnection",
+    "unix": "UnixDomainSocketConnection",
+}
+"""redis-py's classes, in `redis.connection` and in `redis.asyncio.connection`."""
+
 COMMAND_TIMEOUT = 5.0
 """Seconds to wait for a reply before the connection counts as dead; `?socket_timeout=` in the URL overrides it."""
 
@@ -152,11 +159,10 @@ def _options(text: str) -> dict[str, Any]:
 
 
 def _check_options(url: Url, text: str) -> None:
-    from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+    from redis import connection as kinds
 
-    kinds: dict[str, Any] = {"tcp": Connection, "tls": SSLConnection, "unix": UnixDomainSocketConnection}
     try:
-        kinds[url.transport](**url.options)  # connects nothing yet
+        getattr(kinds, CONNECTIONS[url.transport])(**url.options)  # connects nothing yet
     except TypeError as error:
         # After a ? with an @ behind it may be a password that was not quoted.
         named = re.search(r"'\w+'", str(error))

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.keys import Shard, rotated
 from rstream.store.link import backoff
-from rstream.store.owners import OwnerOps
 from rstream.worker.groups import heal
 from rstream.worker.own import doubt
 from rstream.worker.run import ConsumerRun
@@ -55,8 +54,7 @@ def _readable(run: ConsumerRun, slot: int | None) -> list[Shard]:
     shards = run.readable(slot)
     if run.order is None:
         return shards
-    waiting = len(run.order.elsewhere)
-    return [shard for shard in shards if run.order.aside.get(shard, 0) + waiting < PARKED_MAX]
+    return [shard for shard in shards if run.order.outside.get(shard, 0) < PARKED_MAX]
 
 
 async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, burst: bool) -> None:
@@ -120,7 +118,7 @@ async def _knock(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, 
     """Wait until something is published, or the shards are others."""
     after = {shard: run.own.open[shard] for shard in shards if shard in run.own.open}
     if after:
-        knock = run.link.run(OwnerOps(run.ops).knock(after, block), timeout=block / 1000 + 5)
+        knock = run.link.run(run.owners.knock(after, block), timeout=block / 1000 + 5)
         for shard, id in (await _unless(changed, knock) or {}).items():
             if shard in run.own.open:
                 run.own.open[shard] = id
@@ -142,6 +140,6 @@ async def _unless(changed: asyncio.Event, waiting: Coroutine[Any, Any, T]) -> T 
 async def _check_drained(run: ConsumerRun) -> None:
     """Nothing in hand, and in no shard anything that is unread, or pending for anybody in the group."""
     if run.in_hand == 0:
-        looks = await run.link.run(OwnerOps(run.ops).look(run.layout.every))
+        looks = await run.link.run(run.owners.look(run.layout.every))
         if run.in_hand == 0 and all(look.drained for look in looks.values()):
             run.drained.set()

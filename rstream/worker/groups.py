@@ -10,7 +10,6 @@ from rstream.store import layout as layouts
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
-from rstream.store.owners import OwnerOps
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
@@ -106,5 +105,5 @@ async def _leave_out_missing(run: ConsumerRun) -> None:
 
 async def _missing(run: ConsumerRun, shards: list[Shard]) -> list[Shard]:
     """Those that do not have the group."""
-    looks = await run.link.run(OwnerOps(run.ops).look(shards)) if shards else {}
+    looks = await run.link.run(run.owners.look(shards)) if shards else {}
     return [shard for shard, look in looks.items() if not look.position]

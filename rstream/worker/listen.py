@@ -15,7 +15,6 @@ from rstream.store import bell
 from rstream.store import layout as layouts
 from rstream.store.bell import Ring
 from rstream.store.link import backoff
-from rstream.store.owners import OwnerOps
 from rstream.worker.groups import extend
 from rstream.worker.run import ConsumerRun
 
@@ -72,5 +71,5 @@ async def _pass_over_drained(run: ConsumerRun) -> None:
     """Read no more from shards of older generations in which nothing is left. (A redrive may put something back there:
     then they are looked at again.)
     """
-    looks = await run.link.run(OwnerOps(run.ops).look(run.layout.every))
+    looks = await run.link.run(run.owners.look(run.layout.every))
     run.shards = tuple(s for s, look in looks.items() if s.generation == run.layout.generation or not look.drained)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rstream.store.deliveries import Fetched
-from rstream.store.keys import Shard
+from rstream.store.keys import Rank, Shard, rank_of
 
 KEEP = 64
 """Entries of a lane that stay in memory when others are put aside; so many come back at once."""
@@ -23,8 +23,6 @@ BACKLOG = 2000
 BACKLOG_BYTES = 32 * 1024 * 1024
 """What may wait in memory in all lanes together."""
 
-Rank = tuple[int, int]
-"""An id as numbers, which compare as ids do."""
 Place = tuple[Shard, bytes]
 Now = Literal["ended", "passed", "elsewhere", "aside"]
 """What has become of an entry: it is settled for good · it is pending, but nothing of its key waits for it · it is
@@ -37,7 +35,7 @@ class Lane:
     """One key of one shard.
 
     current: the entry that was handed out · waiting: entries in hand, by id · elsewhere: ids pending, but not in hand,
-    sorted · aside, number: the first id that is put aside in Redis, and how many about are · leaving: ids on their way
+    sorted · aside, number: the first id that is put aside in Redis, and about how many are · leaving: ids on their way
     there · coming: some are asked back · arrived: ids that got there since · moves: rises with every start.
     """
 
@@ -79,15 +77,15 @@ class PerKey:
     """The lanes of one consumer.
 
     backlog, size: entries that wait in memory, and the bytes of their payloads · overflow: entries that belong behind
-    those that are put aside, and have to follow them · hungry: lanes that want back what is put aside · aside: how many
-    about are, by shard.
+    those that are put aside, and have to follow them · hungry: lanes that want back what is put aside · outside: about
+    how many are pending and not in hand, by shard.
     """
 
     def __init__(self) -> None:
         self.backlog = self.size = 0
         self.overflow: list[Fetched] = []
         self.hungry: set[Lane] = set()
-        self.aside: dict[Shard, int] = {}
+        self.outside: dict[Shard, int] = {}
         self._lanes: dict[tuple[Shard, bytes], Lane] = {}
         self._current: dict[Place, Lane] = {}
         self._leaving: dict[Place, Lane] = {}
@@ -115,6 +113,7 @@ class PerKey:
 
     def _found(self, lane: Lane, rank: Rank, id: bytes) -> None:
         if self._elsewhere.pop((lane.shard, id), None) is not None:
+            self.outside[lane.shard] -= 1
             del lane.elsewhere[bisect_left(lane.elsewhere, rank)]
 
     def _wait(self, lane: Lane, rank: Rank, entry: Fetched) -> None:
@@ -174,6 +173,7 @@ class PerKey:
     def _miss(self, lane: Lane, id: bytes) -> None:
         if (lane.shard, id) not in self._elsewhere:
             self._elsewhere[lane.shard, id] = lane
+            self.outside[lane.shard] = self.outside.get(lane.shard, 0) + 1
             insort(lane.elsewhere, rank_of(id))
 
     @property
@@ -229,7 +229,7 @@ class PerKey:
         self._advance(lane)
 
     def _count(self, lane: Lane, number: int) -> None:
-        self.aside[lane.shard] = self.aside.get(lane.shard, 0) + number - lane.number
+        self.outside[lane.shard] = self.outside.get(lane.shard, 0) + number - lane.number
         lane.number = number
 
     def ask_back(self) -> list[Lane]:
@@ -272,7 +272,7 @@ class PerKey:
         dropped += [entry for entry in self.overflow if entry.shard is shard]
         self.overflow = [entry for entry in self.overflow if entry.shard is not shard]
         self.hungry.difference_update(lanes)
-        self.aside.pop(shard, None)
+        self.outside.pop(shard, None)
         for lane in lanes:
             del self._lanes[shard, lane.key]
             lane.waiting.clear()
@@ -307,11 +307,6 @@ def key_of(entry: Fetched) -> bytes | None:
     if len(flat) >= 4 and flat[2] == b"k":  # as rstream writes them
         return flat[3]
     return dict(zip(flat[::2], flat[1::2], strict=True)).get(b"k")
-
-
-def rank_of(id: bytes) -> Rank:
-    ms, _, seq = id.partition(b"-")
-    return int(ms), int(seq)
 
 
 def _by_rank(waiting: tuple[Rank, Fetched]) -> Rank:

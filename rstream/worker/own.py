@@ -19,7 +19,7 @@ from rstream.store.bell import ring
 from rstream.store.deliveries import Tokens
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
-from rstream.store.owners import Heir, Look, OwnerOps
+from rstream.store.owners import Heir, Look
 from rstream.worker.assign import assign
 from rstream.worker.groups import heal
 from rstream.worker.run import ConsumerRun
@@ -29,12 +29,12 @@ log = logging.getLogger("rstream")
 
 async def own_loop(run: ConsumerRun) -> None:
     """Runs until cancelled."""
-    ops, joined, pauses = OwnerOps(run.ops), False, backoff()
+    joined, pauses = False, backoff()
     while True:
         run.own.look.clear()
         try:
             await run.lease.held()
-            await _round(run, ops)
+            await _round(run)
             if not joined:
                 await tell(run)
             joined, pauses = True, backoff()
@@ -48,21 +48,21 @@ async def own_loop(run: ConsumerRun) -> None:
             await asyncio.sleep(next(pauses))
 
 
-async def _round(run: ConsumerRun, ops: OwnerOps) -> None:
+async def _round(run: ConsumerRun) -> None:
     if run.own.term != run.lease.term:
         lose(run, [*run.lease.owned])  # somebody else may have had them meanwhile
         run.own.term = run.lease.term
     term = run.lease.term
     layout = run.layout
-    members = await run.link.run(ops.take_part(int(run.consumer.lease * 1000)))
-    looks = await run.link.run(ops.look(layout.every))
+    members = await run.link.run(run.owners.take_part(int(run.consumer.lease * 1000)))
+    looks = await run.link.run(run.owners.look(layout.every))
     lose(run, [s for s, token in run.lease.owned.items() if s not in looks or looks[s].token != token])
     owners = {shard: look.owner for shard, look in looks.items() if look.owner in members}
     live = [shard for shard in layout.every if shard in owners or _is_open(shard, looks)]
     live = [s for s in live if s.generation == layout.generation or not looks[s].drained]
     wanted = assign(live, members, owners, salt=run.name)
     mine = [shard for shard in live if wanted[shard] == run.ops.worker]
-    await give_up(run, ops, [shard for shard in run.lease.owned if shard not in mine])
+    await give_up(run, [shard for shard in run.lease.owned if shard not in mine])
     # Of what is on its way back to Redis, unstarted, it must be known what has become before all that is pending is.
     unsettled = {shard for shard, _ in run.hand.returning}
     vacant = [s for s in mine if s not in run.lease.owned and looks[s].owner in ("", run.ops.worker)]
@@ -70,7 +70,7 @@ async def _round(run: ConsumerRun, ops: OwnerOps) -> None:
     if free and run.lease.holds() and term == run.lease.term:
         # An epoch never falls within a key, nor does it where the key goes on in another generation.
         floors = {s: max((look.epoch for other, look in looks.items() if other.overlaps(s)), default=0) for s in free}
-        await _take(run, ops, floors)
+        await _take(run, floors)
 
 
 def _is_open(shard: Shard, looks: Mapping[Shard, Look]) -> bool:
@@ -80,17 +80,17 @@ def _is_open(shard: Shard, looks: Mapping[Shard, Look]) -> bool:
     )
 
 
-async def _take(run: ConsumerRun, ops: OwnerOps, floors: Mapping[Shard, int]) -> None:
-    tokens = await run.link.run(ops.own(floors, int(run.consumer.lease * 1000)))
+async def _take(run: ConsumerRun, floors: Mapping[Shard, int]) -> None:
+    tokens = await run.link.run(run.owners.own(floors, int(run.consumer.lease * 1000)))
     run.lease.owned = {**run.lease.owned, **tokens}
     try:
         for shard in tokens:
-            await _inherit(run, ops, shard)
+            await _inherit(run, shard)
             if run.lease.owned.get(shard) == tokens[shard]:
                 run.own.known.add(shard)
                 run.crowded.set()
         # Only now that they are ours nobody else reads on.
-        for shard, look in (await run.link.run(ops.look([*tokens]))).items():
+        for shard, look in (await run.link.run(run.owners.look([*tokens]))).items():
             if run.lease.owned.get(shard) == tokens[shard]:  # it may have been lost meanwhile
                 run.own.open[shard] = look.position or b"0-0"
     except BaseException:
@@ -102,20 +102,20 @@ async def _take(run: ConsumerRun, ops: OwnerOps, floors: Mapping[Shard, int]) ->
         run.look_in(0)  # what waits there comes first
 
 
-async def _inherit(run: ConsumerRun, ops: OwnerOps, shard: Shard) -> None:
+async def _inherit(run: ConsumerRun, shard: Shard) -> None:
     """Learn what is pending in a shard, before anything is taken over or read there."""
     assert run.order is not None
     page: list[Heir]
     start = "-"
     while start:
-        page, start = await run.link.run(ops.inherit(shard, start))
+        page, start = await run.link.run(run.owners.inherit(shard, start))
         for id, holder, key in page:
             if key is not None and not (holder == "~retry" and run.consumer.on_retry == "skip"):
                 run.order.learn(shard, id, key)
             if holder == run.ops.worker and not run.hand.has((shard, id)):
                 run.adopt()
     # Last: what is aside could be brought back at once, past what is pending elsewhere.
-    for parked_key, aside in (await run.link.run(ops.parked(shard))).items():
+    for parked_key, aside in (await run.link.run(run.owners.parked(shard))).items():
         run.order.is_aside(shard, parked_key, *aside)
 
 
@@ -138,26 +138,25 @@ def doubt(run: ConsumerRun, sent: Tokens) -> None:
     lose(run, [shard for shard, token in sent.items() if run.lease.owned.get(shard) == token])
 
 
-async def give_up(run: ConsumerRun, ops: OwnerOps, shards: Sequence[Shard]) -> None:
+async def give_up(run: ConsumerRun, shards: Sequence[Shard]) -> None:
     """Let others have these; what was not started of them goes with them, its attempts unchanged."""
     for shard in shards:
         _forget(run, shard)
         run.hand_over(run.drop(shard))
     if shards:
         log.info("%s: gives up %s", run.name, ", ".join(map(str, shards)))
-        await run.link.run(ops.disown(shards))
+        await run.link.run(run.owners.disown(shards))
         await tell(run)
 
 
 async def leave(run: ConsumerRun) -> None:
     """Give up everything, for good."""
-    ops = OwnerOps(run.ops)
     run.lease.member = False
     try:
-        await run.link.run(ops.take_part(0))
-        await give_up(run, ops, [*run.lease.owned])
+        await run.link.run(run.owners.take_part(0))
+        await give_up(run, [*run.lease.owned])
         # The answer by which some were this worker's may not have been read any more.
-        if await run.link.run(ops.disown(run.layout.every)):
+        if await run.link.run(run.owners.disown(run.layout.every)):
             await tell(run)
     except StoreError as error:
         log.warning("%s: shards not given up, others take them after the lease: %s", run.name, error)

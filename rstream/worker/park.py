@@ -13,7 +13,6 @@ import logging
 from rstream.errors import StoreError
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.store.link import backoff
-from rstream.store.owners import OwnerOps
 from rstream.worker.adopt import lost
 from rstream.worker.order import KEEP, Lane, key_of
 from rstream.worker.own import doubt
@@ -63,7 +62,7 @@ async def _bring_back(run: ConsumerRun, lane: Lane) -> None:
     term, owned = run.lease.term, run.lease.owned
     room = max(1, min(KEEP, run.order.space))
     try:
-        back = await run.link.run(OwnerOps(run.ops).unpark(lane.shard, owned[lane.shard], lane.key, room))
+        back = await run.link.run(run.owners.unpark(lane.shard, owned[lane.shard], lane.key, room))
     except BaseException:
         run.hand.unsure = True  # what it brought back, unseen, may have been begun elsewhere
         doubt(run, {lane.shard: owned[lane.shard]})

@@ -14,7 +14,6 @@ import random
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.deliveries import Recovered
 from rstream.store.keys import rotated
-from rstream.store.owners import OwnerOps
 from rstream.worker.adopt import adopt, lost
 from rstream.worker.own import doubt
 from rstream.worker.run import ConsumerRun, from_the_dead
@@ -122,7 +121,7 @@ async def _ask_elsewhere(run: ConsumerRun) -> None:
         places = random.sample(places, ASKED)
     if not places:
         return
-    holders = await run.link.run(OwnerOps(run.ops).holders(places))
+    holders = await run.link.run(run.owners.holders(places))
     for place, holder in zip(places, holders, strict=True):
         if place not in run.order.elsewhere or run.lease.owned.get(place[0]) != owned[place[0]]:
             continue  # it came in while Redis was asked, or its shard is being learned anew

@@ -11,7 +11,7 @@ from rstream.store.deliveries import Fetched, GroupOps, Outcome, Tokens
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
-from rstream.store.owners import Unparked
+from rstream.store.owners import OwnerOps, Unparked
 from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.gate import Gate
@@ -88,6 +88,7 @@ class ConsumerRun:
         self.pool = self.call if isinstance(self.call, ProcessCall) else None
         self.size = consumer.batch or 1
         self.emitter = emitter
+        self.owners = OwnerOps(ops)
         self.lease = Lease(ops, consumer.lease, member=consumer.in_order)
         self.lanes = Lanes(gate)
         self.order = PerKey() if consumer.in_order else None

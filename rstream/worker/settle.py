@@ -13,7 +13,6 @@ from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, Sto
 from rstream.store.deliveries import PSEUDO, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
-from rstream.store.owners import OwnerOps
 from rstream.worker.order import Now, Place
 from rstream.worker.own import tell
 from rstream.worker.run import ConsumerRun, Outcomes
@@ -99,7 +98,7 @@ async def _moved(run: ConsumerRun, batch: list[Outcome]) -> list[Outcome]:
     if not apart:
         return moved
     # On a cluster the new shards may have left the slot of a delivery: then its events go before its ack.
-    holders = await run.link.run(OwnerOps(run.ops).holders([(outcome.shard, outcome.id) for outcome in apart]))
+    holders = await run.link.run(run.owners.holders([(outcome.shard, outcome.id) for outcome in apart]))
     ours = [outcome for outcome, holder in zip(apart, holders, strict=True) if holder == run.ops.worker]
     if any(await run.emitter.store([[record for _, record in outcome.emits] for outcome in ours])):
         raise ShardSealed("the stream that is emitted to was resharded once more")

@@ -1,68 +1,24 @@
-"""`rstream streams` and `rstream groups`: what there is, and how far it has been processed."""
+"""`rstream groups`: how far the groups of a stream are."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rstream.cli.read import time_of
-from rstream.cli.reshard import reshard
+from rstream.cli.reset import reset
+from rstream.cli.tables import place, table, text
 from rstream.cli.target import stored_app, target_options
 
 if TYPE_CHECKING:
-    from rstream.app import RStream
-    from rstream.event import EntryId
-    from rstream.store.stats import GroupStats, ShardGroupStats, StreamStats
-
-
-@click.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="A JSON list of objects, the shards of each included.")
-@target_options
-@click.pass_context
-def streams(context: click.Context, as_json: bool) -> None:
-    """List the streams: how many entries, from when to when, and who reads them.
-
-    \b
-    Examples:
-      rstream streams
-      rstream streams --json | jq '.[] | {name, entries}'
-      rstream streams reshard orders --shards 16 --dry-run
-    """
-    if context.invoked_subcommand is not None:
-        return
-    with stored_app() as app:
-        found = _all_streams(app)
-        where = f"namespace {app.settings.namespace!r} at {app.endpoint.label}"
-    if as_json:
-        click.echo(json.dumps([_stream_row(stats) for stats in found], indent=2, ensure_ascii=False))
-    elif not found:
-        click.echo(f"No streams in {where} yet. The first publish declares one:")
-        click.echo("  rstream publish STREAM --app MODULE:APP --json '{…}'")
-    else:
-        rows = [_stream_cells(stats) for stats in found]
-        _table(["STREAM", "ENTRIES", "SHARDS", "KEY", "FROM", "TO", "GROUPS"], rows, right={1, 2})
-
-
-streams.add_command(reshard)
+    from rstream.store.stats import GroupStats, ShardGroupStats
 
 
 class StreamOrCommand(click.Group):
-    """`reset` is a command, anything else the stream to show. A command's module is imported when it is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["show", "reset"]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "reset":
-            return super().get_command(ctx, cmd_name)
-        found = import_module("rstream.cli.reset").reset
-        assert isinstance(found, click.Command)
-        return found
+    """What is no command is the stream to show."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.list_commands(ctx), *ctx.help_option_names):
@@ -75,7 +31,7 @@ def groups() -> None:
     """Show how far the groups of a stream are, or have one read again.
 
     `rstream groups STREAM` is short for `rstream groups show STREAM`, whose help lists its options; a stream called
-    reset needs the long form.
+    reset or show needs the long form.
 
     \b
     Examples:
@@ -98,9 +54,10 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
     UNREAD: entries that nobody was given yet (? or unknown where Redis cannot tell) · PENDING: given to a worker or
     waiting, and not settled · BEHIND: the age of the oldest entry that is not processed.
 
-    With --shards: OWNER and EPOCH of an ordered group (- where it is not ordered, nobody where no worker owns the shard
-    at the moment) · POSITION: what was delivered last · OLDEST, AGE and HELD BY: the oldest pending entry · ASIDE: put
-    aside until the key's turn comes. Shards of older generations, which are not written to any more, are marked.
+    With --shards: OWNER and EPOCH of an ordered group (nobody where no worker owns the shard at the moment, - where
+    none ever did, or the group is not ordered) · POSITION: what was delivered last · OLDEST, AGE and HELD BY: the
+    oldest pending entry · ASIDE: put aside until the key's turn comes. Shards of older generations, which are not
+    written to any more, are marked.
 
     \b
     Examples:
@@ -127,52 +84,7 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
         _show_groups(found)
 
 
-def _all_streams(app: RStream) -> list[StreamStats]:
-    """Three round trips, however many streams there are."""
-    from rstream.store import layout as layouts
-    from rstream.store.stats import all_layouts, all_streams
-
-    namespace = app.settings.namespace
-    names = app.sync_link.run(layouts.names(namespace))
-    if not names:
-        return []
-    stored = app.sync_link.run(all_layouts(namespace, names))
-    for name, layout in zip(names, stored, strict=True):
-        if layout is None:
-            click.echo(f"stream {name!r} was declared, but its declaration is gone: Redis lost data", err=True)
-    known = [layout for layout in stored if layout is not None]
-    return app.sync_link.run(all_streams(known)) if known else []
-
-
-def _stream_row(stats: StreamStats) -> dict[str, Any]:
-    layout = stats.layout
-    return {
-        "name": layout.name,
-        "key": layout.key,
-        "generation": layout.generation,
-        "shards": layout.shards,
-        "entries": stats.entries,
-        "first_id": _text(stats.first),
-        "last_id": _text(stats.last),
-        "groups": stats.groups,
-        "per_shard": [
-            {
-                "generation": s.shard.generation,
-                "shard": s.shard.number,
-                "entries": s.entries,
-                "first_id": _text(s.first),
-                "last_id": _text(s.last),
-            }
-            for s in stats.shards
-        ],
-    }
-
-
-def _stream_cells(stats: StreamStats) -> list[str]:
-    first, last = (time_of(id) if id else None for id in (stats.first, stats.last))
-    layout = stats.layout
-    counts = [f"{stats.entries:,}", str(layout.shards)]
-    return [layout.name, *counts, layout.key or "-", first or "-", last or "-", ", ".join(stats.groups) or "-"]
+groups.add_command(reset)
 
 
 def _group_row(stats: GroupStats, *, by_shard: bool) -> dict[str, Any]:
@@ -198,11 +110,11 @@ def _shard_row(stats: ShardGroupStats) -> dict[str, Any]:
         "older": stats.older,
         "owner": stats.owner,
         "epoch": stats.epoch,
-        "position": _text(stats.position),
+        "position": text(stats.position),
         "lag": stats.lag,
         "behind_seconds": stats.behind,
         "pending": stats.pending,
-        "oldest_pending": _text(stats.oldest),
+        "oldest_pending": text(stats.oldest),
         "oldest_pending_seconds": stats.oldest_age,
         "held_by": stats.holder,
         "parked": stats.parked,
@@ -218,11 +130,11 @@ def _show_groups(found: Sequence[GroupStats]) -> None:
         counts += [f"{number:,}" for number in (stats.pending, stats.retries, stats.dead)]
         alive = sum(worker.alive for worker in stats.workers)
         rows.append([stats.name, *counts, _ago(stats.behind), f"{alive} of {len(stats.workers)} alive"])
-    _table(["GROUP", "UNREAD", "PENDING", "RETRIES", "DEAD", "BEHIND", "WORKERS"], rows, right={1, 2, 3, 4, 5})
+    table(["GROUP", "UNREAD", "PENDING", "RETRIES", "DEAD", "BEHIND", "WORKERS"], rows, right={1, 2, 3, 4, 5})
     waiting = [[stats.name, f"{n:,}", _WAITING[why]] for stats in found for why, n in stats.waiting.items() if n]
     if waiting:
         click.echo()
-        _table(["GROUP", "WAITING", "FOR"], waiting, right={1})
+        table(["GROUP", "WAITING", "FOR"], waiting, right={1})
     workers = [
         [stats.name, worker.worker, f"{worker.pending:,}", "alive" if worker.alive else "silent"]
         for stats in found
@@ -230,7 +142,7 @@ def _show_groups(found: Sequence[GroupStats]) -> None:
     ]
     if workers:
         click.echo()
-        _table(["GROUP", "WORKER", "PENDING", "LEASE"], workers, right={2})
+        table(["GROUP", "WORKER", "PENDING", "LEASE"], workers, right={2})
     _tell_missing(found)
 
 
@@ -255,7 +167,7 @@ def _show_shards(found: Sequence[GroupStats]) -> None:
     head = ["GROUP", "SHARD", "OWNER", "EPOCH", "POSITION", "UNREAD", "BEHIND", "PENDING"]
     head += ["OLDEST", "AGE", "HELD BY", "ASIDE"]
     rows = [[stats.name, *_shard_cells(shard)] for stats in found for shard in stats.shards]
-    _table(head, rows, right={3, 5, 6, 7, 9, 11})
+    table(head, rows, right={3, 5, 6, 7, 9, 11})
     _tell_missing(found)
 
 
@@ -277,33 +189,8 @@ def _shard_cells(stats: ShardGroupStats) -> list[str]:
     ]
 
 
-def place(position: EntryId | None) -> str:
-    """Where a group is in a shard, without the shard."""
-    from rstream.event import MAX_PART
-
-    if position is None:
-        return "missing"
-    if position.seq < MAX_PART:
-        return position.redis
-    return "end" if position.ms == MAX_PART else f"before {position.ms + 1}-0"
-
-
 def _ago(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s" if seconds else "-"
-
-
-def _text(value: object | None) -> str | None:
-    return None if value is None else str(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: set[int]) -> None:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = [
-            f"{cell:>{w}}" if n in right else f"{cell:<{w}}"
-            for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        click.echo("  ".join(cells).rstrip())
