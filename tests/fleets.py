@@ -63,6 +63,16 @@ class Node(Server):
             return bool(self.ask("ROLE", timeout=0.5)[0] == "master")
         return False
 
+    def follow_no_more(self) -> None:
+        """A replica stays one, and alive to all others, but gets nothing new: its master refuses a password that it
+        does not ask for. (A frozen one would still find in its socket what the master sent it meanwhile.)
+        """
+        self.ask("CONFIG", "SET", "masterauth", "refused")
+        self.ask("CLIENT", "KILL", "TYPE", "MASTER")
+
+    def follow_again(self) -> None:
+        self.ask("CONFIG", "SET", "masterauth", "")
+
     def is_in_sync(self) -> bool:
         """Whether it is a replica that has all that its master has."""
         told = self.info("replication")
@@ -86,6 +96,16 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    @contextlib.contextmanager
+    def lagging(self) -> Iterator[None]:
+        """Replicas get nothing new. Whoever waits for all to be in sync waits for the end of this."""
+        replicas = [node for node in self.nodes if node.running and not node.is_master()]
+        for node in replicas:
+            node.follow_no_more()
+        yield
+        for node in replicas:
+            node.follow_again()
 
     def _agreed(self, condition: Callable[[Node], Any]) -> None:
         """Wait until it holds for every node that runs."""
@@ -211,6 +231,19 @@ class Cluster(Fleet):
         self.await_promotion(replica)
         self.await_ok()
 
+    def depose(self, slot: int) -> ClusterNode:
+        """Kill the master of a slot; it, when its replica has taken over."""
+        old = self.master_of(slot)
+        replica = self.replica_of(old)
+        old.kill()
+        self.await_promotion(replica)
+        return old
+
+    def bring_back(self, old: ClusterNode) -> None:
+        """As the replica of who took over from it, which has no other one that could confirm anything."""
+        old.start()
+        self.await_ok()
+
     @contextlib.contextmanager
     def moving(self, slot: int, source: ClusterNode, target: ClusterNode) -> Iterator[None]:
         """A slot is on its way; at the end, what is left of it goes too."""
@@ -333,6 +366,20 @@ class Sentinels(Fleet):
         old = self.master()
         eventually(lambda: self.sentinels[0].takes("SENTINEL", "FAILOVER", self.name), PATIENCE)
         return self.await_promotion(old)
+
+    def depose(self, slot: int = 0) -> Node:
+        """Kill the master, whatever the slot; it, when another server has become the master."""
+        old = self.master()
+        old.kill()
+        self.await_promotion(old)
+        return old
+
+    def bring_back(self, old: Node) -> None:
+        """As a replica."""
+        # Told from the start: else it would call itself a master for a moment.
+        old.args = (*QUICK, "--replicaof", *map(str, self.master().address))
+        old.start()
+        self.await_ok()
 
     def await_promotion(self, old: Node) -> Node:
         """Until all sentinels name another master than `old`; that one."""

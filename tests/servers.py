@@ -66,6 +66,7 @@ class Server:
     def __init__(self, binary: Path, directory: Path, *, args: Sequence[str] = (), tcp: bool = False) -> None:
         self.binary, self.directory, self.args, self.tcp = binary, Path(directory), tuple(args), tcp
         self.port = 0
+        self.ended_at = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))  # short: a socket's path may be 103 bytes
         self.socket = self._sockets / "s"
@@ -142,6 +143,7 @@ class Server:
         self.resume()  # a frozen server cannot end
         assert self._process is not None
         self._process.wait(30)
+        self.ended_at = time.time()
 
     def _command(self) -> list[str]:
         address = ["--port", str(self.port), "--bind", "127.0.0.1"] if self.tcp else ["--port", "0"]

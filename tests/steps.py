@@ -9,13 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 from rstream import Delivery, Event, RetryPolicy, RStream
 
 LEASE = float(os.environ.get("WORKLOAD_LEASE", "1"))
 CONCURRENCY = int(os.environ.get("WORKLOAD_CONCURRENCY", "16"))
+DIARY = os.environ.get("STEPS_DIARY", "")
+"""A folder, where wanted: what handlers began and ended is written there, out of the reach of a Redis that fails."""
 ENDURING = RetryPolicy(initial_delay=0.02, max_delay=0.1, max_attempts=100)
 
 
@@ -43,10 +48,33 @@ taken = app.stream("taken", Taken, key="key", shards=4)
 
 @steps.consumer("ordered", concurrency=CONCURRENCY, lease=LEASE, retry=ENDURING, emits=taken)
 async def take(event: Step, delivery: Delivery) -> Taken:
+    note("start", event, delivery)
     await asyncio.sleep(event.seconds)
     if random.random() < event.fails:
         raise ValueError(f"step {event.n} of {event.key} fails")
+    note("end", event, delivery)
     return Taken(key=event.key, n=event.n, worker=delivery.worker, fence=delivery.fence, attempt=delivery.attempt)
+
+
+def note(what: str, event: Step, delivery: Delivery) -> None:
+    if DIARY:  # one write to a file: what is killed after it cannot take it along
+        with Path(DIARY, f"diary-{os.getpid()}").open("ab", buffering=0) as out:
+            out.write(f"{what} {event.key} {event.n} {delivery.attempt} {time.time()}\n".encode())
+
+
+class Line(NamedTuple):
+    what: str
+    key: str
+    n: int
+    attempt: int
+    at: float
+
+
+def diary(folder: Path) -> list[Line]:
+    """What was begun and ended, by all workers, in that order."""
+    lines = [line.split() for file in folder.glob("diary-*") for line in file.read_text().splitlines()]
+    found = [Line(what, key, int(n), int(attempt), float(at)) for what, key, n, attempt, at in lines]
+    return sorted(found, key=lambda line: line.at)
 
 
 def many(keys: int, each: int, rng: random.Random, *, seconds: float = 0.0, fails: float = 0.0) -> list[Step]:

@@ -353,6 +353,16 @@ def test_a_live_group_is_left_alone(live: Bench) -> None:
     assert (live.pending(), live.unread()) == before
 
 
+def test_a_worker_that_has_read_nothing_yet_counts_as_live(bench: Bench) -> None:
+    """The successor in a deploy, say; a server that lists only consumers that have read does not show it by itself."""
+    bench.publish(12)
+    bench.settle(bench.fetch(12))
+    idle = bench.ops("idle")
+    bench.run(idle.create("0"))
+    bench.run(idle.beat(60_000, {}))
+    assert bench.plan("earliest").live == ["idle"]
+
+
 @pytest.mark.parametrize("key", [None, "c1"])
 def test_a_worker_that_came_after_the_plan_is_seen(bench: Bench, key: str | None) -> None:
     bench.publish(12)
@@ -545,6 +555,24 @@ def test_a_plan_is_executed(shop: tuple[Commands, Stream[Any], RStream]) -> None
     assert told[-1] == "Done: 10 entries will be handled again, 0 were left alone."
     (group,) = json.loads(rs.ok("groups", "orders", "--json"))
     assert (group["lag"], group["waiting"]["again"]) == (0, 10)
+
+
+@pytest.mark.parametrize("key", [(), ("--key", "c1")])
+def test_a_reset_at_full_memory_says_that_it_was_done(
+    own_server: Server, namespace: str, tmp_path: Path, key: tuple[str, ...]
+) -> None:
+    rs = Commands(tmp_path, own_server.url, namespace)
+    with RStream(own_server.url, namespace=namespace) as app, redis.Redis.from_url(own_server.url) as raw:
+        orders = app.stream("orders", Order, key="customer", shards=1)
+        orders.sync.publish_many(Order(customer="c1", n=n) for n in range(10))
+        ops = GroupOps(orders.sync.layout(), "billing", "w1")
+        app.sync_link.run(ops.create("0"))
+        entries = app.sync_link.run(ops.fetch(10)).entries
+        app.sync_link.run(ops.settle([Outcome(e.shard, e.id, 1, "ack") for e in entries]))
+        raw.config_set("maxmemory", 1)
+        reset = "groups", "reset", "orders", "--group", "billing", "--to", "earliest", *key
+        assert rs.ok(*reset, "--execute").splitlines()[-1].startswith("Done: ")
+        raw.config_set("maxmemory", 0)
 
 
 def test_a_live_group_is_told_and_can_be_forced(shop: tuple[Commands, Stream[Any], RStream]) -> None:

@@ -13,7 +13,8 @@ from rstream import RStream, Stream
 from rstream.store.deliveries import GroupOps
 from tests.commands import Commands, Order
 from tests.servers import Server
-from tests.test_reshard import emptied, steps, take
+from tests.test_reshard import steps, take
+from tests.test_retire import emptied
 from tests.waiting import eventually
 
 

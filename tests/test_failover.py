@@ -13,6 +13,7 @@ import pytest
 
 from rstream import Delivery, RStream
 from rstream.errors import StoreError
+from rstream.settings import Durability
 from tests.fleets import DOWN_AFTER, Cluster, Sentinels
 from tests.servers import KINDS
 from tests.steps import ENDURING, Step, Taken
@@ -53,11 +54,22 @@ class Load:
             n += 1
             await asyncio.sleep(0.002)
 
+    def since(self, time: float, key: str) -> int:
+        """How many were confirmed from then on."""
+        return sum(at >= time for at in self.confirmed[key].values())
+
+    def quiet(self, key: str, seconds: float) -> bool:
+        return max(self.confirmed[key].values()) < time.monotonic() - seconds
+
     async def stored(self) -> dict[str, list[int]]:
         found: defaultdict[str, list[int]] = defaultdict(list)
         async for entry in self.steps.read():
             found[entry.event.key].append(entry.event.n)
         return found
+
+    def lost(self, stored: dict[str, list[int]]) -> dict[str, list[int]]:
+        """What was confirmed, and is not there."""
+        return {key: sorted(set(each) - set(stored[key])) for key, each in self.confirmed.items()}
 
     async def accepted(self) -> dict[str, list[int]]:
         found: defaultdict[str, list[int]] = defaultdict(list)
@@ -71,16 +83,10 @@ def longest(times: list[float]) -> float:
 
 
 async def kill_the_master(fleet: Cluster | Sentinels, load: Load) -> None:
-    if isinstance(fleet, Sentinels):
-        old = fleet.master()
-        old.kill()
-        await asyncio.to_thread(fleet.await_promotion, old)
-    else:
-        master = fleet.master_of((await load.steps.layout()).current[0].slot)
-        replica = fleet.replica_of(master)
-        master.kill()
-        await asyncio.to_thread(fleet.await_promotion, replica)
-        await asyncio.to_thread(master.start)  # without it the new master would have no replica that could confirm
+    slot = (await load.steps.layout()).shard("key0").slot
+    old = await asyncio.to_thread(fleet.depose, slot)
+    if isinstance(fleet, Cluster):  # without it the new master would have no replica that could confirm
+        await asyncio.to_thread(old.start)
 
 
 @pytest.mark.timeout(180)
@@ -116,7 +122,7 @@ async def test_a_killed_master_stops_nothing_for_long_and_turns_nothing_around(
         limit = DOWN_AFTER / 1000 + 3
         assert max(longest(list(each.values())) for each in load.confirmed.values()) < limit
         assert max(longest(times) for times in load.handled.values()) < limit
-        lost = {key: sorted(set(each) - set(stored[key])) for key, each in load.confirmed.items()}
+        lost = load.lost(stored)
         count = sum(map(len, lost.values()))
         record_property("confirmed and lost", count)
         print(f"{type(fleet).__name__}, {durability}: {count} confirmed events were lost")
@@ -126,6 +132,40 @@ async def test_a_killed_master_stops_nothing_for_long_and_turns_nothing_around(
             assert numbers == sorted(set(numbers)), f"{key} was published twice or out of order"
         for key, numbers in (await load.accepted()).items():
             assert numbers == sorted(set(numbers)), f"{key} was accepted twice or out of order"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("durability", ["local", "replicated"])
+async def test_what_replicas_that_lag_do_not_have_is_lost_only_where_publishing_does_not_wait_for_them(
+    fleet: Cluster | Sentinels, namespace: str, durability: Durability, record_property: pytest.RecordProperty
+) -> None:
+    async with RStream(fleet.url, namespace=namespace, durability=durability) as app:
+        load = Load(app)
+        publishing = [asyncio.create_task(load.publish(f"key{n}")) for n in range(KEYS)]
+        await eventually_async(lambda: len(load.confirmed) == KEYS and min(map(len, load.confirmed.values())) > 20, 20)
+        with fleet.lagging():
+            began = time.monotonic()
+            if durability == "local":
+                await eventually_async(lambda: load.since(began, "key0") >= 50, 20)
+            else:
+                await eventually_async(lambda: all(load.quiet(key, 0.5) for key in load.confirmed), 20)
+            await kill_the_master(fleet, load)
+        up = time.monotonic()
+        await eventually_async(lambda: all(load.since(up, key) >= 20 for key in load.confirmed), 20)
+        load.ended.set()
+        await asyncio.gather(*publishing)
+        stored = await load.stored()
+    lost = load.lost(stored)
+    count, waited = sum(map(len, lost.values())), max(longest(list(each.values())) for each in load.confirmed.values())
+    record_property("confirmed and lost", count)
+    name = f"{type(fleet).__name__} whose replicas lag, {durability}"
+    print(f"{name}: {count} confirmed events were lost, one waited {waited:.1f} s")
+    for key, numbers in stored.items():
+        assert numbers == sorted(set(numbers)), f"{key} was published twice or out of order"
+    if durability == "local":
+        assert lost["key0"]
+    else:
+        assert count == 0, lost
 
 
 async def test_what_no_replica_has_is_not_confirmed(tmp_path: Path, namespace: str) -> None:

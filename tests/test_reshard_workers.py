@@ -20,7 +20,8 @@ from rstream.store.log import Record, new_ones, place_of, publish_once
 from rstream.worker import groups
 from tests.fleets import Cluster
 from tests.servers import Server
-from tests.test_reshard import emptied, quiet, sealed_at, steps, take
+from tests.test_reshard import quiet, sealed_at, steps, take
+from tests.test_retire import emptied
 from tests.test_worker import drain, working
 from tests.waiting import eventually_async
 

@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry as RedisRetry
 
 from rstream import Batch, Delivery, Event, Reject, Retry, RetryPolicy, RStream
+from tests.fleets import Cluster, Sentinels
 from tests.servers import Server
 from tests.waiting import eventually
 
@@ -180,7 +181,9 @@ class WorkerProcess:
 
 
 @contextmanager
-def workers(server: Server, namespace: str, folder: Path, *, url: str | None = None) -> Iterator[Spawner]:
+def workers(
+    server: Server | Cluster | Sentinels, namespace: str, folder: Path, *, url: str | None = None
+) -> Iterator[Spawner]:
     """Starts workers; whatever happens, none of them is left."""
     spawner = Spawner(server, namespace, folder, url or server.url)
     try:
@@ -194,8 +197,8 @@ def workers(server: Server, namespace: str, folder: Path, *, url: str | None = N
 class Spawner:
     target = "tests.workload:app"
 
-    def __init__(self, server: Server, namespace: str, folder: Path, url: str) -> None:
-        self._environ = {
+    def __init__(self, server: Server | Cluster | Sentinels, namespace: str, folder: Path, url: str) -> None:
+        self.environ = {
             **os.environ,
             "RSTREAM_URL": url,
             "RSTREAM_NAMESPACE": namespace,
@@ -206,7 +209,7 @@ class Spawner:
 
     def __call__(self, *options: str, group: str = "async", lease: float = 2.0, concurrency: int = 16) -> WorkerProcess:
         log = self._folder / f"worker-{len(self.started)}.log"
-        environ = self._environ | {"WORKLOAD_LEASE": str(lease), "WORKLOAD_CONCURRENCY": str(concurrency)}
+        environ = self.environ | {"WORKLOAD_LEASE": str(lease), "WORKLOAD_CONCURRENCY": str(concurrency)}
         command = [sys.executable, "-m", "rstream", "worker", self.target, "--group", group, *options]
         with log.open("wb") as out:
             process = subprocess.Popen(command, env=environ, stdout=out, stderr=out, cwd=Path(__file__).parent.parent)

@@ -123,7 +123,11 @@ class GroupOps:
         """
         wanted = self.layout.every if shards is None else shards
         current = self.layout.generation if written is None else written
-        return Op([GROUP([s.stream], self.group, start, int(s.generation >= current)) for s in wanted], any)
+        calls = [
+            GROUP([shard.stream, shard.sealed], self.group, start, int(shard.generation >= current), self.worker)
+            for shard in wanted
+        ]
+        return Op(calls, lambda replies: 1 in replies)
 
     def beat(self, lease_ms: int, owned: Tokens | None = None, shards: Sequence[Shard] | None = None) -> Op[Beat]:
         """Say that this worker lives, in every shard, and still owns some."""
@@ -209,9 +213,9 @@ class GroupOps:
 
     def succeeded(self, shard: Shard, key: str) -> Op[bytes | None]:
         """The id of the entry by which a dedupe key succeeded in this group, or None. Looked for in this shard, and in
-        those of older generations that may hold events of the same key.
+        those of older generations that may have held events of the same key.
         """
-        before = [s for s in self.layout.every if s.generation < shard.generation and s.overlaps(shard)]
+        before = [s for s in self.layout.ever if s.generation < shard.generation and s.overlaps(shard)]
         calls: list[Call] = [("GET", each.once(self.group, key)) for each in (shard, *before)]
         return Op(calls, lambda replies: next((id for id in replies if id), None))
 

@@ -7,7 +7,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | key                      | type                   | what                                                        |
 | ------------------------ | ---------------------- | ----------------------------------------------------------- |
 | `S`                      | stream                 | the shard's entries, fields `e` `k` `i` `h`                 |
-| `S:sealed`               | string                 | `<next generation> <last id>`: nothing is published any more |
+| `S:sealed`               | string                 | `<next generation> <last id>`: takes nothing more; outlives `S` |
 | `S:seq:<producer>`       | string, TTL            | the last flush applied: `seq first-id count`                |
 | `S:alive:<group>:<worker>` | string, TTL = lease  | this worker lives, as seen from this shard's slot           |
 | `S:owner:<group>`        | string, TTL = lease    | `<worker>|<epoch>`: who may fetch for an ordered group      |

@@ -26,7 +26,8 @@ class Layout:
     """namespace, name · generation that is written to, and its number of shards · key: the key field, or None ·
     version: the schema version that this process writes · older: (generation, number of shards) of those that were
     written to before and are still there, oldest first · planned: the same of one that a resharding has begun to
-    make · schema: JSON Schema of that version, where it was loaded · new: it was declared just now, by this process.
+    make · removed: the same of those that are not there any more · schema: JSON Schema of that version, where it was
+    loaded · new: it was declared just now, by this process.
     """
 
     namespace: str
@@ -37,6 +38,7 @@ class Layout:
     version: int
     older: tuple[tuple[int, int], ...] = ()
     planned: tuple[int, int] | None = None
+    removed: tuple[tuple[int, int], ...] = ()
     schema: Mapping[str, Any] | None = None
     new: bool = field(default=False, compare=False)
 
@@ -49,6 +51,11 @@ class Layout:
     def every(self) -> tuple[Shard, ...]:
         """The shards of all generations, the oldest generation first."""
         return (*(shard for generation, count in self.older for shard in self.of(generation, count)), *self.current)
+
+    @cached_property
+    def ever(self) -> tuple[Shard, ...]:
+        """Also those that were removed: what was done there is remembered for a while."""
+        return (*(shard for generation, count in self.removed for shard in self.of(generation, count)), *self.every)
 
     def of(self, generation: int, count: int) -> tuple[Shard, ...]:
         """The shards of one generation."""
@@ -80,9 +87,9 @@ def declare(namespace: str, name: str, shards: int, key: str | None, schema: Map
             raise declared
         if isinstance(listed, StoreError) and not isinstance(listed, MemoryFull):
             raise listed  # a full memory refuses also what is listed already; the next declaration lists the others
-        generation, stored_key, version, stored = declared
-        generations = dict(zip(stored[::2], stored[1::2], strict=True))
-        layout = _layout(namespace, name, generation, generations, stored_key, version, schema)
+        generation, stored_key, version, *kinds = declared
+        stored, removed = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in kinds)
+        layout = _layout(namespace, name, generation, stored, removed, stored_key, version, schema)
         return replace(layout, new=listed == 1)
 
     meta = keys.stream(namespace, name)
@@ -99,11 +106,17 @@ def load(namespace: str, name: str) -> Op[Layout | None]:
         if not stored:
             return None
         generation, version = int(stored[b"generation"]), int(stored[b"versions"])
-        generations = {int(f[7:]): int(count) for f, count in stored.items() if f.startswith(b"shards:")}
         schema = json.loads(stored[b"schema:%d" % version])
-        return _layout(namespace, name, generation, generations, stored[b"key"], version, schema)
+        generations, removed = _counts(stored, b"shards"), _counts(stored, b"retired", b"gone")
+        return _layout(namespace, name, generation, generations, removed, stored[b"key"], version, schema)
 
     return Op([("HGETALL", keys.stream(namespace, name))], parse)
+
+
+def _counts(stored: Mapping[bytes, bytes], *kinds: bytes) -> dict[int, int]:
+    """How many shards the generations of these kinds have."""
+    parts = [(field.partition(b":"), count) for field, count in stored.items()]
+    return {int(number): int(count) for (kind, _, number), count in parts if kind in kinds}
 
 
 def _layout(
@@ -111,6 +124,7 @@ def _layout(
     name: str,
     generation: int,
     generations: Mapping[int, int],
+    removed: Mapping[int, int],
     key: bytes,
     version: int,
     schema: Mapping[str, Any],
@@ -118,7 +132,16 @@ def _layout(
     older = tuple(sorted(each for each in generations.items() if each[0] < generation))
     planned = next((each for each in generations.items() if each[0] > generation), None)
     return Layout(
-        namespace, name, generation, generations[generation], key.decode() or None, version, older, planned, schema
+        namespace,
+        name,
+        generation,
+        generations[generation],
+        key.decode() or None,
+        version,
+        older,
+        planned,
+        tuple(sorted(removed.items())),
+        schema,
     )
 
 

@@ -73,7 +73,8 @@ def publish_once(shards: Records, ttl_ms: int) -> Op[list[Record]]:
 
 def new_ones(layout: Layout, records: Sequence[Record]) -> Op[list[Record]]:
     """Those that `publish_once` has not stored in an older generation, which takes nothing any more."""
-    older = [(record, layout.of(*generation)) for record in records for generation in layout.older]
+    before = (*layout.removed, *layout.older)
+    older = [(record, layout.of(*generation)) for record in records for generation in before]
     calls: list[Call] = [
         ("EXISTS", shards[keys.number_of(_hashed(record), len(shards))].emitted(record.event_id))
         for record, shards in older

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rstream.errors import StoreError
 from rstream.store import keys
 from rstream.store.bell import ring
 from rstream.store.keys import Shard
@@ -112,10 +113,18 @@ class ResetOps:
         return Op([call], parse)
 
     def release(self, shards: Sequence[Shard]) -> Op[None]:
-        """Let the group's workers own these again, and have them look now."""
+        """Let the group's workers own these again, and have them look now. (Where memory is full they are not told,
+        and look by themselves.)
+        """
         rung = ring(self.layout.namespace, self.layout.name, self.group)
         calls = [DISOWN([shard.owner(self.group)], self._token.rpartition("|")[0]) for shard in shards]
-        return Op([*calls, *rung.calls], lambda replies: None)
+
+        def parse(replies: list[Any]) -> None:
+            for reply in replies[: len(calls)]:
+                if isinstance(reply, StoreError):
+                    raise reply
+
+        return Op([*calls, *rung.calls], parse, partial=True)
 
 
 def _text(raw: bytes) -> str:

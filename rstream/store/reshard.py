@@ -6,8 +6,9 @@ and the stream flips: from then on producers write to the new generation. Betwee
 trips.
 
 Every step may be taken twice and by several at once, so whoever comes by may finish what somebody began: the same
-command again, or a producer that was kept waiting. What is once sealed stays so: nothing makes a shard of an older
-generation anew, and one that is missing takes no entry until somebody who has just read the layout makes it.
+command again, or a producer that was kept waiting. What is once sealed stays so, also when it was removed: whoever
+stood still meanwhile makes no shard anew that nobody would read. One that is missing takes no entry until somebody who
+has just read the layout makes it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from rstream.store.stats import group_stats
 from rstream.store.steps import Paced, Steps
 
 log = logging.getLogger("rstream")
+
+SEAL_TTL_MS = 90 * 24 * 3600 * 1000
+"""How long it is remembered that a removed shard was sealed: longer than any process stands still."""
 
 RESCUE = 1.0
 """Seconds that a producer waits at a sealed shard before it finishes the resharding itself."""
@@ -131,8 +135,7 @@ def _finish(place: _Place, generation: int, before: int, after: int, tell: Tell)
     """Everything from the plan on."""
     old, new = place.shards(generation, before), place.shards(generation + 1, after)
     groups: list[str] = yield layouts.groups(old)
-    if groups:
-        yield Op([GROUP([shard.stream], group, "0", 1) for shard in new for group in groups], all)
+    yield _open(new, groups)
     tell(f"opened {_shards(new)} for {len(groups)} group{'s' * (len(groups) != 1)}")
     sealed: list[tuple[Rank, bool]] = yield _seal(old, generation + 1)
     yield _shape(new, max(last for last, _ in sealed))
@@ -143,6 +146,9 @@ def _finish(place: _Place, generation: int, before: int, after: int, tell: Tell)
             "Look at `rstream streams`, and run it again"
         )
     yield place.ring()
+    if not state.changed:
+        tell(f"flipped already: producers write to generation {state.generation} now")
+        return
     # Told only now: nobody has to wait for a terminal while producers wait for the flip.
     tell(f"sealed {_shards(old)}{_already(sum(not new for _, new in sealed))}")
     tell(f"flipped: producers write to {_shards(new)} now")
@@ -160,17 +166,27 @@ def retire(namespace: str, name: str, tell: Tell = log.info) -> Steps[list[int]]
     """Remove the generations that are not written to any more and in which nothing is left: no entry, nothing pending,
     no dead letter. Their numbers.
 
-    First they are taken out of the layout, so that nobody looks for what goes then.
+    First they are taken out of the layout, so that nobody looks for what goes then. A group that began in one of them
+    reads on in those that follow, also where its worker did not come to make it there.
     """
     place, removed = _Place(namespace, name), []
     state: _State = yield place.step("look")
+    kept = [
+        shard for counts in (state.shards, state.retired) for each in counts.items() for shard in place.shards(*each)
+    ]
+    if all(shard.generation >= state.generation for shard in kept):
+        return []
+    groups: list[str] = yield layouts.groups(kept)
     for generation, count in sorted(state.shards.items()):
-        if generation < state.generation and (yield _retire(place.shards(generation, count), remove=False)):
+        shards = place.shards(generation, count)
+        if generation < state.generation and (yield _retire(shards, groups, remove=False)):
+            begun: list[str] = yield layouts.groups(shards)
+            yield _open([shard for shard in kept if shard.generation > generation], begun)
             yield place.step("retire", generation)
             yield place.ring()
             state.retired[generation] = count
     for generation, count in sorted(state.retired.items()):
-        if (yield _retire(place.shards(generation, count), remove=True)):
+        if (yield _retire(place.shards(generation, count), groups, remove=True)):
             yield place.step("forget", generation)
             removed.append(generation)
             tell(f"removed generation {generation}, in which nothing was left")
@@ -210,6 +226,12 @@ def make(layout: Layout) -> Op[int]:
 # -- the operations ---------------------------------------------------------------------------------------------
 
 
+def _open(shards: Sequence[Shard], groups: Sequence[str]) -> Op[None]:
+    """Make groups that read these from their start, where they do not exist."""
+    calls = [GROUP([shard.stream, shard.sealed], group, "0", 1, "") for shard in shards for group in groups]
+    return Op(calls, lambda replies: None)
+
+
 def _seal(shards: Sequence[Shard], following: int) -> Op[list[tuple[Rank, bool]]]:
     """The last id of each shard, and whether it was sealed only now."""
 
@@ -224,9 +246,9 @@ def _shape(shards: Sequence[Shard], floor: Rank) -> Op[int]:
     return Op([SHARD([shard.stream, shard.sealed], f"{floor[0]}-{floor[1]}") for shard in shards], sum)
 
 
-def _retire(shards: Sequence[Shard], *, remove: bool) -> Op[bool]:
+def _retire(shards: Sequence[Shard], groups: Sequence[str], *, remove: bool) -> Op[bool]:
     """Whether nothing is left in any of these; what is empty is removed."""
-    return Op([RETIRE([shard.stream, shard.sealed], int(remove)) for shard in shards], all)
+    return Op([RETIRE([shard.stream, shard.sealed], int(remove), SEAL_TTL_MS, *groups) for shard in shards], all)
 
 
 def _undone(place: _Place, *, all_of_it: bool = False) -> Steps[dict[str, int | None]]:

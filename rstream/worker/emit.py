@@ -96,7 +96,7 @@ class Emitter:
         refuse.
         """
         link = self._target.app.link
-        if self._layout.older:
+        if self._layout.older or self._layout.removed:
             unknown = await link.run(together([new_ones(self._layout, part) for part in parts]))
             parts = unknown
         op = together([publish_once(self._placed(part), REMEMBERED_MS) for part in parts])

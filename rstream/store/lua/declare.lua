@@ -2,12 +2,14 @@
 -- Declare a stream, or learn what is stored of it: the stored truth wins. Also when memory is full: a worker that
 -- could not start then could not drain either.
 --
--- KEYS[1] ns:stream:<name>  hash: generation, shards:<g>, key, versions, schema:<v>, version:<digest>
+-- KEYS[1] ns:stream:<name>  hash: generation, shards:<g>, retired:<g>, gone:<g>, key, versions, schema:<v>,
+--                           version:<digest>
 -- ARGV[1] shards  of the first generation
 -- ARGV[2] key     the key field, "" = none
 -- ARGV[3] schema  JSON Schema of the events
 -- ARGV[4] digest  of the schema: a schema that is stored already keeps its version
--- returns         {generation, key, version of this schema, {generation, its shards, …} of all that are stored}
+-- returns         {generation, key, version of this schema, {generation, its shards, …} of all that are stored, the
+--                  same of those that were removed}
 -- cost            O(fields)
 redis.call('HSETNX', KEYS[1], 'generation', 1)
 local generation = redis.call('HGET', KEYS[1], 'generation')
@@ -18,12 +20,13 @@ if not version then
   version = redis.call('HINCRBY', KEYS[1], 'versions', 1)
   redis.call('HSET', KEYS[1], 'schema:' .. version, ARGV[3], 'version:' .. ARGV[4], version)
 end
-local generations = {}
+local stored, removed = {}, {}
 for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
-  local number = string.match(field, '^shards:(%d+)$')
-  if number then
-    generations[#generations + 1] = tonumber(number)
-    generations[#generations + 1] = tonumber(redis.call('HGET', KEYS[1], field))
+  local kind, number = string.match(field, '^(%a+):(%d+)$')
+  local into = kind == 'shards' and stored or (kind == 'retired' or kind == 'gone') and removed
+  if into then
+    into[#into + 1] = tonumber(number)
+    into[#into + 1] = tonumber(redis.call('HGET', KEYS[1], field))
   end
 end
-return {tonumber(generation), redis.call('HGET', KEYS[1], 'key'), tonumber(version), generations}
+return {tonumber(generation), redis.call('HGET', KEYS[1], 'key'), tonumber(version), stored, removed}

@@ -8,7 +8,8 @@
 --
 -- Of an ordered group no worker owns the shard meanwhile, and who does afterwards learns anew what is pending.
 --
--- KEYS[1] S                stream; the group is made where it is missing
+-- KEYS[1] S                stream; the group is made where it is missing, with its stream unless S:sealed says that
+--                          this was removed
 -- KEYS[2] S:retry:<group>  zset: id -> due
 -- KEYS[3] S:parked:<group>  set of keys; with :<key> behind it, the zset of the ids that are put aside of it
 -- KEYS[4] S:owner:<group>  string
@@ -53,7 +54,8 @@ end
 
 local function move_to(id)
   local moved = redis.pcall('XGROUP', 'SETID', key, group, id)
-  if moved.err then redis.call('XGROUP', 'CREATE', key, group, id, 'MKSTREAM') end
+  local removed = redis.call('EXISTS', key) == 0 and redis.call('EXISTS', key .. ':sealed') == 1
+  if moved.err and not removed then redis.call('XGROUP', 'CREATE', key, group, id, 'MKSTREAM') end
 end
 
 local range = redis.pcall('XPENDING', key, group, ARGV[4], ARGV[5], limit)

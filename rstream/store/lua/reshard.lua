@@ -3,7 +3,8 @@
 -- step may be sent twice, and by several at once.
 -- (allow-oom: what was begun can be ended also when memory is full.)
 --
--- KEYS[1] ns:stream:<name>  hash: generation, shards:<g>; retired:<g> (shards of a generation that is being removed)
+-- KEYS[1] ns:stream:<name>  hash: generation, shards:<g>; retired:<g> (shards of a generation that is being removed);
+--                           gone:<g> (of one that was: what was done in it is still remembered there)
 -- ARGV[1] step:
 --           look
 --           plan    the next generation, with so many shards, unless one is planned already, or there are as many now
@@ -31,7 +32,11 @@ elseif step == 'retire' and tonumber(given) < generation then
     changed = redis.call('HDEL', key, 'shards:' .. given)
   end
 elseif step == 'forget' then
-  changed = redis.call('HDEL', key, 'retired:' .. given)
+  local shards = redis.call('HGET', key, 'retired:' .. given)
+  if shards then
+    redis.call('HSET', key, 'gone:' .. given, shards)
+    changed = redis.call('HDEL', key, 'retired:' .. given)
+  end
 end
 
 local shards, retired = {}, {}

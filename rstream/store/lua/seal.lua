@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Seal a shard: its last id becomes the last possible one, so that Redis itself refuses every further XADD. No entry is
--- added, so that nobody who reads has to skip one. A shard that does not exist is made, to be sealed.
+-- added, so that nobody who reads has to skip one. A shard that does not exist is made, to be sealed; one that was
+-- sealed and removed is not.
 -- (allow-oom: what was begun can be ended also when memory is full.)
 --
 -- KEYS[1] S         stream
@@ -16,11 +17,12 @@ local function newest(one, other)
   return padded(one) > padded(other) and one or other
 end
 
+local sealed = redis.call('GET', KEYS[2])
+local last = sealed and string.match(sealed, ' (%S+)$')
+if last and redis.call('EXISTS', KEYS[1]) == 0 then return {last, 0} end
 made(KEYS[1])
 local info, raw = {}, redis.call('XINFO', 'STREAM', KEYS[1])
 for n = 1, #raw, 2 do info[raw[n]] = raw[n + 1] end
-local sealed = redis.call('GET', KEYS[2])
-local last = sealed and string.match(sealed, ' (%S+)$')
 if info['last-generated-id'] ~= LAST then
   last = newest(last or '0-0', info['last-generated-id'])
 elseif last then
