@@ -77,6 +77,11 @@ def diary(folder: Path) -> list[Line]:
     return sorted(found, key=lambda line: line.at)
 
 
+@steps.consumer("once", concurrency=CONCURRENCY, lease=LEASE, retry=RetryPolicy(max_attempts=1))
+async def once(event: Step) -> None:
+    await asyncio.sleep(event.seconds)
+
+
 def many(keys: int, each: int, rng: random.Random, *, seconds: float = 0.0, fails: float = 0.0) -> list[Step]:
     """`each` steps of each key, the keys mixed."""
     left = {f"key{n}": iter(range(each)) for n in range(keys)}

@@ -54,7 +54,8 @@ class Emit(NamedTuple):
 class Outcome(NamedTuple):
     """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
     a = delay in ms · dead: a = reason, b = error in one line, c = traceback · release: a = attempts begun so far, b =
-    the pseudo-consumer that gets it · park: a = attempts begun so far, b = key. emits: of an ack.
+    the pseudo-consumer that gets it · park: a = attempts begun so far, b = key, c = "!" where a worker may have died of
+    it. emits: of an ack.
     """
 
     shard: Shard
@@ -124,8 +125,7 @@ class GroupOps:
         wanted = self.layout.every if shards is None else shards
         current = self.layout.generation if written is None else written
         calls = [
-            GROUP([shard.stream, shard.sealed], self.group, start, int(shard.generation >= current), self.worker)
-            for shard in wanted
+            GROUP([shard.stream], self.group, start, int(shard.generation >= current), self.worker) for shard in wanted
         ]
         return Op(calls, lambda replies: 1 in replies)
 
@@ -143,16 +143,25 @@ class GroupOps:
 
         return Op(calls, parse)
 
-    def fetch(self, limit: int, shards: Sequence[Shard] | None = None, owned: Tokens | None = None) -> Op[Read]:
+    def fetch(
+        self,
+        limit: int,
+        shards: Sequence[Shard] | None = None,
+        owned: Tokens | None = None,
+        *,
+        begun: bool = True,
+    ) -> Op[Read]:
         """At most `limit` new entries (on many servers: rounded up to a multiple of the shards), the first shard served
         first; of an ordered group only of shards that are owned. Sent twice it strands entries: see `mine`.
+
+        begun: their first attempt counts from now; else they have to be begun as what was released has.
         """
         parts = self.parts(shards)
         share = -(-limit // max(1, len(parts)))
         calls = [
             FETCH(
                 [name for shard in part for name in (shard.stream, shard.owner(self.group))],
-                self.group, self.worker, share, READ_BYTES // len(parts),
+                self.group, self.worker, share, READ_BYTES // len(parts), int(begun),
                 *(owned[shard] if owned else "" for shard in part),
             )
             for part in parts
@@ -161,7 +170,10 @@ class GroupOps:
         def parse(replies: list[Any]) -> Read:
             pairs = list(zip(parts, replies, strict=True))
             found = [(part[n], entries) for part, reply in pairs for n, entries in reply[0]]
-            return Read(_fresh(found), [part[n] for part, reply in pairs for n in reply[1]])
+            entries, gone = _fresh(found), [part[n] for part, reply in pairs for n in reply[1]]
+            if not begun:
+                entries = [each._replace(deliveries=0, source="~released") for each in entries]
+            return Read(entries, gone)
 
         return Op(calls, parse)
 
@@ -240,10 +252,17 @@ class GroupOps:
         return Op(calls, parse)
 
     def _settle_call(self, shard: Shard, batch: list[Outcome]) -> Call:
-        packed = msgpack.packb([outcome[1:7] for outcome in batch], use_bin_type=False, unicode_errors="replace")
-        group = self.group
-        names = [shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group)]
-        return SETTLE(names, self.group, self.worker, packed)
+        group, aside = self.group, dict[Any, int]()  # the keys of what is put aside, by number
+        for outcome in batch:
+            if outcome.kind == "park":
+                aside.setdefault(outcome.b, len(aside) + 1)
+        told = [(*each[1:5], aside[each.b] if each.kind == "park" else each.b, each.c) for each in batch]
+        packed = msgpack.packb(told, use_bin_type=False, unicode_errors="replace")
+        names: list[str | bytes] = [
+            shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group),
+            *(shard.aside(group, key) for key in aside),
+        ]  # fmt: skip
+        return SETTLE(names, group, self.worker, packed)
 
     def _emit_call(self, shard: Shard, batch: list[Outcome]) -> Call:
         targets: dict[Shard, int] = {}

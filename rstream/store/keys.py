@@ -141,6 +141,9 @@ class Shard:
     def parked(self, group: str) -> str:
         return f"{self.stream}:parked:{group}"
 
+    def aside(self, group: str, key: bytes) -> bytes:
+        return self.parked(group).encode() + b":" + key
+
     def dead(self, group: str) -> str:
         return f"{self.stream}:dead:{group}"
 

@@ -17,6 +17,8 @@ from rstream.store.scripts import DISOWN, HOLDERS, INHERIT, LOOK, MEMBERS, OWN, 
 
 PAGE = 200
 """Pending entries that one call looks at."""
+KEYS = 1000
+"""Keys of events that one call asks about."""
 
 
 class Look(NamedTuple):
@@ -138,23 +140,35 @@ class OwnerOps:
 
         return Op(calls, parse)
 
-    def parked(self, shard: Shard) -> Op[dict[bytes, Parked]]:
-        """What is put aside in a shard, by key."""
-        call = PARKED([shard.parked(self._ops.group)])
-        return Op([call], lambda replies: {key: Parked(id, count) for key, id, count in replies[0]})
+    def crowded(self, shard: Shard) -> Op[list[bytes]]:
+        """The keys of which something is put aside in a shard."""
+        return Op([("SMEMBERS", shard.parked(self._ops.group))], lambda replies: list(replies[0]))
+
+    def parked(self, shard: Shard, keys: Sequence[bytes]) -> Op[dict[bytes, Parked]]:
+        """What is put aside of keys in a shard. (All names are given to Redis: where a slot is being moved, it then
+        waits for those that have not come yet.)
+        """
+        parts = [keys[at : at + KEYS] for at in range(0, len(keys), KEYS)]
+        calls = [PARKED([shard.aside(self._ops.group, key) for key in part]) for part in parts]
+
+        def parse(replies: list[Any]) -> dict[bytes, Parked]:
+            pairs = zip(keys, (each for reply in replies for each in reply), strict=True)
+            return {key: Parked(id, count) for key, (id, count) in pairs if id}
+
+        return Op(calls, parse)
 
     def unpark(self, shard: Shard, token: str, key: bytes, limit: int) -> Op[Unparked | None]:
         """Bring back the first entries that are put aside of a key; None where the shard is not owned by that token."""
         group = self._ops.group
-        aside = shard.parked(group)
-        names: list[str | bytes] = [shard.stream, shard.owner(group), aside, aside.encode() + b":" + key]
+        names: list[str | bytes] = [shard.stream, shard.owner(group), shard.parked(group), shard.aside(group, key)]
         call = UNPARK(names, group, self._ops.worker, token, key, limit, READ_BYTES)
 
         def parse(replies: list[Any]) -> Unparked | None:
             if replies[0] is None:
                 return None
             claimed, lost, first = replies[0]
-            return Unparked([Fetched(shard, id, flat, n, "~parked") for id, n, flat in claimed], lost, first or None)
+            entries = [Fetched(shard, id, flat, n, source.decode()) for id, n, flat, source in claimed]
+            return Unparked(entries, lost, first or None)
 
         return Op([call], parse)
 

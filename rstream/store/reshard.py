@@ -228,7 +228,7 @@ def make(layout: Layout) -> Op[int]:
 
 def _open(shards: Sequence[Shard], groups: Sequence[str]) -> Op[None]:
     """Make groups that read these from their start, where they do not exist."""
-    calls = [GROUP([shard.stream, shard.sealed], group, "0", 1, "") for shard in shards for group in groups]
+    calls = [GROUP([shard.stream], group, "0", 1, "") for shard in shards for group in groups]
     return Op(calls, lambda replies: None)
 
 

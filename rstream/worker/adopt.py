@@ -30,7 +30,7 @@ async def adopt(run: ConsumerRun) -> None:
     unsure, run.hand.unsure = run.hand.unsure, False
     try:
         async for entry in _unseen(run):
-            source = "~unsure" if unsure else run.hand.source((entry.shard, entry.id))
+            source = "~unsure" if unsure else run.hand.source((entry.shard, entry.id), entry.deliveries)
             _take(run, entry._replace(source=source), term, owned)
     except BaseException:
         run.hand.unsure = run.hand.unsure or unsure

@@ -9,7 +9,8 @@ from rstream.delivery import Delivery
 from rstream.errors import full_text, one_line
 from rstream.retry import Reject, Retry
 from rstream.store.deliveries import Fetched, Outcome
-from rstream.worker.run import ConsumerRun, from_the_dead
+from rstream.worker.hand import from_the_dead
+from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
 

@@ -88,7 +88,7 @@ async def _read(run: ConsumerRun, shards: list[Shard], room: int) -> bool:
     if not shards:
         return True
     try:
-        read = await run.link.run(run.ops.fetch(room, shards, sent))
+        read = await run.link.run(run.ops.fetch(room, shards, sent, begun=run.begins_by_reading))
     except StoreError:
         run.adopt()  # what the answer carried is pending for us, unseen
         doubt(run, sent)

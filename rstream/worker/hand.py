@@ -47,6 +47,13 @@ class Hand:
         """Whether anything of a shard is in hand."""
         return any(place[0] is shard for place in self.terms)
 
-    def source(self, place: Place) -> str | None:
+    def source(self, place: Place, deliveries: int) -> str | None:
         """How an entry came that is pending for this worker, and not in hand."""
-        return "~unsure" if self.unsure else self.sources.get(place)
+        return "~unsure" if self.unsure else self.sources.get(place, None if deliveries else "~released")
+
+
+def from_the_dead(entry: Fetched) -> bool:
+    """Whether its last attempt may have ended with its worker: also one that somebody took over and did not start."""
+    if entry.source in ("~released", "~suspect"):
+        return entry.deliveries > 0
+    return not (entry.source is None or entry.source.startswith("~"))

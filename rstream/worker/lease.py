@@ -1,8 +1,7 @@
 """Says that this worker lives: a thread with its own connection, so that a blocked event loop loses no lease.
 
 The lease of a (worker, group) is its `alive` key in every shard, set again every lease/3; in an ordered group also its
-`owner` key in those that it owns, and its place among the members. Cost: one Lua call, O(shards), per group and
-lease/3 (ordered: and a small one; on a cluster: one a slot).
+`owner` key in those that it owns. Cost: one Lua call, O(shards), per group and lease/3 (on a cluster: one a slot).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from rstream.process import clock
 from rstream.store.connect import Endpoint
 from rstream.store.deliveries import GroupOps, Tokens
 from rstream.store.link import SyncLink
-from rstream.store.owners import OwnerOps
 
 log = logging.getLogger("rstream")
 
@@ -25,12 +23,12 @@ class Lease:
     """One group's lease. Written by the keeper's thread, read by the loop.
 
     until: the lease surely holds up to this `clock()` · term: rises whenever the lease was lost in between · ahead:
-    how many seconds Redis's clock is ahead of `clock()`, give or take a round trip · member: the group is ordered ·
-    owned: the shards that are this worker's then, never changed but replaced.
+    how many seconds Redis's clock is ahead of `clock()`, give or take a round trip · owned: in an ordered group, the
+    shards that are this worker's, never changed but replaced.
     """
 
-    def __init__(self, ops: GroupOps, seconds: float, *, member: bool = False) -> None:
-        self.ops, self.seconds, self.member = ops, seconds, member
+    def __init__(self, ops: GroupOps, seconds: float) -> None:
+        self.ops, self.seconds = ops, seconds
         self.owned: Tokens = {}
         self.until = float("-inf")
         self.term = 0
@@ -53,8 +51,6 @@ class Lease:
         """Renew. Raises `StoreError`."""
         sent = clock()
         answer = link.run(self.ops.beat(int(self.seconds * 1000), self.owned))
-        if self.member:
-            link.run(OwnerOps(self.ops).take_part(int(self.seconds * 1000)))
         self.ahead = answer.now / 1000 - clock()
         if not answer.known or sent >= self.until:
             self.term += 1

@@ -3,8 +3,11 @@ same assignment, and Redis decides where their views differ.
 
 A shard moves at once. What its former owner still runs stays there, and only the keys of that wait; what it had not
 started is delivered first. Whatever leaves this worker unsure of what is pending in a shard has it take that anew: it
-drops what it remembers, gets another token, and learns. Cost: two small calls a round, which comes every lease/3, and
-when the bell is rung.
+drops what it remembers, gets another token, and learns.
+
+A member is who takes part in these rounds: nobody waits for long for one that has died, or whose loop stands still, to
+take what nobody has. (What it has is its own as long as its lease holds.) Cost: two small calls a round, which comes
+every lease/4, and when the bell is rung.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ async def own_loop(run: ConsumerRun) -> None:
                 await tell(run)
             joined, pauses = True, backoff()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(run.own.look.wait(), run.consumer.lease / 3)
+                await asyncio.wait_for(run.own.look.wait(), run.consumer.lease / 4)
         except GroupMissing as error:
             await heal(run, error)
             await asyncio.sleep(next(pauses))
@@ -54,7 +57,7 @@ async def _round(run: ConsumerRun) -> None:
         run.own.term = run.lease.term
     term = run.lease.term
     layout = run.layout
-    members = await run.link.run(run.owners.take_part(int(run.consumer.lease * 1000)))
+    members = await run.link.run(run.owners.take_part(int(run.consumer.lease * 500)))
     looks = await run.link.run(run.owners.look(layout.every))
     lose(run, [s for s, token in run.lease.owned.items() if s not in looks or looks[s].token != token])
     owners = {shard: look.owner for shard, look in looks.items() if look.owner in members}
@@ -112,11 +115,14 @@ async def _inherit(run: ConsumerRun, shard: Shard) -> None:
         for id, holder, key in page:
             if key is not None and not (holder == "~retry" and run.consumer.on_retry == "skip"):
                 run.order.learn(shard, id, key)
+                if not holder.startswith("~"):
+                    run.own.abroad.add((shard, id))
             if holder == run.ops.worker and not run.hand.has((shard, id)):
                 run.adopt()
     # Last: what is aside could be brought back at once, past what is pending elsewhere.
-    for parked_key, aside in (await run.link.run(run.owners.parked(shard))).items():
-        run.order.is_aside(shard, parked_key, *aside)
+    crowded = await run.link.run(run.owners.crowded(shard))
+    for key, aside in (await run.link.run(run.owners.parked(shard, crowded))).items():
+        run.order.is_aside(shard, key, *aside)
 
 
 def lose(run: ConsumerRun, shards: Collection[Shard]) -> None:
@@ -151,7 +157,6 @@ async def give_up(run: ConsumerRun, shards: Sequence[Shard]) -> None:
 
 async def leave(run: ConsumerRun) -> None:
     """Give up everything, for good."""
-    run.lease.member = False
     try:
         await run.link.run(run.owners.take_part(0))
         await give_up(run, [*run.lease.owned])

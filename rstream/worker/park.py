@@ -14,6 +14,7 @@ from rstream.errors import StoreError
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.store.link import backoff
 from rstream.worker.adopt import lost
+from rstream.worker.hand import from_the_dead
 from rstream.worker.order import KEEP, Lane, key_of
 from rstream.worker.own import doubt
 from rstream.worker.run import ConsumerRun
@@ -52,7 +53,8 @@ def _park(run: ConsumerRun, entries: list[Fetched]) -> None:
         begun = entry.deliveries - 1 if entry.source is None else entry.deliveries
         key = key_of(entry)
         assert key is not None
-        run.give_back(Outcome(entry.shard, entry.id, entry.deliveries, "park", begun, key))
+        mark = "!" if from_the_dead(entry) else ""
+        run.give_back(Outcome(entry.shard, entry.id, entry.deliveries, "park", begun, key, mark))
 
 
 async def _bring_back(run: ConsumerRun, lane: Lane) -> None:

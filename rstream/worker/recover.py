@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
+from itertools import chain, islice
 
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.deliveries import Recovered
 from rstream.store.keys import rotated
 from rstream.worker.adopt import adopt, lost
+from rstream.worker.hand import from_the_dead
+from rstream.worker.order import Place
 from rstream.worker.own import doubt
-from rstream.worker.run import ConsumerRun, from_the_dead
+from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
 
@@ -46,7 +48,7 @@ async def recover_loop(run: ConsumerRun) -> None:
                     run.hand.sources.clear()
                     run.adopted.set()
             if run.order is not None:
-                await _ask_elsewhere(run)
+                await _ask_elsewhere(run, turn)
             found = await _take_over(run, turn, search=search)
             if found is None:
                 continue
@@ -110,15 +112,28 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
     return found
 
 
-async def _ask_elsewhere(run: ConsumerRun) -> None:
+def _to_ask(run: ConsumerRun, turn: int) -> list[Place]:
+    """First what other workers had: they ring when they settle. The rest comes by being claimed, but somebody may have
+    settled it by hand: some of that, in turn.
+    """
+    assert run.order is not None
+    elsewhere, known = run.order.elsewhere, run.own.known
+    run.own.abroad = {place for place in run.own.abroad if place in elsewhere}
+    places = [place for place in run.own.abroad if place[0] in known][:ASKED]
+    if len(places) < ASKED and len(elsewhere) > len(places):
+        start = turn * ASKED % len(elsewhere)
+        rest = islice(chain(islice(elsewhere, start, None), elsewhere), ASKED - len(places))
+        places += [place for place in rest if place[0] in known and place not in run.own.abroad]
+    return places
+
+
+async def _ask_elsewhere(run: ConsumerRun, turn: int) -> None:
     """Find out which entries, that others of their key wait for, were settled meanwhile: by a former owner of their
     shard, which still ran them.
     """
     assert run.order is not None
     owned = run.lease.owned
-    places = [place for place in run.order.elsewhere if place[0] in run.own.known]
-    if len(places) > ASKED:
-        places = random.sample(places, ASKED)
+    places = _to_ask(run, turn)
     if not places:
         return
     holders = await run.link.run(run.owners.holders(places))

@@ -15,7 +15,7 @@ from rstream.store.owners import OwnerOps, Unparked
 from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.gate import Gate
-from rstream.worker.hand import Hand
+from rstream.worker.hand import Hand, from_the_dead
 from rstream.worker.lanes import Lanes
 from rstream.worker.lease import Lease
 from rstream.worker.order import Lane, Now, PerKey, Place, key_of
@@ -23,13 +23,6 @@ from rstream.worker.order import Lane, Now, PerKey, Place, key_of
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
 BUFFER_MAX = 1000
-
-
-def from_the_dead(entry: Fetched) -> bool:
-    """Whether its last attempt may have ended with its worker: also one that somebody took over and did not start."""
-    if entry.source in ("~released", "~parked"):
-        return entry.deliveries > 0
-    return not (entry.source is None or entry.source.startswith("~"))
 
 
 class Outcomes:
@@ -54,7 +47,7 @@ class Own:
 
     known: shards of which all that is pending has been learned; before that, nothing of them may be started · open:
     those that may be read, and the id that was delivered last in each · changed: which they are · look: a
-    round is wanted now · term: the lease's when they were taken.
+    round is wanted now · term: the lease's when they were taken · abroad: entries that other workers had.
     """
 
     def __init__(self) -> None:
@@ -63,6 +56,7 @@ class Own:
         self.changed = asyncio.Event()
         self.look = asyncio.Event()
         self.term = -1
+        self.abroad: set[Place] = set()
 
     def has_changed(self) -> None:
         """Wake those that wait for other shards; each waits for the event that it saw when it looked which they are."""
@@ -89,7 +83,10 @@ class ConsumerRun:
         self.size = consumer.batch or 1
         self.emitter = emitter
         self.owners = OwnerOps(ops)
-        self.lease = Lease(ops, consumer.lease, member=consumer.in_order)
+        self.lease = Lease(ops, consumer.lease)
+        # Where a failover must not take back what was accepted, no later event of a key is handled before a replica has
+        # the outcome of the one before it.
+        self.replicas = consumer.stream.app.settings.replicas if consumer.in_order else 0
         self.lanes = Lanes(gate)
         self.order = PerKey() if consumer.in_order else None
         self.own = Own()
@@ -186,7 +183,7 @@ class ConsumerRun:
     def hand_over(self, entries: Iterable[Fetched]) -> None:
         """Let somebody else start these, who shall know of them what is known here."""
         for shard, id, _, deliveries, source in entries:
-            if source in ("~retry", "~unsure"):
+            if source in ("~retry", "~unsure") or (source == "~parked" and deliveries):
                 self.give_back(Outcome(shard, id, deliveries, "retry", 0))
             elif source is None:
                 self.give_back(Outcome(shard, id, deliveries, "release", deliveries - 1, "~released"))
@@ -300,6 +297,13 @@ class ConsumerRun:
             return 0  # those that end first are the short ones
         calls = int(min(BUFFER_MAX, (self.concurrency - self.slow) * BUFFER_SECONDS / self._mean_seconds))
         return min(max(BUFFER_MAX, self.size), calls * self.size)
+
+    @property
+    def begins_by_reading(self) -> bool:
+        """Whether what is read counts as begun, which saves a call an event. In ordered groups much is read that waits
+        for its key; where few attempts are allowed it must not lose one when this worker dies before it is started.
+        """
+        return self.order is None or self.consumer.policy.max_attempts > 2
 
     @property
     def handled_at_once(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable
 from rstream.store.deliveries import PSEUDO, Outcome, Refusal
@@ -67,7 +68,7 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
         try:
             if sealed:
                 batch, sealed = await _moved(run, batch), False
-            refusals = await run.link.run(run.ops.settle(batch))
+            refusals = await run.link.run(replace(run.ops.settle(batch), replicas=run.replicas))
         except GroupMissing as error:
             # The fetch loop meets the same error and heals the group; these will be read again, or are gone.
             log.warning("%s: %d outcomes have nothing to settle any more: %s", run.name, len(batch), error)

@@ -263,7 +263,9 @@ class Worker:
         try:
             for shard in run.layout.every:
                 mine = await run.link.run(run.ops.mine(shard, "-", PAGE))
-                run.hand_over([Fetched(shard, id, (), count, run.hand.source((shard, id))) for id, count, _ in mine])
+                run.hand_over(
+                    [Fetched(shard, id, (), count, run.hand.source((shard, id), count)) for id, count, _ in mine]
+                )
             await flush(run, run.plain)
             await run.link.run(run.ops.leave())
             await tell(run)

@@ -8,7 +8,8 @@
 -- ARGV[2] worker
 -- ARGV[3] limit   entries in all
 -- ARGV[4] budget  bytes of payload after which no more is read
--- ARGV[5...]      per shard: the worker|epoch by which it is owned, "" where the group is not ordered
+-- ARGV[5] begun   0 = what is read does not count as begun: nothing is burnt where this worker dies before it starts it
+-- ARGV[6...]      per shard: the worker|epoch by which it is owned, "" where the group is not ordered
 -- returns         {{{0-based shard, entries as XREADGROUP gives them}, ...}, {0-based shard, ...} not owned any more}
 -- cost            O(shards + entries)
 local STEP = 32 -- XREADGROUP assigns entries before anybody knows their size
@@ -20,6 +21,12 @@ local function read(shard)
     'STREAMS', KEYS[2 * shard + 1], '>')
   if not reply then return false end
   local entries = reply[1][2]
+  if ARGV[5] == '0' then
+    local ids = {}
+    for n, entry in ipairs(entries) do ids[n] = entry[1] end
+    ids[#ids + 1], ids[#ids + 2], ids[#ids + 3] = 'RETRYCOUNT', 0, 'JUSTID'
+    redis.call('XCLAIM', KEYS[2 * shard + 1], ARGV[1], ARGV[2], 0, unpack(ids))
+  end
   found[#found + 1] = {shard, entries}
   left = left - #entries
   for _, entry in ipairs(entries) do budget = budget - #entry[2][2] end
@@ -27,7 +34,7 @@ local function read(shard)
 end
 
 for shard = 0, #KEYS / 2 - 1 do
-  local token = ARGV[5 + shard]
+  local token = ARGV[6 + shard]
   if token ~= '' and redis.call('GET', KEYS[2 * shard + 2]) ~= token then
     gone[#gone + 1] = shard
   else

@@ -46,7 +46,7 @@ local function take_from_aside(id)
     budget = budget - #name - #value
     if name == 'k' then
       local aside = parked .. ':' .. value
-      redis.call('ZREM', aside, padded(id))
+      redis.call('ZREM', aside, padded(id), padded(id) .. '!')
       if redis.call('EXISTS', aside) == 0 then redis.call('SREM', parked, value) end
     end
   end

@@ -5,7 +5,8 @@
 -- KEYS[2] S:retry:<group>  zset: id -> due
 -- KEYS[3] S:dead:<group>   stream: dead letters
 -- KEYS[4] S:memo:<group>:  with an id behind it, the hash of that delivery's checkpoint and steps
--- KEYS[5] S:parked:<group>  set of keys; with :<key> behind it, the zset of the ids that are put aside of it
+-- KEYS[5] S:parked:<group>  set of keys
+-- KEYS[6...] S:parked:<group>:<key>  per key of what is parked, zset: the ids that are put aside of it
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b, c}:
@@ -13,7 +14,8 @@
 --           retry    a = delay in ms         -> pending for ~retry, due then
 --           dead     a = reason, b = error, c = traceback -> a dead letter, and acked
 --           release  a = attempts begun, b = ~released or ~again -> pending for that one: nothing is burnt
---           park     a = attempts begun, b = key -> pending for ~parked, until its key's turn: see unpark.lua
+--           park     a = attempts begun, b = which of KEYS[6...], c = "!" for one that a dead worker may have been
+--                    killed by, else "" -> pending for ~parked, until its key's turn: see unpark.lua
 -- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
 -- cost     O(outcomes · log pending)
 -- include: padded
@@ -61,8 +63,9 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     acks[#acks + 1] = id
   elseif kind == 'park' then
     hand_to('~parked', id, outcome[4])
-    redis.call('SADD', KEYS[5], outcome[5])
-    redis.call('ZADD', KEYS[5] .. ':' .. outcome[5], 0, padded(id))
+    local aside = KEYS[5 + outcome[5]]
+    redis.call('SADD', KEYS[5], string.sub(aside, #KEYS[5] + 2))
+    redis.call('ZADD', aside, 0, padded(id) .. outcome[6])
   else
     hand_to(outcome[5], id, outcome[4])
   end

@@ -4,14 +4,15 @@
 -- KEYS[1] S                       stream
 -- KEYS[2] S:owner:<group>         string
 -- KEYS[3] S:parked:<group>        set: keys of which entries are put aside
--- KEYS[4] S:parked:<group>:<key>  zset: ids, padded so that they sort
+-- KEYS[4] S:parked:<group>:<key>  zset: ids, padded so that they sort, with "!" behind those that a dead worker may have
+--                                 been killed by
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] worker|epoch  by which the shard is owned
 -- ARGV[4] key
 -- ARGV[5] limit   entries
 -- ARGV[6] budget  bytes of payload after which no more is brought
--- returns {claimed, lost, first id that is still put aside or ""}; claimed = {{id, deliveries, fields}, ...},
+-- returns {claimed, lost, first id that is still put aside or ""}; claimed = {{id, deliveries, fields, ~parked or ~suspect}, ...},
 --         lost = {id, ...}: no longer in the stream, and now acked; false where the shard is not owned by that
 -- cost    O(limit · log pending)
 -- include: padded
@@ -26,7 +27,7 @@ for _, member in ipairs(redis.call('ZRANGE', KEYS[4], 0, ARGV[5] - 1)) do
     local entry = redis.call('XRANGE', key, id, id)[1]
     if entry then
       redis.call('XCLAIM', key, group, ARGV[2], 0, id, 'JUSTID')
-      claimed[#claimed + 1] = {id, pending[4], entry[2]}
+      claimed[#claimed + 1] = {id, pending[4], entry[2], string.sub(member, -1) == '!' and '~suspect' or '~parked'}
       budget = budget - #entry[2][2]
     else
       redis.call('XACK', key, group, id)
