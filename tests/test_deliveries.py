@@ -10,7 +10,7 @@ import redis
 
 from rstream import Event, RStream
 from rstream.errors import GroupMissing
-from rstream.store.deliveries import Fetched, GroupOps, Outcome
+from rstream.store.deliveries import Fetched, GroupOps, Outcome, Recovered
 from rstream.store.keys import rotated
 from tests.waiting import eventually
 
@@ -53,7 +53,11 @@ class Bench:
         return self.run(self.ops(worker).fetch(count)).entries
 
     def recover(self, ops: GroupOps, limit: int = 1000, lease: int = LEASE) -> list[Fetched]:
-        return self.run(ops.recover(limit, lease)).claimed
+        return self.search(ops, limit, lease).claimed
+
+    def search(self, ops: GroupOps, limit: int = 10, lease: int = LEASE) -> Recovered:
+        """Also among the deliveries of silent workers."""
+        return self.run(ops.recover(limit, lease, others=self.run(ops.others())))
 
     def pending(self) -> dict[bytes, tuple[bytes, int]]:
         """id -> (owner, deliveries)."""
@@ -180,6 +184,33 @@ def test_a_silent_workers_deliveries_are_claimed_without_burning_an_attempt(benc
     assert all(b"e" in entry.flat for entry in got)
 
 
+def test_only_those_are_judged_who_were_named(bench: Bench) -> None:
+    bench.publish(2)
+    (first,) = bench.fetch("silent", 1)
+    ops = bench.alive("b")
+    others = bench.run(ops.others())
+    assert others == {bench.key: [b"maker", b"silent"]}
+    (late,) = bench.fetch("later", 1)
+    assert bench.run(ops.recover(10, LEASE)).claimed == []
+    assert [entry.id for entry in bench.run(ops.recover(10, LEASE, others=others)).claimed] == [first.id]
+    assert [entry.id for entry in bench.recover(ops)] == [late.id]
+
+
+def test_a_worker_of_any_name_is_judged_and_a_missing_group_has_none(app: RStream, raw: redis.Redis) -> None:
+    bench = Bench(app, raw, shards=2)
+    bench.publish(4)
+    name = b"\xff:a|b\x00"
+    for shard in bench.layout.current:
+        raw.xreadgroup("g", name, {shard.stream: ">"})  # type: ignore[arg-type]
+    ops = bench.alive("b")
+    one, two = bench.layout.current
+    raw.set(one.alive("g", "").encode() + name, 1)
+    assert {entry.shard for entry in bench.recover(ops)} == {two}
+    raw.xgroup_destroy(one.stream, "g")
+    assert bench.run(ops.others()) == {one: [], two: [name]}
+    assert bench.recover(ops) == []
+
+
 def test_a_worker_claims_from_silent_ones_only_after_it_was_alive_for_a_lease(bench: Bench) -> None:
     bench.publish(1)
     bench.fetch("silent")
@@ -228,7 +259,7 @@ def test_a_retry_is_claimed_when_it_is_due_and_not_before(bench: Bench) -> None:
     bench.publish(2)
     now, later = bench.fetch("a")
     settle(bench, "a", Outcome(SHARD, now.id, 1, "retry", 0), Outcome(SHARD, later.id, 1, "retry", 60_000))
-    found = bench.run(bench.ops("b").recover(10, LEASE))
+    found = bench.search(bench.ops("b"))
     assert [entry.id for entry in found.claimed] == [now.id]
     assert found.next_due is not None and 50 < found.next_due <= 60
     bench.raw.zadd(bench.key.retry("g"), {later.id: 1})
@@ -270,10 +301,10 @@ def test_what_was_trimmed_while_pending_is_reported_lost_once(bench: Bench) -> N
     bench.publish(3)
     ids = [entry.id for entry in bench.fetch("silent")]
     bench.raw.xdel(bench.key.stream, ids[1])
-    found = bench.run(bench.alive("b").recover(10, LEASE))
+    found = bench.search(bench.alive("b"))
     assert [entry.id for entry in found.claimed] == [ids[0], ids[2]]
     assert found.lost == [(bench.key, ids[1])]
-    assert bench.run(bench.ops("b").recover(10, LEASE)).lost == []
+    assert bench.search(bench.ops("b")).lost == []
 
 
 def test_dead_consumers_without_pending_entries_are_removed_and_live_ones_are_not(bench: Bench) -> None:
@@ -359,7 +390,7 @@ def test_calls_are_bounded_in_bytes(app: RStream, raw: redis.Redis) -> None:
     assert max(pages) <= 12
     raw.set(layout.current[0].alive("g", "b"), 1)
     raw.set(layout.current[1].alive("g", "b"), 1)
-    assert 0 < len(run(other.recover(1000, LEASE)).claimed) <= 24
+    assert 0 < len(run(other.recover(1000, LEASE, others=run(other.others()))).claimed) <= 24
 
 
 def test_an_entry_with_thousands_of_fields_is_buried_and_spoils_nothing(bench: Bench) -> None:

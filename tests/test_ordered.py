@@ -285,6 +285,45 @@ async def test_what_was_put_aside_is_there_for_the_next_worker_and_without_order
         assert not raw.exists(shard.parked("g"), shard.parked("g") + ":key0")
 
 
+async def test_what_is_still_put_aside_after_a_while_without_order_is_found_when_there_is_order_again(
+    app: RStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(park, "STILL", 0.01)
+    steps = stream(app, shards=1)
+    hold, seen = asyncio.Event(), list[int]()
+
+    @steps.consumer("g", concurrency=4, lease=2)
+    async def handle(event: Step) -> None:
+        if event.n == 0:
+            await hold.wait()
+        seen.append(event.n)
+
+    await steps.publish_many([*of_keys(1, 3000), *(Step(key="other", n=n) for n in range(3000, 4000))])
+    shard = (await steps.layout()).current[0]
+
+    async def few(event: Step) -> None:
+        if len(seen) >= 1200:
+            await asyncio.Event().wait()
+        seen.append(event.n)
+
+    with redis.Redis.from_url(app.settings.url or "") as raw:
+        async with working(app, grace=0.05):
+            await eventually_async(lambda: raw.zcard(shard.parked("g") + ":key0") >= 2900, 20)
+            await eventually_async(lambda: len(seen) == 1000, 20)
+        async with RStream(app.settings.url, namespace=app.settings.namespace) as other:
+            stream(other, shards=1).consumer("g", ordered=False, concurrency=4, lease=2)(few)
+            async with working(other, grace=0.05):
+                await eventually_async(lambda: len(seen) == 1200)
+        aside = raw.xpending_range(shard.stream, "g", "-", "+", 4000, consumername="~parked")
+        assert 1000 < len(aside) < raw.zcard(shard.parked("g") + ":key0")
+        hold.set()
+        await drain(app)
+        assert sorted(seen) == list(range(4000))
+        assert seen[1200:] == sorted(seen[1200:])
+        assert raw.xpending(shard.stream, "g")["pending"] == 0
+        assert not raw.exists(shard.parked("g"), shard.parked("g") + ":key0")
+
+
 # -- shards that move ---------------------------------------------------------------------------------------------
 
 

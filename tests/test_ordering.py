@@ -50,7 +50,7 @@ def storm(
 def test_workers_that_come_go_die_and_freeze_never_turn_the_steps_of_a_key_around(
     own_server: Server, namespace: str, tmp_path: Path
 ) -> None:
-    storm(own_server, namespace, tmp_path, strikes=15, seed=20261120)
+    storm(own_server, namespace, tmp_path, strikes=10, seed=20261120)
 
 
 @pytest.mark.timeout(240)

@@ -101,13 +101,13 @@ def crashing(
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("lag", [False, True])
+@pytest.mark.parametrize("lag", [pytest.param(False, marks=pytest.mark.torture), True])
 def test_a_master_of_a_cluster_dies(own_cluster: Cluster, namespace: str, tmp_path: Path, lag: bool) -> None:
     crashing(own_cluster, namespace, tmp_path, lag=lag, seed=20261122)
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("lag", [False, True])
+@pytest.mark.parametrize("lag", [pytest.param(False, marks=pytest.mark.torture), True])
 def test_the_master_that_sentinels_watch_dies(
     own_sentinels: Sentinels, namespace: str, tmp_path: Path, lag: bool
 ) -> None:

@@ -210,6 +210,15 @@ def test_a_node_that_does_not_answer_fails_its_own_calls_only() -> None:
     assert isinstance(replies[0], StoreUnavailable) and replies[0] is not gone
 
 
+def test_keys_that_are_apart_are_said_to_be_so() -> None:
+    way = make_round(GETS[0])
+    (part,) = way.parts()
+    way.take(part, [TryAgainError("Multiple keys request during rehashing of slot", status_code="TRYAGAIN")])
+    (reply,) = way.replies()
+    assert isinstance(reply, StoreUnavailable) and not reply.sent
+    assert "is moving a slot to another node" in str(reply) and "is it running" not in str(reply)
+
+
 def test_a_slot_that_nobody_serves_fails_its_own_calls_only() -> None:
     atlas = make_atlas(reply=told((0, 5460, A)))
     way = make_round(GETS[0], GETS[1], atlas=atlas)

@@ -38,7 +38,7 @@ _MISSING = ("NOGROUP ", "UNBLOCKED ", "ERR no such key", "no such key")
 _DEPOSED = {"READONLY", "MASTERDOWN", "LOADING"}
 _DEPOSED_TEXTS = ("UNBLOCKED force", "WAIT cannot be used with replica")
 """What a server says that is no master any more, or not yet again."""
-_UNREADY = _DEPOSED | {"CLUSTERDOWN", "TRYAGAIN", "BUSY", "FAILOVER", "NOREPLICAS", "MISCONF"}
+_UNREADY = _DEPOSED | {"CLUSTERDOWN", "BUSY", "FAILOVER", "NOREPLICAS", "MISCONF"}
 _REDIRECTIONS = {"MOVED", "ASK"}
 _IS_IT = "is it running, and is this its address?"
 
@@ -149,6 +149,11 @@ class Endpoint:
             return MemoryFull(
                 f"Redis at {self.label} is at maxmemory and refused the write: nothing was written. "
                 "Raise maxmemory, or trim"
+            )
+        if code == "TRYAGAIN":
+            return StoreUnavailable(
+                f"Redis at {self.label} is moving a slot to another node, and of the keys that one call needs some are "
+                f"still on their way: {text}"
             )
         if code in _UNREADY or text.startswith(_DEPOSED_TEXTS):
             return self.unavailable(text)

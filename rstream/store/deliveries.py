@@ -16,7 +16,7 @@ from rstream.store.keys import Shard, by_slot
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
-from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, RECOVER, SETTLE, Call
+from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
 
 Kind = Literal["ack", "retry", "dead", "release", "park"]
 
@@ -31,6 +31,9 @@ its key's turn)."""
 
 Tokens = Mapping[Shard, str]
 """Shards of an ordered group and the `worker|epoch` by which they are owned."""
+
+Others = Mapping[Shard, Sequence[bytes]]
+"""The names of other workers by shard."""
 
 
 class Fetched(NamedTuple):
@@ -193,6 +196,17 @@ class GroupOps:
         call = MINE([shard.stream], self.group, self.worker, start, limit, READ_BYTES)
         return Op([call], lambda replies: [(id, count, flat or None) for id, count, flat in replies[0]])
 
+    def others(self, shards: Sequence[Shard] | None = None) -> Op[Others]:
+        """The other workers that have, or had, a part in the group: those that `recover` may have to judge."""
+        parts = self.parts(shards)
+        calls = [OTHERS([shard.stream for shard in part], self.group, self.worker) for part in parts]
+
+        def parse(replies: list[Any]) -> Others:
+            pairs = zip(parts, replies, strict=True)
+            return {shard: names for part, reply in pairs for shard, names in zip(part, reply, strict=True)}
+
+        return Op(calls, parse)
+
     def recover(
         self,
         limit: int,
@@ -200,23 +214,34 @@ class GroupOps:
         shards: Sequence[Shard] | None = None,
         owned: Tokens | None = None,
         *,
+        others: Others | None = None,
         doubt: int = MANY,
         used_up: int = MANY,
         suspects: int = MANY,
     ) -> Op[Recovered]:
         """Claim up to `limit` deliveries (on many servers: see `fetch`) that nobody alive holds, the first shard
-        first; without a lease, not those of silent workers. Of those that were delivered from `doubt` to less than
-        `used_up` times, at most `suspects`. Of an ordered group only of shards that are owned.
+        first; without a lease, not those of silent workers; with one, only those of these `others` that are silent.
+        Of those that were delivered from `doubt` to less than `used_up` times, at most `suspects`. Of an ordered group
+        only of shards that are owned.
         """
-        parts = self.parts(shards)
+        parts, group = self.parts(shards), self.group
         share = -(-limit // max(1, len(parts)))
         calls = []
         for part in parts:
-            names = [name for s in part for name in (s.stream, s.retry(self.group), s.owner(self.group))]
             bounds = share, lease_ms, READ_BYTES // len(parts), doubt, suspects, used_up
-            tokens = [owned[shard] if owned else "" for shard in part]
-            calls.append(RECOVER(names, self.group, self.worker, *bounds, *tokens))
+            names: list[str | bytes] = []
+            by_shard: list[str | int] = []
+            for shard in part:
+                alive = self._alive(shard, (others or {}).get(shard, ())) if lease_ms else []
+                names += shard.stream, shard.retry(group), shard.owner(group), shard.parked(group), *alive
+                by_shard += owned[shard] if owned else "", len(alive)
+            calls.append(RECOVER(names, group, self.worker, *bounds, *by_shard))
         return Op(calls, lambda replies: _recovered(list(zip(parts, replies, strict=True))))
+
+    def _alive(self, shard: Shard, others: Sequence[bytes]) -> list[bytes]:
+        """The alive keys of this worker and of others, whose names may be anything."""
+        prefix = shard.alive(self.group, "").encode()
+        return [prefix + name for name in (self.worker.encode(), *others)]
 
     def begin(self, entry: Fetched) -> Op[bool]:
         """Burn the next attempt of a recovered entry. False where it is not ours any more."""
@@ -306,7 +331,9 @@ def _fresh(found: Sequence[Any]) -> list[Fetched]:
 def _recovered(replies: list[tuple[Sequence[Shard], Any]]) -> Recovered:
     claimed, lost, waits, left = [], [], [], False
     for part, (some, gone, next_due, passed_over) in replies:
-        claimed += [Fetched(part[n], id, flat, count, source.decode()) for n, id, count, source, flat in some]
+        claimed += [
+            Fetched(part[n], id, flat, count, source.decode(errors="replace")) for n, id, count, source, flat in some
+        ]
         lost += [(part[n], id) for n, id in gone]
         waits += [next_due / 1000] if next_due >= 0 else []
         left = left or bool(passed_over)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from rstream.errors import GroupMissing, StoreError
+from rstream.errors import GroupMissing, StoreError, StoreUnavailable
 from rstream.position import Position, bound
 from rstream.store import layout as layouts
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
+from rstream.worker.lease import in_vain
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
@@ -20,8 +21,16 @@ START_WITHIN = 30.0
 
 async def ensure(run: ConsumerRun) -> None:
     """Make the group where it does not exist; it begins where its consumer says. Of a group that was there before the
-    stream was resharded, nothing of the newer generations may be skipped.
+    stream was resharded, nothing of the newer generations may be skipped. Raises `StoreUnavailable` where Redis is away
+    for so long.
     """
+    try:
+        await _ensure(run)
+    except StoreUnavailable as error:
+        raise in_vain(run.name, "to make the group", START_WITHIN, error) from None
+
+
+async def _ensure(run: ConsumerRun) -> None:
     start, layout = await first_unread(run.link, run.consumer.start), run.layout
     new = False
     for generation in (*layout.older, (layout.generation, layout.shards)):

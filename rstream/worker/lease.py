@@ -10,11 +10,11 @@ import asyncio
 import logging
 import threading
 
-from rstream.errors import StoreError
+from rstream.errors import StoreError, StoreUnavailable
 from rstream.process import clock
 from rstream.store.connect import Endpoint
 from rstream.store.deliveries import GroupOps, Tokens
-from rstream.store.link import SyncLink
+from rstream.store.link import SyncLink, backoff
 
 log = logging.getLogger("rstream")
 
@@ -34,6 +34,10 @@ class Lease:
         self.term = 0
         self.ahead = 0.0
         self.next_beat = float("-inf")
+
+    @property
+    def name(self) -> str:
+        return f"{self.ops.layout.name}/{self.ops.group}"
 
     def holds(self) -> bool:
         return clock() < self.until
@@ -58,6 +62,11 @@ class Lease:
         self.next_beat = sent + self.seconds / 3
 
 
+def in_vain(name: str, what: str, within: float, error: StoreUnavailable) -> StoreUnavailable:
+    """What a worker says that cannot start."""
+    return StoreUnavailable(f"{name}: the worker waited {within:g} s {what}, in vain. {error}")
+
+
 class LeaseKeeper(threading.Thread):
     """Renews the leases of a worker until it is stopped."""
 
@@ -69,11 +78,31 @@ class LeaseKeeper(threading.Thread):
         self._retry_after = min(1.0, shortest / 20)
         self._stop_asked = threading.Event()
 
-    def begin(self) -> None:
-        """Take all leases, then keep them in the background. Blocks; raises `StoreError`."""
+    def begin(self, within: float = 0.0) -> None:
+        """Take all leases, then keep them in the background. Blocks, where Redis is away for up to `within` seconds;
+        raises `StoreError`.
+        """
+        deadline = clock() + within
         for lease in self._leases:
-            lease.beat(self._link)
+            self._take(lease, within, deadline)
+            if self._stop_asked.is_set():
+                return
         self.start()
+
+    def _take(self, lease: Lease, within: float, deadline: float) -> None:
+        """The first beat: tried anew, not sent again by the link, for a lease runs from when its beat was sent."""
+        waiting = False
+        for delay in backoff():
+            try:
+                return lease.beat(self._link)
+            except StoreUnavailable as error:
+                if clock() + delay > deadline:
+                    raise in_vain(lease.name, "to take the lease", within, error) from None
+                if not waiting:
+                    log.warning("%s. Waiting for it, at most %.0f s", error, deadline - clock())
+                waiting = True
+            if self._stop_asked.wait(delay):
+                return
 
     def run(self) -> None:
         while not self._stop_asked.wait(max(0.0, min(lease.next_beat for lease in self._leases) - clock())):

@@ -1,7 +1,8 @@
 """Takes over what nobody alive holds, and has found again what is pending for this worker unseen.
 
 A dead worker's alive keys are gone after one lease; looking every lease/4 or oftener has its deliveries running
-elsewhere within 1.5 leases. Cost: one Lua call per look and group, O(shards); every lease/4 also O(consumers).
+elsewhere within 1.5 leases. Cost: one Lua call per look and group, O(shards); every lease/4 another one, to learn whom
+to judge, and O(shards · consumers).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 from itertools import chain, islice
 
 from rstream.errors import GroupMissing, StoreError
-from rstream.store.deliveries import Recovered
+from rstream.store.deliveries import Others, Recovered
 from rstream.store.keys import rotated
 from rstream.worker.adopt import adopt, lost
 from rstream.worker.hand import from_the_dead
@@ -80,6 +81,7 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
     """
     async with run.intake:
         room = await run.wait_for_room()
+        others = await _others(run) if search else {}
         if not run.lease.holds():
             return None
         term, shards = run.lease.term, run.readable()
@@ -92,6 +94,7 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
             lease_ms,
             rotated(shards, turn),
             sent,
+            others=others,
             doubt=run.doubt,
             used_up=run.consumer.policy.max_attempts,
             suspects=run.lanes.gate.room_for_suspects,
@@ -110,6 +113,12 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
     for shard, id in found.lost:
         lost(run, shard, id)
     return found
+
+
+async def _others(run: ConsumerRun) -> Others:
+    """Who is to be judged. Asked before the call that judges, which has to name to Redis all keys that it looks at."""
+    shards = run.readable()
+    return await run.link.run(run.ops.others(shards)) if shards else {}
 
 
 def _to_ask(run: ConsumerRun, turn: int) -> list[Place]:

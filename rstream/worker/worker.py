@@ -127,14 +127,16 @@ class Worker:
 
     async def _keep_leases_and_work(self, signals: bool) -> None:
         keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in self.runs])
-        watchdog = Watchdog(self.runs)
-        await asyncio.to_thread(keeper.begin)
-        watchdog.start()
         try:
-            async with self._signals(signals):
-                await self._work(self.runs)
+            await asyncio.to_thread(keeper.begin, groups.START_WITHIN)
+            watchdog = Watchdog(self.runs)
+            watchdog.start()
+            try:
+                async with self._signals(signals):
+                    await self._work(self.runs)
+            finally:
+                watchdog.stop()
         finally:
-            watchdog.stop()
             await asyncio.to_thread(keeper.stop)
 
     async def _declared(self, consumer: Consumer, gate: Gate) -> ConsumerRun:

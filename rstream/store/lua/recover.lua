@@ -7,7 +7,12 @@
 --
 -- Of an ordered group only the owner of a shard claims there.
 --
--- KEYS    per shard: S (stream), S:retry:<group> (zset id -> due), S:owner:<group> (string)
+-- Only those are judged whose alive keys are given: while a slot of a cluster is being moved, a key that Redis was not
+-- told of may not have come yet, and whoever lives would look dead. For those that are given Redis then waits.
+--
+-- KEYS    per shard: S (stream), S:retry:<group> (zset id -> due), S:owner:<group> (string), S:parked:<group> (set; with
+--         ":<key>" behind it, the zset of each); and with a lease S:alive:<group>:<name> (string) of the worker itself,
+--         and of the others that are judged
 -- ARGV[1] group
 -- ARGV[2] worker  the one that takes over
 -- ARGV[3] limit   entries in all
@@ -16,7 +21,8 @@
 -- ARGV[6] doubt   deliveries from which an entry of a silent worker is suspected to have killed it
 -- ARGV[7] suspects  how many of those may be claimed: they run one at a time, and the others are for other workers
 -- ARGV[8] end     deliveries from which it is not run any more: these are no suspects
--- ARGV[9...]      per shard: the worker|epoch by which it is owned, "" where the group is not ordered
+-- ARGV[9...]      per shard: the worker|epoch by which it is owned, "" where the group is not ordered; and how many
+--                 alive keys are given
 -- returns {claimed, lost, next, left}: claimed = {{shard, id, deliveries, from, fields}, ...};
 --         lost = {{shard, id}, ...}: pending, but no longer in the stream, and now acked;
 --         next = ms until the next retry is due, -1 = none waits; left = 1 where suspects were left to others
@@ -80,12 +86,9 @@ local function held_by(shard, key, name, suspicious, retries)
   end
 end
 
-local function alive_since(key, name)
-  return tonumber(redis.call('GET', key .. ':alive:' .. group .. ':' .. name))
-end
-
-local function silent_workers(shard, key, retries)
-  local since = alive_since(key, worker)
+-- alive: by name, the keys of those that are judged.
+local function silent_workers(shard, key, retries, alive)
+  local since = tonumber(redis.call('GET', alive[worker]))
   local patient = since and now - since >= lease
   local all = redis.pcall('XINFO', 'CONSUMERS', key, group)
   if all.err then return end
@@ -96,7 +99,7 @@ local function silent_workers(shard, key, retries)
     if name == '~retry' then
       -- a retry whose due time was lost (a restored backup, say) would wait for ever
       if holds > redis.call('ZCARD', retries) then held_by(shard, key, name, false, retries) end
-    elseif string.sub(name, 1, 1) ~= '~' and name ~= worker and patient and not alive_since(key, name) then
+    elseif alive[name] and name ~= worker and patient and redis.call('EXISTS', alive[name]) == 0 then
       if holds == 0 then
         redis.call('XGROUP', 'DELCONSUMER', key, group, name)
       else
@@ -106,28 +109,40 @@ local function silent_workers(shard, key, retries)
   end
 end
 
--- The group was ordered before: what was put aside then has no turn to wait for any more.
-local function put_aside(shard, key)
-  local parked = key .. ':parked:' .. group
+-- The group was ordered before: what was put aside then has no turn to wait for any more. What is left of it is still
+-- found by its keys where the group becomes ordered again.
+local function put_aside(shard, key, parked)
   held_by(shard, key, '~parked', false)
+  if redis.call('EXISTS', parked) == 0 then return end
+  local waiting = redis.pcall('XPENDING', key, group, '-', '+', 1, '~parked')
+  if waiting.err or waiting[1] then return end
   for _, each in ipairs(redis.call('SMEMBERS', parked)) do redis.call('UNLINK', parked .. ':' .. each) end
   redis.call('UNLINK', parked)
 end
 
-for n = 1, #KEYS, 3 do
-  local shard, key, retries = (n - 1) / 3, KEYS[n], KEYS[n + 1]
-  local token = ARGV[9 + shard]
-  if token == '' or redis.call('GET', KEYS[n + 2]) == token then
+-- Their alive keys, by name.
+local function judged(key, from, to)
+  local alive, prefix = {}, #key + #':alive:' + #group + #':'
+  for n = from, to do alive[string.sub(KEYS[n], prefix + 1)] = KEYS[n] end
+  return alive
+end
+
+local at, shard = 1, 0
+while at <= #KEYS do
+  local key, retries, owner, parked = KEYS[at], KEYS[at + 1], KEYS[at + 2], KEYS[at + 3]
+  local token, others = ARGV[9 + 2 * shard], tonumber(ARGV[10 + 2 * shard])
+  if token == '' or redis.call('GET', owner) == token then
     due_retries(shard, key, retries)
     held_by(shard, key, '~released', true)
     held_by(shard, key, '~again', false)
-    if token == '' then put_aside(shard, key) end
-    if lease > 0 then silent_workers(shard, key, retries) end
+    if token == '' then put_aside(shard, key, parked) end
+    if lease > 0 then silent_workers(shard, key, retries, judged(key, at + 4, at + 3 + others)) end
     local first = redis.call('ZRANGE', retries, 0, 0, 'WITHSCORES')
     if first[2] then
       local wait = math.max(0, tonumber(first[2]) - now)
       if next_due < 0 or wait < next_due then next_due = wait end
     end
   end
+  at, shard = at + 4 + others, shard + 1
 end
 return {claimed, lost, next_due, passed_over}
