@@ -17,6 +17,7 @@ from rstream.store import layout as layouts
 from rstream.store.connect import Endpoint
 from rstream.store.link import Link, SyncLink
 from rstream.stream import Stream
+from rstream.upgrades import Upgrades
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -65,7 +66,8 @@ class RStream:
         """
         if name in self.streams:
             raise ConfigError(f"stream {name!r} is declared already in this app: declare it once and import it")
-        self.streams[name] = Stream(self, name, ModelCodec(model), describe(model, key), key, shards)
+        schema = describe(model, key)
+        self.streams[name] = Stream(self, name, ModelCodec(model, Upgrades(name, schema)), schema, key, shards)
         return self.streams[name]
 
     def open(self, name: str) -> Stream[Any]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rstream.errors import EntryInvalid, EventInvalid, KeyMissing
+from rstream.upgrades import Upgrades
 
 E = TypeVar("E")
 M = TypeVar("M", bound=BaseModel)
@@ -37,10 +38,10 @@ class Codec(Protocol[E]):
 
 
 class ModelCodec(Generic[M]):
-    """Events that are instances of one pydantic model."""
+    """Events that are instances of one pydantic model. upgrades: how payloads of older versions become readable."""
 
-    def __init__(self, model: type[M]) -> None:
-        self.model = model
+    def __init__(self, model: type[M], upgrades: Upgrades | None = None) -> None:
+        self.model, self.upgrades = model, Upgrades() if upgrades is None else upgrades
         self._dump = model.__pydantic_serializer__.to_python
         self._load = model.__pydantic_validator__.validate_python
 
@@ -77,11 +78,14 @@ class ModelCodec(Generic[M]):
 
     def decode(self, payload: bytes) -> M:
         """Raises `EntryInvalid`."""
-        fields = unpack_payload(payload)[1]
+        version, fields = unpack_payload(payload)
+        if self.upgrades:
+            fields = self.upgrades.apply(version, fields)
         try:
             return self._load(fields, strict=False, by_name=True, by_alias=False)  # type: ignore[no-any-return]
         except ValidationError as error:
-            raise EntryInvalid("invalid", f"{self.model.__name__}: {explain(error)}") from None
+            told = explain(error) + self.upgrades.note(version)
+            raise EntryInvalid("invalid", f"{self.model.__name__}: {told}") from None
         except Exception as error:  # a validator of the user's that raised something else
             raise EntryInvalid("invalid", f"{self.model.__name__}: {type(error).__name__}: {error}") from error
 

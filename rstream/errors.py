@@ -6,6 +6,7 @@
 ├── `PositionError`      an id or time that does not parse
 ├── `UnknownStream`      nobody declared this stream
 ├── `StreamMismatch`     a declaration that contradicts what is stored of the stream
+│   └── `SchemaIncompatible`   … by its model: who has a stored version could not read it, or it could not read them
 ├── `EventError`         an event that cannot be published
 │   ├── `EventInvalid`   it does not fit the stream's schema, or cannot be encoded
 │   ├── `EventTooLarge`
@@ -65,6 +66,14 @@ class StreamMismatch(RStreamError):
     """The declaration contradicts what is stored of the stream."""
 
 
+class SchemaIncompatible(StreamMismatch):
+    """The model and a stored version of the schema cannot read each other; `differences` has one line for each."""
+
+    def __init__(self, message: str, differences: Sequence[str]) -> None:
+        super().__init__("\n  ".join((message, *differences)))
+        self.differences = tuple(differences)
+
+
 class EventError(RStreamError):
     """An event that cannot be published; nothing was."""
 
@@ -82,7 +91,7 @@ class KeyMissing(EventError):
 
 
 class EntryInvalid(RStreamError):
-    """An entry that cannot be turned into an event; `reason` is "undecodable" or "invalid"."""
+    """An entry that cannot be turned into an event; `reason` is "undecodable", "invalid" or "outdated"."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

@@ -2,7 +2,8 @@
 by it. Pure.
 
 What is stored is the model's JSON Schema, and marks: `x-rstream-key` says that the key, `x-rstream-default` that a
-field's default is computed in Python, so that only the model can make it. Validators written in Python are not in it:
+field's default is computed in Python, so that only the model can make it; `x-rstream-unstored` that the model never
+writes a field (`exclude=True`). Validators written in Python are not in it:
 they run in the consumer. Where the model's bytes fields are base64 text in JSON, the payload carries the bytes
 themselves, exactly as `ModelCodec` writes them.
 """
@@ -24,7 +25,7 @@ from pydantic_core import MISSING, SchemaError, SchemaValidator, core_schema, fr
 from rstream.codec import pack_payload, unpack_payload
 from rstream.errors import ConfigError, EventInvalid
 
-KEY_MARK, DEFAULT_MARK = "x-rstream-key", "x-rstream-default"
+KEY_MARK, DEFAULT_MARK, UNSTORED_MARK = "x-rstream-key", "x-rstream-default", "x-rstream-unstored"
 
 _PLAIN_KEYS = ("str", "int", "float", "bool", "bytes", "uuid", "date", "datetime", "time", "timedelta")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -60,6 +61,10 @@ class _Describe(GenerateJsonSchema):
         if "default" not in found and schema.get("default") is not MISSING:
             found[DEFAULT_MARK] = "python"
         return found
+
+    def model_field_schema(self, schema: core_schema.ModelField) -> dict[str, Any]:
+        found = super().model_field_schema(schema)
+        return {**found, UNSTORED_MARK: True} if schema.get("serialization_exclude") else found
 
     def bytes_schema(self, schema: core_schema.BytesSchema) -> dict[str, Any]:
         """Tells bytes that are base64 in JSON alone from a `Base64Bytes`, which is base64 in Python too."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
-from rstream.codec import Codec, key_text, pack_headers
+from rstream.codec import Codec, ModelCodec, key_text, pack_headers
 from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters, SyncDeadLetters
-from rstream.errors import ConfigError, EventInvalid, EventTooLarge, StreamMismatch
+from rstream.declaring import check_key, declare
+from rstream.errors import ConfigError, EventInvalid, EventTooLarge
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
 from rstream.position import Position
@@ -24,6 +26,7 @@ from rstream.store.link import Op
 from rstream.store.log import Record, read
 from rstream.store.reshard import Resharding
 from rstream.store.steps import Steps, drive, drive_sync, flow, flow_sync
+from rstream.upgrades import Hook
 
 if TYPE_CHECKING:
     from rstream.app import RStream
@@ -108,11 +111,29 @@ class Stream(Generic[E]):
 
         return declare
 
-    def declaration(self) -> Op[Layout]:
-        return layouts.declare(self.app.settings.namespace, self.name, self.shards, self.key, self._schema)
+    def upgrade(self, version: int | str) -> Callable[[Hook], Hook]:
+        """Declare the decorated function as what turns a payload of an older schema version into the next one's.
+
+        It gets the fields as they are stored (a dict of plain values) and returns them changed. version: the number of
+        the old version, or its digest, which is the same on every Redis; `rstream schema show` tells both. A payload
+        goes through the hooks of its version and all later ones, then into the model. Raises `ConfigError`.
+        """
+
+        def add(hook: Hook) -> Hook:
+            if not isinstance(self.codec, ModelCodec):
+                raise ConfigError(f"stream {self.name!r} has no model to upgrade to: declare it with app.stream")
+            self.codec.upgrades.add(version, hook)
+            return hook
+
+        return add
+
+    def declaration(self, compared: int = layouts.COMPARED) -> Op[Layout]:
+        settings = self.app.settings
+        return layouts.declare(settings.namespace, self.name, self.shards, self.key, self._schema, compared)
 
     async def layout(self, *, fresh: bool = False) -> Layout:
-        """What is stored of this stream; stores the declaration on first use. Raises `StreamMismatch`.
+        """What is stored of this stream; stores the declaration on first use. Raises `StreamMismatch`,
+        and `SchemaIncompatible` where a new version of the model does not go with the stored ones.
 
         Without `fresh`, what somebody here has learned last. To publish that is enough: where the stream was resharded
         since, Redis refuses what goes to the old shards. Who reads has to know of the new ones.
@@ -137,18 +158,14 @@ class Stream(Generic[E]):
             (generations,) = yield layouts.generations(known.namespace, [self.name])
             if generations == {known.generation, *dict(known.older)}:
                 return known
-        layout: Layout = yield self.declaration()
+        layout = yield from declare(self)
         if layout.new:
             yield resharding.make(layout)
         return layout
 
     def adopt(self, layout: Layout) -> None:
         """Take what is stored for the truth: it wins over what was declared. Raises `StreamMismatch`."""
-        if layout.key != self.key:
-            raise StreamMismatch(
-                f"stream {self.name!r} is stored with key {layout.key!r}, but declared with key {self.key!r}: "
-                "declare the stored one, or use another stream name"
-            )
+        check_key(self, layout)
         if layout.shards != self.shards:
             if self._layout is None:
                 text = "stream %r has %d shards, the declared %d are ignored"
@@ -158,6 +175,8 @@ class Stream(Generic[E]):
                     "stream %r was resharded: it has %d shards now, and had %d", self.name, layout.shards, self.shards
                 )
             self.shards = layout.shards
+        if not layout.schemas and self._layout is not None:
+            layout = replace(layout, schemas=self._layout.schemas)
         self._layout = layout
 
     async def reshard(

@@ -26,7 +26,7 @@ MEMBERS = {
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",
     "RetryPolicy": "delay_after factor initial_delay jitter max_attempts max_delay non_retryable total_timeout",
-    "Stream": "adopt consumer dead declaration layout prepare publish publish_many read reshard",
+    "Stream": "adopt consumer dead declaration layout prepare publish publish_many read reshard upgrade",
 }
 
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, BaseException)]

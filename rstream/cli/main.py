@@ -21,7 +21,9 @@ COMMANDS = {
     "publish": ("rstream.cli.publish", "Add events to a stream."),
     "read": ("rstream.cli.read", "Show the entries of a stream."),
     "replay": ("rstream.cli.replay", "Run a handler over a window of a stream."),
+    "export": ("rstream.cli.export", "Write a window of a stream to a Parquet, CSV or JSON lines file."),
     "streams": ("rstream.cli.streams", "List the streams, or reshard one."),
+    "schema": ("rstream.cli.schema", "Show the schema of a stream, or check a model against it."),
     "groups": ("rstream.cli.groups", "Show how far the groups of a stream are, or have one read again."),
     "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
 }
@@ -92,9 +94,17 @@ def main() -> NoReturn:
 
 
 def _fail(errors: list[BaseException]) -> int:
-    for text in dict.fromkeys(" ".join(str(error).split()) for error in errors):
+    for text in dict.fromkeys(_told(error) for error in errors):
         click.echo(f"Error: {text}", err=True)
     return 1
+
+
+def _told(error: BaseException) -> str:
+    """One line; of schemas that differ one more for each difference."""
+    from rstream.errors import SchemaIncompatible
+
+    lines = str(error).splitlines() if isinstance(error, SchemaIncompatible) else [str(error)]
+    return "\n  ".join(" ".join(line.split()) for line in lines)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -41,7 +41,7 @@ def read(stream: str, start: str | None, end: str | None, key: str | None, limit
     with stored_app() as app:
         opened = app.open(stream)
         if start is not None and end is not None:
-            _check_window(app, start, end)
+            check_window(app, start, end)
         entries = opened.sync.read(start, end, key=key, limit=limit)
         show = _json_line if as_json else _table_line()
         shown, broken = 0, 0
@@ -55,7 +55,7 @@ def read(stream: str, start: str | None, end: str | None, key: str | None, limit
         click.echo("No entries here: `rstream streams` shows what is stored.", err=True)
 
 
-def _check_window(app: RStream, start: str, end: str) -> None:
+def check_window(app: RStream, start: str, end: str) -> None:
     """Raises `PositionError` for a window that cannot have entries."""
     from rstream.errors import PositionError
     from rstream.position import bound

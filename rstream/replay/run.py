@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rstream.calling import Handler
+from rstream.codec import ModelCodec
 from rstream.consumer import codec_of, one_by_one
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError, EntryInvalid, PositionError, ReplayBusy, RStreamError, StoreError, one_line
@@ -77,7 +78,8 @@ class Replay:
         self._start, self._end = start, end
         self._spec = spec_of(start, end, key, handler_name or name_of(handler))
         self.name = check_name("replay", name or default_name(stream.name, self._spec))
-        self._decode = (codec_of(handler) or stream.codec).decode
+        self._codec = codec_of(handler) or stream.codec
+        self._decode = self._codec.decode
         self._call = one_by_one(handler, concurrency)
         self._restart, self._progress, self._notice = restart, progress, notice
         self._ops = ReplayOps(settings.namespace, stream.name, self.name, worker_id(), int(lease * 1000))
@@ -102,6 +104,8 @@ class Replay:
         """Run to the end of the window, or until `stop()`."""
         self._loop, self._began = asyncio.get_running_loop(), clock()
         layout = await self.stream.layout(fresh=True)
+        if isinstance(self._codec, ModelCodec):  # of a stream that may not be in use here
+            self._codec.upgrades.settle(layout.name, layout.schemas)
         await self._refuse_group(layout)
         saved = await self._take()
         if saved is None:

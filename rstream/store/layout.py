@@ -5,13 +5,13 @@ What is stored wins over what a process declares.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from rstream.compat import digest
 from rstream.errors import GroupMissing, MemoryFull, StoreError
 from rstream.store import keys
 from rstream.store.keys import Shard
@@ -24,10 +24,11 @@ MAX_SHARDS = 1024
 @dataclass(frozen=True)
 class Layout:
     """namespace, name · generation that is written to, and its number of shards · key: the key field, or None ·
-    version: the schema version that this process writes · older: (generation, number of shards) of those that were
-    written to before and are still there, oldest first · planned: the same of one that a resharding has begun to
-    make · removed: the same of those that are not there any more · schema: JSON Schema of that version, where it was
-    loaded · new: it was declared just now, by this process.
+    version: the schema version that this process writes; 0 where its schema was not stored · older: (generation,
+    number of shards) of those that were written to before and are still there, oldest first · planned: the same of
+    one that a resharding has begun to make · removed: the same of those that are not there any more · schema: JSON
+    Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded · new: it
+    was declared just now, by this process.
     """
 
     namespace: str
@@ -40,6 +41,7 @@ class Layout:
     planned: tuple[int, int] | None = None
     removed: tuple[tuple[int, int], ...] = ()
     schema: Mapping[str, Any] | None = None
+    schemas: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     new: bool = field(default=False, compare=False)
 
     @cached_property
@@ -76,10 +78,19 @@ class Layout:
         return (shard.generation, shard.count) == (self.generation, self.shards)
 
 
-def declare(namespace: str, name: str, shards: int, key: str | None, schema: Mapping[str, Any]) -> Op[Layout]:
-    """Store the declaration, unless there is one; either way, what is stored. One round trip."""
-    text = json.dumps(schema, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+COMPARED = 2**31
+"""More versions than a stream ever has: the schema is stored whatever is stored already."""
+
+
+def declare(
+    namespace: str, name: str, shards: int, key: str | None, schema: Mapping[str, Any], compared: int = COMPARED
+) -> Op[Layout]:
+    """Store the declaration, unless there is one; either way, what is stored. One round trip.
+
+    compared: how many versions of the schema the caller has compared with its own. A new one is not stored where there
+    are more; the layout then has version 0, and those others as its `schemas`.
+    """
+    text = json.dumps(schema, separators=(",", ":"))  # fields stay in the model's order
 
     def parse(replies: list[Any]) -> Layout:
         declared, listed = replies
@@ -87,18 +98,22 @@ def declare(namespace: str, name: str, shards: int, key: str | None, schema: Map
             raise declared
         if isinstance(listed, StoreError) and not isinstance(listed, MemoryFull):
             raise listed  # a full memory refuses also what is listed already; the next declaration lists the others
-        generation, stored_key, version, *kinds = declared
+        generation, stored_key, version, *kinds, others = declared
         stored, removed = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in kinds)
         layout = _layout(namespace, name, generation, stored, removed, stored_key, version, schema)
-        return replace(layout, new=listed == 1)
+        schemas = {number: json.loads(text) for number, text in zip(others[::2], others[1::2], strict=True)}
+        return replace(layout, new=listed == 1, schemas=schemas)
 
     meta = keys.stream(namespace, name)
-    calls = (DECLARE([meta], shards, key or "", text, digest), ("SADD", keys.streams(namespace), name))
+    calls = (
+        DECLARE([meta], shards, key or "", text, digest(schema), compared),
+        ("SADD", keys.streams(namespace), name),
+    )
     return Op(calls, parse, partial=True)
 
 
 def load(namespace: str, name: str) -> Op[Layout | None]:
-    """What is stored of a stream, with its newest schema, or None. One round trip."""
+    """What is stored of a stream, with all its schemas, or None. One round trip."""
 
     def parse(replies: list[Any]) -> Layout | None:
         flat = replies[0]
@@ -106,9 +121,10 @@ def load(namespace: str, name: str) -> Op[Layout | None]:
         if not stored:
             return None
         generation, version = int(stored[b"generation"]), int(stored[b"versions"])
-        schema = json.loads(stored[b"schema:%d" % version])
+        schemas = {n: json.loads(stored[b"schema:%d" % n]) for n in range(1, version + 1)}
         generations, removed = _counts(stored, b"shards"), _counts(stored, b"retired", b"gone")
-        return _layout(namespace, name, generation, generations, removed, stored[b"key"], version, schema)
+        layout = _layout(namespace, name, generation, generations, removed, stored[b"key"], version, schemas[version])
+        return replace(layout, schemas=schemas)
 
     return Op([("HGETALL", keys.stream(namespace, name))], parse)
 

@@ -8,15 +8,25 @@
 -- ARGV[2] key     the key field, "" = none
 -- ARGV[3] schema  JSON Schema of the events
 -- ARGV[4] digest  of the schema: a schema that is stored already keeps its version
--- returns         {generation, key, version of this schema, {generation, its shards, …} of all that are stored, the
---                  same of those that were removed}
+-- ARGV[5] compared  how many versions the caller has compared its schema with: a new one is stored only if there are
+--                 no more, so that of two who declare at once the second compares itself with the first
+-- returns         {generation, key, version of this schema (0: not stored), {generation, its shards, …} of all that
+--                  are stored, the same of those that were removed, {version, schema, …} of those not compared yet}
 -- cost            O(fields)
 redis.call('HSETNX', KEYS[1], 'generation', 1)
 local generation = redis.call('HGET', KEYS[1], 'generation')
 redis.call('HSETNX', KEYS[1], 'shards:' .. generation, ARGV[1])
 redis.call('HSETNX', KEYS[1], 'key', ARGV[2])
 local version = redis.call('HGET', KEYS[1], 'version:' .. ARGV[4])
-if not version then
+local compared, versions = tonumber(ARGV[5]), tonumber(redis.call('HGET', KEYS[1], 'versions') or 0)
+local others = {}
+for number = compared + 1, versions do
+  others[#others + 1] = number
+  others[#others + 1] = redis.call('HGET', KEYS[1], 'schema:' .. number)
+end
+if not version and versions > compared then
+  version = 0
+elseif not version then
   version = redis.call('HINCRBY', KEYS[1], 'versions', 1)
   redis.call('HSET', KEYS[1], 'schema:' .. version, ARGV[3], 'version:' .. ARGV[4], version)
 end
@@ -29,4 +39,4 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
     into[#into + 1] = tonumber(redis.call('HGET', KEYS[1], field))
   end
 end
-return {tonumber(generation), redis.call('HGET', KEYS[1], 'key'), tonumber(version), stored, removed}
+return {tonumber(generation), redis.call('HGET', KEYS[1], 'key'), tonumber(version), stored, removed, others}

@@ -1,0 +1,107 @@
+"""The first declaration of a stream by a process: its model is compared with the versions that are stored.
+
+A new version is stored only by who has compared it with all the others, in one step inside Redis: of two processes that
+declare two versions at once, the second is told of the first. Cost: one round trip; for a new version of a stream that
+has some, one more (or as many as others declare meanwhile).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rstream.codec import ModelCodec
+from rstream.compat import differences, digest
+from rstream.errors import SchemaIncompatible, StreamMismatch
+from rstream.store.layout import Layout
+from rstream.store.steps import Steps
+from rstream.upgrades import Schemas, Upgrades
+
+if TYPE_CHECKING:
+    from rstream.stream import Stream
+
+log = logging.getLogger("rstream")
+
+
+def declare(stream: Stream[Any]) -> Steps[Layout]:
+    """Store the declaration, or learn what is stored. Raises `StreamMismatch`, `SchemaIncompatible`."""
+    if stream._layout is not None:  # it was accepted once, and what others have stored since does not end it
+        layout: Layout = yield stream.declaration()
+        return layout
+    new, compared, stored = False, 0, dict[int, Mapping[str, Any]]()
+    while True:
+        layout = yield stream.declaration(compared)
+        check_key(stream, layout)
+        stored |= layout.schemas
+        new = new or layout.new
+        if layout.version:
+            stored[layout.version] = stream._schema
+            _take_up(stream, stored)
+            return replace(layout, schemas=stored, new=new)
+        compared = max(stored)
+        _refuse_incompatible(stream, stored)
+
+
+def check_key(stream: Stream[Any], layout: Layout) -> None:
+    """Raises `StreamMismatch`."""
+    if layout.key != stream.key:
+        raise StreamMismatch(
+            f"stream {stream.name!r} is stored with key {layout.key!r}, but declared with key {stream.key!r}: "
+            "declare the stored one, or use another stream name"
+        )
+
+
+def _take_up(stream: Stream[Any], stored: Schemas) -> None:
+    """Learn which hooks are for which version, and say what cannot be read here. That is no reason to refuse a version
+    that was accepted once: it may be an older one that is being replaced, or only publish.
+    """
+    if not isinstance(stream.codec, ModelCodec):
+        return
+    stream.codec.upgrades.settle(stream.name, stored)
+    for found in unreadable(stream._schema, stored, stream.codec.upgrades):
+        log.warning("stream %r: such entries become dead letters of consumers here: %s", stream.name, found)
+
+
+def _refuse_incompatible(stream: Stream[Any], stored: Schemas) -> None:
+    upgrades = stream.codec.upgrades if isinstance(stream.codec, ModelCodec) else Upgrades()
+    upgrades.settle(stream.name, stored)
+    found = incompatible(stream._schema, stored, upgrades)
+    upgrades.unsettle()
+    if not found:
+        return
+    name, first = _name(stream._schema), min(found)
+    raise SchemaIncompatible(
+        f"stream {stream.name!r}: {name} does not go with what is stored of its schema, and nothing was published: "
+        f"change it back, use another stream, or turn old payloads into new ones with @stream.upgrade({first}) "
+        f"(on every Redis: @stream.upgrade({digest(stored[first])!r}))",
+        [line for lines in found.values() for line in lines],
+    )
+
+
+def incompatible(schema: Mapping[str, Any], stored: Schemas, upgrades: Upgrades) -> dict[int, list[str]]:
+    """What stands against a new version beside each of the stored ones, in either direction, unless it is covered."""
+    name, found = _name(schema), {}
+    for version, old in sorted(stored.items()):
+        if upgrades.covers(version, stored):
+            continue
+        lines = [f"{name} cannot read version {version}: {each}" for each in differences(old, schema)]
+        lines += [f"version {version} cannot read {name}: {each}" for each in differences(schema, old)]
+        if lines:
+            found[version] = lines
+    return found
+
+
+def unreadable(schema: Mapping[str, Any], stored: Schemas, upgrades: Upgrades) -> list[str]:
+    """What the model cannot read of the stored versions."""
+    return [
+        f"{_name(schema)} cannot read version {version}: {each}"
+        for version, old in sorted(stored.items())
+        if not upgrades.covers(version, stored)
+        for each in differences(old, schema)
+    ]
+
+
+def _name(schema: Mapping[str, Any]) -> str:
+    return str(schema.get("title", "the model"))
