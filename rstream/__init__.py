@@ -2,6 +2,7 @@
 
 from rstream.app import RStream
 from rstream.batch import Batch
+from rstream.blobs.blob import Blob
 from rstream.delivery import Delivery
 from rstream.errors import RStreamError
 from rstream.event import Entry, EntryId, Event
@@ -10,6 +11,7 @@ from rstream.stream import Stream
 
 __all__ = [
     "Batch",
+    "Blob",
     "Delivery",
     "Entry",
     "EntryId",

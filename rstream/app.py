@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from rstream.blobs import check_url
 from rstream.codec import ModelCodec
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, UnknownStream
@@ -28,7 +29,9 @@ class RStream:
     url: redis://, rediss://, redis+sentinel://, redis+cluster://, unix:// or embedded:DIR (a server that rstream
     starts); default RSTREAM_URL, else an embedded server in the user's data directory · namespace: prefix of every key;
     default RSTREAM_NAMESPACE, else "rstream" · publish_timeout: seconds a call may wait for Redis to come back (30) ·
-    max_event_bytes: encoded size of the largest event (1 MiB) · durability: "replicated" has `publish` return when a
+    max_event_bytes: encoded size of the largest event (1 MiB) where there is no blob store · blobs: where payloads and
+    `Blob` fields above `blob_threshold` bytes (32 KiB) are kept, "s3://bucket/prefix?endpoint=…" or
+    "file:///directory"; default RSTREAM_BLOBS, else nowhere · durability: "replicated" has `publish` return when a
     replica has the events, too (default RSTREAM_DURABILITY, else "local"). Connects when first used. Raises
     `ConfigError`.
     """
@@ -41,6 +44,8 @@ class RStream:
         publish_timeout: float | None = None,
         max_event_bytes: int | None = None,
         durability: Durability | None = None,
+        blobs: str | None = None,
+        blob_threshold: int | None = None,
     ) -> None:
         self.settings = Settings.load(
             url=url,
@@ -48,7 +53,11 @@ class RStream:
             publish_timeout=publish_timeout,
             max_event_bytes=max_event_bytes,
             durability=durability,
+            blobs=blobs,
+            blob_threshold=blob_threshold,
         )
+        if self.settings.blobs is not None:
+            check_url(self.settings.blobs)
         self.endpoint = Endpoint(self.settings.url)
         self.streams: dict[str, Stream[Any]] = {}
         self._links: PerLoop[Link] = PerLoop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgpack
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rstream.errors import EntryInvalid, EventInvalid, KeyMissing
+from rstream.reference import Reference, Uploads, unpack_ext
 from rstream.upgrades import Upgrades
 
 E = TypeVar("E")
@@ -27,8 +29,8 @@ _VALUE = re.compile(r"input_value=.*?, (?=input_type=)")  # values may be privat
 class Codec(Protocol[E]):
     """What a stream needs to know about its events."""
 
-    def encode(self, event: E | Mapping[str, Any], version: int) -> bytes:
-        """The payload. Raises `EventInvalid`."""
+    def encode(self, event: E | Mapping[str, Any], version: int, uploads: Uploads | None = None) -> bytes:
+        """The payload. `uploads` takes what goes to the blob store. Raises `EventInvalid`."""
 
     def decode(self, payload: bytes) -> E:
         """The event. Raises `EntryInvalid`."""
@@ -45,7 +47,7 @@ class ModelCodec(Generic[M]):
         self._dump = model.__pydantic_serializer__.to_python
         self._load = model.__pydantic_validator__.validate_python
 
-    def encode(self, event: M | Mapping[str, Any], version: int) -> bytes:
+    def encode(self, event: M | Mapping[str, Any], version: int, uploads: Uploads | None = None) -> bytes:
         """Raises `EventInvalid`."""
         if not isinstance(event, self.model):
             event = self._validate(event)
@@ -53,7 +55,7 @@ class ModelCodec(Generic[M]):
             # round_trip: what validation will accept again (no computed fields, Json stays text)
             # warnings: an instance that was changed or constructed without validation could not be read again
             fields = self._dump(event, round_trip=True, by_alias=False, warnings="error")
-            return pack_payload(version, fields)
+            return pack_payload(version, fields, uploads)
         except EventInvalid:
             raise
         except PydanticSerializationError as error:
@@ -90,17 +92,20 @@ class ModelCodec(Generic[M]):
             raise EntryInvalid("invalid", f"{self.model.__name__}: {type(error).__name__}: {error}") from error
 
 
-def pack_payload(version: int, fields: Mapping[str, Any]) -> bytes:
+def pack_payload(version: int, fields: Mapping[str, Any], uploads: Uploads | None = None) -> bytes:
     """Raises `EventInvalid` for what neither msgpack nor JSON can carry."""
     if not isinstance(fields, Mapping):
         raise EventInvalid(f"an event is encoded from named fields, not from a {type(fields).__name__}")
     try:
-        return msgpack.packb([version, fields], default=_jsonable)  # type: ignore[no-any-return]
+        return msgpack.packb([version, fields], default=partial(_jsonable, uploads=uploads))  # type: ignore[no-any-return]
     except Exception as error:
         raise EventInvalid(f"the event cannot be encoded: {error}") from error
 
 
-def _jsonable(value: object) -> object:
+def _jsonable(value: object, uploads: Uploads | None) -> object:
+    if hasattr(value, "rstream_inline"):
+        media: Any = value
+        return media.rstream_inline() if uploads is None else uploads.media(media)
     if isinstance(value, set | frozenset):
         return list(value)
     if isinstance(value, Enum):
@@ -114,14 +119,20 @@ def unpack_payload(payload: bytes) -> tuple[int, dict[str, Any]]:
     """(schema version, fields). Raises `EntryInvalid`."""
     try:
         try:
-            version, fields = msgpack.unpackb(payload, strict_map_key=False)
+            version, fields, *rest = msgpack.unpackb(payload, strict_map_key=False, ext_hook=unpack_ext)
         except TypeError:  # a key that is a tuple
-            version, fields = msgpack.unpackb(payload, strict_map_key=False, use_list=False)
+            version, fields, *rest = msgpack.unpackb(payload, strict_map_key=False, use_list=False, ext_hook=unpack_ext)
     except Exception as error:
         raise EntryInvalid(
             "undecodable", f"the payload is not msgpack [version, fields]: {type(error).__name__}: {error}"
         ) from None
-    if not isinstance(version, int) or not isinstance(fields, dict):
+    if isinstance(fields, Reference):
+        raise EntryInvalid(
+            "undecodable",
+            "the payload is kept in a blob store, and this app has none: give RStream(blobs=…) or RSTREAM_BLOBS the "
+            "store that its publisher has",
+        )
+    if rest or not isinstance(version, int) or not isinstance(fields, dict):
         raise EntryInvalid("undecodable", "the payload is not msgpack [version, fields]")
     return version, fields
 

@@ -12,6 +12,11 @@
 │   ├── `EventTooLarge`
 │   └── `KeyMissing`
 ├── `EntryInvalid`       an entry that cannot be turned into an event (`reason` says which kind)
+│   ├── `BlobMissing`    what it refers to is not in the blob store
+│   └── `BlobAltered`    what is there is not what was stored
+├── `BlobError`          the blob store
+│   ├── `BlobUnavailable`   it did not answer in time, or failed in a way that passes
+│   └── `BlobRefused`    wrong credentials or bucket, or no blob store is set
 ├── `MemoInvalid`        a checkpoint or the result of a step that cannot be stored, or be read again
 │   └── `MemoTooLarge`
 ├── `LeaseLost`          the delivery belongs to somebody else by now; nothing was changed
@@ -91,11 +96,39 @@ class KeyMissing(EventError):
 
 
 class EntryInvalid(RStreamError):
-    """An entry that cannot be turned into an event; `reason` is "undecodable", "invalid" or "outdated"."""
+    """An entry that cannot be turned into an event; `reason` is "undecodable", "invalid", "outdated" or what a subclass
+    says.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class BlobMissing(EntryInvalid):
+    """What an entry refers to is not in the blob store."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("blob missing", message)
+
+
+class BlobAltered(EntryInvalid):
+    """What is in the blob store is not what was stored there."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("blob altered", message)
+
+
+class BlobError(RStreamError):
+    """The blob store could not do what was asked."""
+
+
+class BlobUnavailable(BlobError):
+    """The blob store did not answer in time, or failed in a way that passes."""
+
+
+class BlobRefused(BlobError):
+    """The blob store refused: credentials, rights, a bucket that is not there; or there is none."""
 
 
 class MemoInvalid(RStreamError):

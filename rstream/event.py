@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from rstream.errors import PositionError
+from rstream.errors import EntryInvalid, PositionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +93,14 @@ class Entry(Generic[E]):
     def event(self) -> E:
         """The event. Raises `EntryInvalid` where the payload is undecodable or does not fit the model."""
         return self._decode(self.payload)
+
+    def spoil(self, error: EntryInvalid) -> None:
+        """For rstream: have `event` raise this."""
+
+        def decode(payload: bytes) -> Any:
+            raise error
+
+        self._decode = decode
 
     def __repr__(self) -> str:
         return f"Entry(id={self.id!s}, key={self.key!r}, {len(self.payload)} bytes)"

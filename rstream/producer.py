@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol
 
 from rstream.errors import PublishUncertain, StoreError
@@ -32,6 +32,41 @@ class Target(Protocol):
 
     def declaration(self) -> Op[Layout]: ...
     def adopt(self, layout: Layout) -> None: ...
+
+
+class Queue:
+    """Keeps the events of a key in the order of their publishes, also where one has to wait for its blobs.
+
+    busy: somebody waits; until then nobody has to pass through.
+    """
+
+    def __init__(self) -> None:
+        self._ahead: dict[bytes, list[asyncio.Event]] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._ahead)
+
+    async def pass_through(self, shards: Mapping[Shard, Sequence[Record]], work: Awaitable[None]) -> None:
+        """Do the work, and wait for whoever has one of the same keys and came before. Whoever returns from here goes on
+        without waiting, and those behind it come later.
+        """
+        keys = {record.key for records in shards.values() for record in records if record.key}
+        before = {each for key in keys for each in self._ahead.get(key, ())}
+        mine = asyncio.Event()
+        for key in keys:
+            self._ahead.setdefault(key, []).append(mine)
+        try:
+            await work
+            for each in before:
+                await each.wait()
+        finally:
+            # Those that wait are woken in a later turn of the loop than this one goes on in.
+            mine.set()
+            for key in keys:
+                self._ahead[key].remove(mine)
+                if not self._ahead[key]:
+                    del self._ahead[key]
 
 
 class Producer:

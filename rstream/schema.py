@@ -24,6 +24,7 @@ from pydantic_core import MISSING, SchemaError, SchemaValidator, core_schema, fr
 
 from rstream.codec import pack_payload, unpack_payload
 from rstream.errors import ConfigError, EventInvalid
+from rstream.reference import Uploads
 
 KEY_MARK, DEFAULT_MARK, UNSTORED_MARK = "x-rstream-key", "x-rstream-default", "x-rstream-unstored"
 
@@ -139,10 +140,10 @@ class SchemaCodec:
         """Whether only the model can tell the key of an event."""
         return KEY_MARK in self.schema
 
-    def encode(self, event: Mapping[str, Any], version: int) -> bytes:
+    def encode(self, event: Mapping[str, Any], version: int, uploads: Uploads | None = None) -> bytes:
         """Raises `EventInvalid` naming the field and the remedy."""
         self._check(event)
-        return pack_payload(version, self._convert(event, self.schema))
+        return pack_payload(version, self._convert(event, self.schema), uploads)
 
     def key(self, event: Mapping[str, Any], field: str) -> object:
         """As the model would have it: a key decides about the shard, whoever publishes. Raises `EventInvalid`."""

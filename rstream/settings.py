@@ -19,8 +19,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 class Settings(BaseModel):
     """url: where Redis is (None: an embedded server) · namespace: prefix of every key ·
     publish_timeout: seconds a publish may wait for Redis to come back (at most 300) ·
-    max_event_bytes: encoded size above which `publish` raises `EventTooLarge` · durability: "local": published is what
-    the master has; "replicated": what a replica has, too.
+    max_event_bytes: encoded size above which `publish` raises `EventTooLarge`, where there is no blob store ·
+    blobs: URL of that · blob_threshold: size above which an encoded event, or a `Blob`, goes there · durability:
+    "local": published is what the master has; "replicated": what a replica has, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +31,8 @@ class Settings(BaseModel):
     publish_timeout: float = Field(default=30.0, gt=0, le=300)
     durability: Durability = "local"
     max_event_bytes: int = Field(default=1024 * 1024, gt=0, le=64 * 1024 * 1024)
+    blobs: str | None = None
+    blob_threshold: int = Field(default=32 * 1024, ge=64, le=64 * 1024 * 1024)
 
     @property
     def replicas(self) -> int:
@@ -43,11 +46,11 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **given: object) -> Settings:
-        """What was given, then RSTREAM_URL, RSTREAM_NAMESPACE and RSTREAM_DURABILITY, then the defaults. Raises
-        `ConfigError`.
+        """What was given, then RSTREAM_URL, RSTREAM_NAMESPACE, RSTREAM_DURABILITY and RSTREAM_BLOBS, then the defaults.
+        Raises `ConfigError`.
         """
         values: dict[str, object] = {}
-        for name in ("url", "namespace", "durability"):
+        for name in ("url", "namespace", "durability", "blobs"):
             if environ.get(f"RSTREAM_{name.upper()}"):
                 values[name] = environ[f"RSTREAM_{name.upper()}"]
         values |= {name: value for name, value in given.items() if value is not None}

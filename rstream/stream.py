@@ -8,15 +8,17 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
+from rstream.blobs.claims import Claims
 from rstream.codec import Codec, ModelCodec, key_text, pack_headers
 from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters, SyncDeadLetters
 from rstream.declaring import check_key, declare
-from rstream.errors import ConfigError, EventInvalid, EventTooLarge
+from rstream.errors import ConfigError, EventInvalid
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
 from rstream.position import Position
-from rstream.producer import Producer, SyncProducer, ids_of
+from rstream.producer import Producer, Queue, SyncProducer, ids_of
+from rstream.reference import Uploads
 from rstream.settings import check_name
 from rstream.store import layout as layouts
 from rstream.store import reshard as resharding
@@ -55,6 +57,7 @@ class Stream(Generic[E]):
         if key is not None and key not in schema.get("properties", {}):
             raise ConfigError(f"stream {name!r}: its events have no field {key!r} to be the key")
         self.app, self.name, self.codec, self.key, self.shards = app, name, codec, key, shards
+        self.claims = Claims(app.settings, name)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
         self._schema = schema
@@ -62,6 +65,7 @@ class Stream(Generic[E]):
         self._loading: PerLoop[asyncio.Task[None]] = PerLoop()
         self._producers: PerLoop[Producer] = PerLoop()
         self._turn = 0
+        self._queue = Queue()
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, key={self.key!r})"
@@ -206,7 +210,7 @@ class Stream(Generic[E]):
         """Add one event, exactly once, also when the connection breaks in between. Returns its id.
 
         `key` is for streams that have no key field. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing` (nothing
-        was sent), `MemoryFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
+        was sent), `BlobError`, `MemoryFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
         """
         return (await self.publish_many([event], key=key, headers=headers))[0]
 
@@ -222,11 +226,14 @@ class Stream(Generic[E]):
         When Redis fails in the midst, the error's `published` lists what surely was added.
         """
         layout = self._layout or await self.layout()
-        records, places = self.prepare(layout, events, key, headers)
+        uploads = self.claims.uploads()
+        records, places = self.prepare(layout, events, key, headers, uploads=uploads)
         settings = self.app.settings
         producer = self._producers.get(
             lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas)
         )
+        if (uploads is not None and uploads.waiting) or self._queue.busy:
+            await self._queue.pass_through(records, self.claims.store(uploads))
         return ids_of(await producer.send(records), places)
 
     def prepare(
@@ -236,15 +243,19 @@ class Stream(Generic[E]):
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
         ids: Sequence[bytes] | None = None,
+        uploads: Uploads | None = None,
     ) -> tuple[dict[Shard, list[Record]], list[Shard]]:
-        """(records by shard, the shard of each event). ids: the events' ids, where they are not new ones."""
+        """(records by shard, the shard of each event). ids: the events' ids, where they are not new ones · uploads:
+        gets what has to be stored before these records are; without it, nothing goes to the blob store.
+        """
         if key is not None and self.key is not None:
             raise EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
         field, given = self.key, None if key is None else key_text(key, "key")
         packed = pack_headers(headers)
         payloads, keys = [], []
         for event in events:
-            payloads.append(self._encode(event, layout.version))
+            payload = self.codec.encode(event, layout.version, uploads)
+            payloads.append(self.claims.check(payload, layout.version, uploads))
             keys.append(given if field is None else key_text(self.codec.key(event, field), field))
         if ids is None:
             places, ids = self._places(layout, keys), new_event_ids(len(payloads))
@@ -255,16 +266,6 @@ class Stream(Generic[E]):
             record = Record(payload, b"" if text is None else text.encode(), event_id, packed)
             records.setdefault(shard, []).append(record)
         return records, places
-
-    def _encode(self, event: E | Mapping[str, Any], version: int) -> bytes:
-        payload = self.codec.encode(event, version)
-        limit = self.app.settings.max_event_bytes
-        if len(payload) > limit:
-            raise EventTooLarge(
-                f"event for stream {self.name!r} has {len(payload):,} bytes encoded, the limit is {limit:,}: "
-                "keep large payloads elsewhere and publish a reference, or raise max_event_bytes"
-            )
-        return payload
 
     def _places(self, layout: Layout, keys: Sequence[str | None]) -> list[Shard]:
         """The shard of each event. Without keys, shards take turns, in runs so that few are touched."""
@@ -294,11 +295,11 @@ class Stream(Generic[E]):
 
         Bounds are ids, datetimes, "2h ago", "earliest" or "latest"; without an end, up to what was published when
         the reading began. Whoever goes on after the last id misses nothing.
-        `key`: only this key's entries. Raises `PositionError`, `StoreUnavailable`.
+        `key`: only this key's entries. Raises `PositionError`, `StoreUnavailable`, `BlobError`.
         """
-        steps = read(await self.layout(fresh=True), start, end, self.codec.decode, key, limit)
+        steps = read(await self.layout(fresh=True), start, end, self.claims.decoder(self.codec), key, limit)
         async for found in flow(self.app.link, steps, self.app.settings.publish_timeout):
-            for entry in found:
+            async for entry in self.claims.opened(found):
                 yield entry
 
 
@@ -346,7 +347,10 @@ class SyncStream(Generic[E]):
     ) -> list[EntryId]:
         """As `Stream.publish_many`."""
         layout = self.layout()
-        records, places = self._stream.prepare(layout, events, key, headers)
+        claims = self._stream.claims
+        uploads = claims.uploads()
+        records, places = self._stream.prepare(layout, events, key, headers, uploads=uploads)
+        claims.store_sync(uploads)
         if self._producer is None:
             app, settings = self._stream.app, self._stream.app.settings
             self._producer = SyncProducer(
@@ -367,7 +371,7 @@ class SyncStream(Generic[E]):
         limit: int | None = None,
     ) -> Iterator[Entry[E]]:
         """As `Stream.read`."""
-        app = self._stream.app
-        steps = read(self.layout(fresh=True), start, end, self._stream.codec.decode, key, limit)
+        app, claims = self._stream.app, self._stream.claims
+        steps = read(self.layout(fresh=True), start, end, claims.decoder(self._stream.codec), key, limit)
         for found in flow_sync(app.sync_link, steps, app.settings.publish_timeout):
-            yield from found
+            yield from claims.opened_sync(found)

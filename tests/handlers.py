@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rstream import Batch, Delivery, Event, Reject, Retry
+from rstream import Batch, Blob, Delivery, Event, Reject, Retry
 from tests.waiting import eventually
 
 
@@ -287,3 +287,23 @@ class Holder:
 
 
 holder = Holder()
+
+
+# What follows is called by `tests.test_claims`.
+
+
+class Media(Event):
+    who: str
+    note: str = ""
+    audio: Blob = Blob(b"")
+
+
+def sizes(event: Media) -> dict[str, Any]:
+    with event.audio.sync.open() as file:
+        return {"who": event.who, "n": len(file.read())}
+
+
+class Scan(Event):
+    who: str
+    n: int = 0
+    pixels: bytes = b""

@@ -12,8 +12,8 @@ import rstream
 from rstream import errors
 
 PUBLIC = [
-    "Batch", "Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "Reject", "Retry", "RetryPolicy",
-    "Stream",
+    "Batch", "Blob", "Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "Reject", "Retry",
+    "RetryPolicy", "Stream",
 ]  # fmt: skip
 
 MEMBERS = {
@@ -22,7 +22,8 @@ MEMBERS = {
         "attempt checkpoint checkpoint_value epoch event_id fence group headers id idempotency_key key step stream"
         " sync worker"
     ),
-    "Entry": "event",
+    "Blob": "digest file open path read rstream_inline size sync",
+    "Entry": "event spoil",
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",
     "RetryPolicy": "delay_after factor initial_delay jitter max_attempts max_delay non_retryable total_timeout",

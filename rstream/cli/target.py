@@ -1,4 +1,4 @@
-"""Which Redis and which namespace a command talks to: `--url` and `--namespace`, before or after the command's name."""
+"""What a command talks to: `--url`, `--namespace` and `--blobs`, before or after the command's name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ _HELP = {
     "url": "redis[s]://, redis[s]+sentinel://, redis[s]+cluster://, unix:// or embedded:DIR.  "
     "[default: RSTREAM_URL, else an embedded server]",
     "namespace": "Prefix of every key.  [default: RSTREAM_NAMESPACE, else rstream]",
+    "blobs": "Blob store of large payloads: s3://bucket/prefix or file:///directory.  [default: RSTREAM_BLOBS]",
 }
 
 
 def target_options(command: C) -> C:
-    """Add `--url` and `--namespace`. They become environment variables, so that the user's app follows them too."""
-    for name in ("namespace", "url"):
+    """Add `--url`, `--namespace` and `--blobs`. They become environment variables, so that the user's app follows
+    them too.
+    """
+    for name in ("blobs", "namespace", "url"):
         command = click.option(
             f"--{name}", metavar=name.upper(), expose_value=False, callback=_remember, help=_HELP[name]
         )(command)
@@ -44,13 +47,13 @@ def stored_app() -> RStream:
 
 
 def declared_app(spec: str) -> RStream:
-    """The app of the user, as `MODULE:APP`. Raises `LoadError`, and where --url or --namespace cannot reach it."""
+    """The app of the user, as `MODULE:APP`. Raises `LoadError`, and where one of those options cannot reach it."""
     from rstream.cli.load import load_app
     from rstream.errors import ConfigError
 
     app = load_app(spec)
     wanted = click.get_current_context().find_root().meta
-    for name in ("url", "namespace"):
+    for name in ("url", "namespace", "blobs"):
         given, used = wanted.get(f"rstream.{name}"), getattr(app.settings, name)
         if given is not None and given != used:
             raise ConfigError(f"--{name} {given} has no effect: {spec} sets {used!r} itself. Leave out one of them")

@@ -43,9 +43,13 @@ class DeadLetters(Generic[E]):
     async def read(self, **filters: Unpack[Filters]) -> AsyncIterator[DeadLetter[E]]:
         """The letters that match, in order of death, those that died before it began. In memory: about 4 MiB."""
         steps, app = plans.letters(await self._ops(), filters), self.stream.app
+        claims = self.stream.claims
+        decode = claims.decoder(self.stream.codec)
         async for some in flow(app.link, steps, app.settings.publish_timeout):
-            for letter in some:
-                yield DeadLetter(letter, self.stream.codec.decode)
+            letters = [DeadLetter(letter, decode) for letter in some]
+            left = iter(letters)
+            async for _ in claims.opened([letter.entry for letter in letters]):
+                yield next(left)
 
     async def count(self) -> dict[str, int]:
         """How many there are of each reason, the most frequent first."""
@@ -82,9 +86,12 @@ class SyncDeadLetters(Generic[E]):
 
     def read(self, **filters: Unpack[Filters]) -> Iterator[DeadLetter[E]]:
         """As `DeadLetters.read`."""
+        claims = self.stream.claims
+        decode = claims.decoder(self.stream.codec)
         for some in self._flow(plans.letters(self._ops(), filters)):
-            for letter in some:
-                yield DeadLetter(letter, self.stream.codec.decode)
+            letters = [DeadLetter(letter, decode) for letter in some]
+            for letter, _ in zip(letters, claims.opened_sync([letter.entry for letter in letters]), strict=True):
+                yield letter
 
     def heads(self, **filters: Unpack[Filters]) -> Iterator[Head]:
         """As `read`, without payloads and tracebacks: they stay in Redis."""

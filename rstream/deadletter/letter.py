@@ -28,9 +28,9 @@ class DeadLetter(Generic[E]):
     """An entry that its group gave up.
 
     id: the letter's own, unique in the group, with the time of death · entry: the entry as it was published ·
-    reason: "failed", "rejected", "undecodable", "outdated", "invalid" or "crashed" · error: one line · traceback: may
-    be "" · attempts: how many were made · worker: the last one's id · fields: the entry's, as Redis has them (those of
-    an entry that rstream did not write may have any name).
+    reason: "failed", "rejected", "undecodable", "outdated", "invalid", "crashed", "blob missing" or "blob altered" ·
+    error: one line · traceback: may be "" · attempts: how many were made · worker: the last one's id · fields: the
+    entry's, as Redis has them (those of an entry that rstream did not write may have any name).
     """
 
     def __init__(self, letter: Letter, decode: Callable[[bytes], E]) -> None:

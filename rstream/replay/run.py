@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rstream.blobs.claims import size_of
 from rstream.calling import Handler
 from rstream.codec import ModelCodec
 from rstream.consumer import codec_of, one_by_one
@@ -79,7 +80,7 @@ class Replay:
         self._spec = spec_of(start, end, key, handler_name or name_of(handler))
         self.name = check_name("replay", name or default_name(stream.name, self._spec))
         self._codec = codec_of(handler) or stream.codec
-        self._decode = self._codec.decode
+        self._decode = stream.claims.decoder(self._codec)
         self._call = one_by_one(handler, concurrency)
         self._restart, self._progress, self._notice = restart, progress, notice
         self._ops = ReplayOps(settings.namespace, stream.name, self.name, worker_id(), int(lease * 1000))
@@ -164,7 +165,7 @@ class Replay:
         shards = set()
         async for page in self._pages(layout, window, window and window.start):
             for entry in page:
-                entries, size = entries + 1, size + len(entry.payload)
+                entries, size = entries + 1, size + size_of(entry.payload)
                 left += (at is None or entry.id > at) and entry.id not in done
                 shards.add(entry.id.shard)
                 first, last = first or entry.id, entry.id
@@ -290,6 +291,8 @@ class Replay:
                 if self._stop_asked.is_set():
                     return
                 await asyncio.sleep(0.05)
+            if not await self.stream.claims.open_at_last(entry, self._stop_asked):
+                return
             self._mark.end(entry.id, await self._handle(entry))
             self._backlog.done(entry)
             if time.perf_counter() - yielded > TURN_SECONDS:

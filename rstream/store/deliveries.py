@@ -56,9 +56,9 @@ class Emit(NamedTuple):
 
 class Outcome(NamedTuple):
     """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
-    a = delay in ms · dead: a = reason, b = error in one line, c = traceback · release: a = attempts begun so far, b =
-    the pseudo-consumer that gets it · park: a = attempts begun so far, b = key, c = "!" where a worker may have died of
-    it. emits: of an ack.
+    a = delay in ms, b = attempts begun, where this one is not to count · dead: a = reason, b = error in one line, c =
+    traceback · release: a = attempts begun so far, b = the pseudo-consumer that gets it · park: a = attempts begun so
+    far, b = key, c = "!" where a worker may have died of it. emits: of an ack.
     """
 
     shard: Shard

@@ -148,20 +148,24 @@ class Bisection:
 
     async def _settle(self, answered: list[tuple[Started, object]]) -> None:
         acks, emits = [], []
+        emitter = self._run.emitter
+        uploads = None if emitter is None else emitter.uploads()
         for each, outcome in answered:
             try:
                 if isinstance(outcome, BaseException):
                     raise outcome
-                ack, records = acked(self._run, each, outcome)
+                ack, records = acked(self._run, each, outcome, uploads)
             except BaseException as error:
                 self._fail(each, error)
                 continue
             acks.append((each, ack))
             if records:
                 emits.append((each.delivery, records))
-        if self._run.emitter is not None and emits:
+        if emitter is not None:
             try:
-                await self._run.emitter.before_ack(emits)
+                await emitter.upload(uploads)
+                if emits:
+                    await emitter.before_ack(emits)
             except Exception as error:
                 for each, _ in acks:
                     self._fail(each, error)

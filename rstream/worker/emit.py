@@ -16,6 +16,7 @@ from typing import Any
 from rstream.delivery import Delivery
 from rstream.errors import EventTooLarge, MemoryFull, StoreRefused, StoreUnavailable, StreamMismatch, UnknownStream
 from rstream.event import derived_event_id
+from rstream.reference import Uploads
 from rstream.store.connect import Endpoint
 from rstream.store.deliveries import Emit, Outcome
 from rstream.store.keys import Shard
@@ -49,14 +50,16 @@ class Emitter:
         self._target, self._layout = target, layout
         self._same_server, self._spread = target.app.endpoint.url == home.url, home.clustered
 
-    def records(self, delivery: Delivery, result: Any) -> Records:
-        """The events that a handler returned, by shard. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing`."""
+    def records(self, delivery: Delivery, result: Any, uploads: Uploads | None) -> Records:
+        """The events that a handler returned, by shard; `uploads` gets what has to be stored before they are. Raises
+        `EventInvalid`, `EventTooLarge`, `KeyMissing`.
+        """
         if result is None:
             return {}
         events = result if isinstance(result, list | tuple) else [result]
         name = delivery.idempotency_key
         ids = [derived_event_id(delivery.event_id, name, number) for number in range(len(events))]
-        records, _ = self._target.prepare(self._layout, events, ids=ids)
+        records, _ = self._target.prepare(self._layout, events, ids=ids, uploads=uploads)
         size = sum(len(record.payload) for batch in records.values() for record in batch)
         if len(events) > MAX_EVENTS or size > MAX_BYTES:
             raise EventTooLarge(
@@ -64,6 +67,14 @@ class Emitter:
                 f"most {MAX_EVENTS:,} of {MAX_BYTES:,} bytes are emitted at once: publish them with publish_many"
             )
         return records
+
+    def uploads(self) -> Uploads | None:
+        """For the events of some deliveries."""
+        return self._target.claims.uploads()
+
+    async def upload(self, uploads: Uploads | None) -> None:
+        """Before they are appended. Raises `BlobError`."""
+        await self._target.claims.store(uploads)
 
     def atomic(self, shard: Shard, delivery: Delivery, records: Records) -> bool:
         """Whether the ack of a delivery of that shard can append them. On a cluster an earlier attempt may have emitted

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from rstream.process import clock
+from rstream.reference import Uploads
 from rstream.store.deliveries import Outcome
 from rstream.worker import failures
 from rstream.worker.emit import Records
@@ -60,14 +61,17 @@ async def _handle(run: ConsumerRun, started: Started) -> Outcome:
 
 
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
-    outcome, records = acked(run, started, result)
-    if run.emitter is not None and records:
-        await run.emitter.before_ack([(started.delivery, records)])
+    uploads = run.emitter.uploads() if run.emitter is not None else None
+    outcome, records = acked(run, started, result, uploads)
+    if run.emitter is not None:
+        await run.emitter.upload(uploads)
+        if records:
+            await run.emitter.before_ack([(started.delivery, records)])
     run.counts.handled += 1
     return outcome
 
 
-def acked(run: ConsumerRun, started: Started, result: Any) -> tuple[Outcome, Records]:
+def acked(run: ConsumerRun, started: Started, result: Any, uploads: Uploads | None) -> tuple[Outcome, Records]:
     """The outcome of a delivery that was handled well, and what has to be emitted before it is settled.
 
     Raises what is wrong with the events that the handler returned.
@@ -78,6 +82,6 @@ def acked(run: ConsumerRun, started: Started, result: Any) -> tuple[Outcome, Rec
         ack = ack._replace(a=marker, b=int(run.consumer.once_for * 1000))
     if run.emitter is None or result is None:
         return ack, {}
-    records = run.emitter.records(delivery, result)
+    records = run.emitter.records(delivery, result, uploads)
     atomic = run.emitter.atomic(entry.shard, delivery, records)
     return (ack._replace(emits=run.emitter.with_ack(records)), {}) if atomic else (ack, records)

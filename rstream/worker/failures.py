@@ -6,7 +6,7 @@ import logging
 import random
 
 from rstream.delivery import Delivery
-from rstream.errors import full_text, one_line
+from rstream.errors import BlobAltered, BlobError, BlobMissing, full_text, one_line
 from rstream.retry import Reject, Retry
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.worker.hand import from_the_dead
@@ -19,6 +19,10 @@ ERROR_LETTERS = 1_000
 
 def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
     """The handler raised: the retry policy decides."""
+    if isinstance(error, BlobMissing | BlobAltered):
+        return set_aside(run, entry, delivery.attempt, error.reason, str(error))
+    if isinstance(error, BlobError):
+        return _wait_for_blobs(run, entry, delivery, error)
     run.counts.failed += 1
     delay = _delay(run, entry, delivery, error)
     if delay is None:
@@ -29,6 +33,15 @@ def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExcep
         run.name, delivery.id, delivery.attempt, delay, one_line(error),
     )  # fmt: skip
     return Outcome(entry.shard, entry.id, delivery.attempt, "retry", int(delay * 1000))
+
+
+def _wait_for_blobs(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BlobError) -> Outcome:
+    """The blob store was away when the handler wanted something of it: that is not the event's fault, and the attempt
+    does not count.
+    """
+    delay = run.loads.pause((entry.shard, entry.id))
+    log.warning("%s: entry %s waits %.1f s for a blob: %s", run.name, delivery.id, delay, one_line(error))
+    return Outcome(entry.shard, entry.id, delivery.attempt, "retry", int(delay * 1000), delivery.attempt - 1)
 
 
 def may_retry(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> bool:

@@ -18,28 +18,13 @@ from rstream.worker.gate import Gate
 from rstream.worker.hand import Hand, from_the_dead
 from rstream.worker.lanes import Lanes
 from rstream.worker.lease import Lease
+from rstream.worker.loads import Loads
 from rstream.worker.order import Lane, Now, PerKey, Place, key_of
+from rstream.worker.outcomes import Outcomes
 
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
 BUFFER_MAX = 1000
-
-
-class Outcomes:
-    """What is to be settled next."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Outcome] = []
-        self.wanted = asyncio.Event()
-
-    def add(self, outcome: Outcome) -> None:
-        self.waiting.append(outcome)
-        self.wanted.set()
-
-    def take(self) -> list[Outcome]:
-        self.wanted.clear()
-        taken, self.waiting = self.waiting, []
-        return taken
 
 
 class Own:
@@ -79,6 +64,7 @@ class ConsumerRun:
     ) -> None:
         self.consumer, self.concurrency, self.ops, self.link, self.counts = consumer, concurrency, ops, link, counts
         self.call = consumer.call(concurrency)
+        self.decode = consumer.stream.claims.decoder(consumer.stream.codec)
         self.pool = self.call if isinstance(self.call, ProcessCall) else None
         self.size = consumer.batch or 1
         self.emitter = emitter
@@ -88,6 +74,7 @@ class ConsumerRun:
         # the outcome of the one before it.
         self.replicas = consumer.stream.app.settings.replicas if consumer.in_order else 0
         self.lanes = Lanes(gate)
+        self.loads = Loads()
         self.order = PerKey() if consumer.in_order else None
         self.own = Own()
         self.shards = self.layout.every  # those in which there may be something to do
@@ -171,7 +158,11 @@ class ConsumerRun:
         return owned is None or owned.get(shard) == self.lease.owned[shard]
 
     def line_up(self, entries: Sequence[Fetched]) -> None:
-        """Entries that may be started."""
+        """Entries that may be started, once their payloads are here."""
+        self.queue(self.loads.sort_out(entries))
+
+    def queue(self, entries: Sequence[Fetched]) -> None:
+        """Entries that wait for nothing but a slot."""
         if len(entries) == 1 and entries[0].source is None:  # the next of a key: of those there are many
             self.lanes.put(entries)
             return
@@ -237,6 +228,7 @@ class ConsumerRun:
         """An entry that was settled, or that this worker may not start any more."""
         place = (shard, id)
         self.hand.let_go(place)
+        self.loads.let_go(place)
         if self.order is not None:
             self._next_of_key(self.order.let_go(shard, id, now))
         back = self.hand.back.pop(place, None)
@@ -276,7 +268,7 @@ class ConsumerRun:
         """
         assert self.order is not None
         self.room_made.set()
-        return self.lanes.drop(shard) + self.order.drop(shard)
+        return self.lanes.drop(shard) + self.loads.drop(shard) + self.order.drop(shard)
 
     @property
     def in_hand(self) -> int:
@@ -331,7 +323,7 @@ class ConsumerRun:
             return 0
         # A slot that is at work has no room, however small its batch was.
         for_slots = (self.concurrency - self.busy) * self.size + buffer - len(self.lanes) - len(self.lanes.forming)
-        in_work, space = self.in_hand, for_slots
+        in_work, space = self.in_hand - self.loads.aside, for_slots
         if self.order is not None:
             in_work -= self.order.held
             space = self.order.space

@@ -15,8 +15,9 @@ from rstream.store.deliveries import PSEUDO, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
 from rstream.worker.order import Now, Place
+from rstream.worker.outcomes import Outcomes
 from rstream.worker.own import tell
-from rstream.worker.run import ConsumerRun, Outcomes
+from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
 

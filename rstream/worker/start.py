@@ -147,7 +147,7 @@ def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delive
         run.epoch(entry.shard),
         StoredMemo(run.consumer.stream.app, run.lease, run.ops, entry.shard, entry.id, attempt),
     )
-    return run.consumer.stream.codec.decode(payload), delivery
+    return run.decode(payload), delivery
 
 
 def _marker(run: ConsumerRun, field: str, event: Any) -> str:

@@ -30,6 +30,7 @@ from rstream.worker.gate import Gate
 from rstream.worker.hoard import hoard_loop
 from rstream.worker.lease import LeaseKeeper
 from rstream.worker.listen import listen_loop
+from rstream.worker.load import LOADERS, load_loop
 from rstream.worker.own import leave, own_loop, tell
 from rstream.worker.park import park_loop
 from rstream.worker.recover import PAGE, recover_loop
@@ -161,6 +162,8 @@ class Worker:
                 for run in runs:
                     for _ in range(run.concurrency):
                         handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
+                    for _ in range(LOADERS):
+                        handling.start_soon(load_loop, run)
                 await self._take_in(runs)
                 await self._let_others_go_on(runs)
                 await self._finish(runs, handling)
@@ -212,7 +215,8 @@ class Worker:
     async def _let_others_go_on(self, runs: list[ConsumerRun]) -> None:
         """Hand over what was not started, and the shards: at once, and without burning an attempt."""
         for run in runs:
-            run.hand_over([*run.lanes.drain(), *(run.order.drain() if run.order is not None else ())])
+            waiting = [*run.lanes.drain(), *run.loads.drain()]
+            run.hand_over([*waiting, *(run.order.drain() if run.order is not None else ())])
         with anyio.move_on_after(LEAVE):
             async with anyio.create_task_group() as leaving:
                 for run in runs:

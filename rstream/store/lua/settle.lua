@@ -11,7 +11,7 @@
 -- ARGV[2] worker
 -- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b, c}:
 --           ack      a = marker, b = ttl in ms -> where a marker is given, it is set to the id
---           retry    a = delay in ms         -> pending for ~retry, due then
+--           retry    a = delay in ms         -> pending for ~retry, due then; b = attempts begun, "" = this one, too
 --           dead     a = reason, b = error, c = traceback -> a dead letter, and acked
 --           release  a = attempts begun, b = ~released or ~again -> pending for that one: nothing is burnt
 --           park     a = attempts begun, b = which of KEYS[6...], c = "!" for one that a dead worker may have been
@@ -56,7 +56,7 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     acks[#acks + 1] = id
     if outcome[4] ~= '' then redis.call('SET', key .. ':once:' .. group .. ':' .. outcome[4], id, 'PX', outcome[5]) end
   elseif kind == 'retry' then
-    hand_to('~retry', id, attempt)
+    hand_to('~retry', id, outcome[5] == '' and attempt or outcome[5])
     redis.call('ZADD', retries, clock() + outcome[4], id)
   elseif kind == 'dead' then
     bury(id, attempt, outcome[4], outcome[5], outcome[6])

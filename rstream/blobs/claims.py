@@ -1,0 +1,206 @@
+"""The claim check of one stream: what is too large for Redis goes to the blob store before its entry is appended, and
+comes back, checked, before the entry is decoded.
+
+Blobs have the key `<namespace>/<stream>/blobs/<day>/<sha256>`. A publish stores its blobs under the day of that publish
+and refers to no others, also where the same bytes are there under another day: so nothing new ever refers to a blob of
+an old day, and `rstream.blobs.gc` can delete those that nothing refers to without asking the producers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rstream.blobs.blob import Blob
+from rstream.codec import Codec
+from rstream.errors import BlobError, BlobRefused, EntryInvalid, EventTooLarge
+from rstream.reference import SOURCE, Media, Reference, Source, Uploads, whole
+from rstream.store.link import backoff
+
+if TYPE_CHECKING:
+    from rstream.blobs.shelf import Shelf
+    from rstream.event import Entry
+    from rstream.settings import Settings
+
+E = TypeVar("E")
+
+log = logging.getLogger("rstream")
+
+LARGEST = 256 * 1024 * 1024
+"""Of an encoded event, which is in memory as a whole. A `Blob` in it may be of any size."""
+
+WINDOW, WINDOW_BYTES = 16, 32 * 1024 * 1024
+"""Entries, and bytes, that a reading fetches at once (or one entry, however large)."""
+
+
+class Claims:
+    """source: where the stream has its blobs; None where the app has no blob store."""
+
+    def __init__(self, settings: Settings, stream: str) -> None:
+        self._settings, self._stream = settings, stream
+        url = settings.blobs
+        self.source = None if url is None else Source(url, prefix(settings.namespace, stream))
+
+    @property
+    def _shelf(self) -> Shelf:
+        from rstream.blobs.shelf import shelf
+
+        if self.source is None:
+            raise BlobRefused(
+                f"payloads of stream {self._stream!r} are in a blob store, and this app has none: give "
+                "RStream(blobs=…) or RSTREAM_BLOBS the store that its publishers have"
+            )
+        return shelf(self.source.url)
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    def uploads(self) -> Uploads | None:
+        """For one publish; None where there is no blob store."""
+        if self.source is None:
+            return None
+        return Uploads(int(today().strftime("%Y%m%d")), self._settings.blob_threshold)
+
+    def check(self, payload: bytes, version: int, uploads: Uploads | None) -> bytes:
+        """An encoded event as its entry has it. Raises `EventTooLarge`."""
+        size, limit = len(payload), self._settings.max_event_bytes
+        told = f"event for stream {self._stream!r} has {size:,} bytes encoded"
+        if uploads is None:
+            if size > limit:
+                raise EventTooLarge(
+                    f"{told}, the limit is {limit:,}: give RStream(blobs='s3://bucket/prefix' or 'file:///directory') "
+                    "for large ones to be kept there, or raise max_event_bytes"
+                )
+            return payload
+        if size > LARGEST:
+            raise EventTooLarge(f"{told}, at most {LARGEST:,} are: have a field of type rstream.Blob for what is large")
+        return uploads.payload(payload, version)
+
+    async def store(self, uploads: Uploads | None) -> None:
+        """Raises `BlobError`s, and what reading a file may."""
+        if uploads is not None and uploads.waiting:
+            await self._shelf.all(self._puts(uploads))
+
+    def store_sync(self, uploads: Uploads | None) -> None:
+        if uploads is not None and uploads.waiting:
+            self._shelf.all_sync(self._puts(uploads))
+
+    def _puts(self, uploads: Uploads) -> Iterator[Callable[[], None]]:
+        for reference, value in uploads.waiting.items():
+            yield partial(self._put, reference, value)
+
+    def _put(self, reference: Reference, value: bytes | Media) -> None:
+        """Also where it is there already: then it has a new time."""
+        assert self.source is not None
+        store, key = self._shelf.store, self.source.key(reference)
+        if isinstance(value, bytes):
+            store.put(key, value)
+        elif isinstance(value, Blob) and value._data is not None:
+            store.put(key, value._data)
+        elif isinstance(value, Blob):
+            with value.sync.path() as path:
+                store.put(key, path)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def decoder(self, codec: Codec[E]) -> Callable[[bytes], E]:
+        """`codec.decode`, with which blobs know where they are."""
+        if self.source is None:
+            return codec.decode
+
+        def decode(payload: bytes) -> E:
+            token = SOURCE.set(self.source)
+            try:
+                return codec.decode(payload)
+            finally:
+                SOURCE.reset(token)
+
+        return decode
+
+    async def fetch(self, reference: Reference) -> bytes:
+        """A payload. Raises `BlobMissing`, `BlobAltered`, `BlobError`."""
+        held = self._shelf
+        assert self.source is not None
+        return await held.run(partial(held.fetch, self.source, reference))
+
+    async def open(self, entry: Entry[Any]) -> None:
+        """Have the entry hold its payload; or, where that is missing or altered, say so when its event is touched.
+        Raises `BlobError`.
+        """
+        try:
+            if self.source is not None and (reference := whole(entry.payload)) is not None:
+                entry.payload = await self.fetch(reference)
+        except EntryInvalid as error:
+            entry.spoil(error)
+
+    async def open_at_last(self, entry: Entry[Any], stop: asyncio.Event) -> bool:
+        """As `open`, however long the blob store is away. False where it is told to stop before."""
+        for pause in backoff(cap=10.0):
+            try:
+                await self.open(entry)
+                return True
+            except BlobError as error:
+                log.warning("entry %s of stream %s waits: %s", entry.id, self._stream, error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause)
+            if stop.is_set():
+                break
+        return False
+
+    def open_sync(self, entry: Entry[Any]) -> None:
+        try:
+            if self.source is not None and (reference := whole(entry.payload)) is not None:
+                entry.payload = self._shelf.fetch(self.source, reference)
+        except EntryInvalid as error:
+            entry.spoil(error)
+
+    async def opened(self, entries: Sequence[Entry[E]]) -> AsyncIterator[Entry[E]]:
+        """Entries that were read, with their payloads, which are fetched in parallel."""
+        for window in _windows(entries):
+            if any(size_of(entry.payload) != len(entry.payload) for entry in window):
+                await asyncio.gather(*map(self.open, window))
+            for entry in window:
+                yield entry
+
+    def opened_sync(self, entries: Sequence[Entry[E]]) -> Iterator[Entry[E]]:
+        for window in _windows(entries):
+            if self.source is not None and any(size_of(entry.payload) != len(entry.payload) for entry in window):
+                self._shelf.all_sync([partial(self.open_sync, entry) for entry in window])
+            yield from window
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
+
+
+def prefix(namespace: str, stream: str) -> str:
+    """Of the keys of a stream's blobs."""
+    return f"{namespace}/{stream}/blobs/"
+
+
+def size_of(payload: bytes) -> int:
+    """Of the encoded event, wherever it is."""
+    try:
+        reference = whole(payload)
+    except EntryInvalid:
+        return len(payload)
+    return len(payload) if reference is None else reference.size
+
+
+def _windows(entries: Sequence[Entry[E]]) -> Iterator[list[Entry[E]]]:
+    window: list[Entry[E]] = []
+    count = held = 0
+    for entry in entries:
+        size = size_of(entry.payload)
+        large = size != len(entry.payload)
+        if large and count and (count >= WINDOW or held + size > WINDOW_BYTES):
+            yield window
+            window, count, held = [], 0, 0
+        window.append(entry)
+        count, held = count + large, held + size * large
+    if window:
+        yield window

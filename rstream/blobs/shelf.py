@@ -1,0 +1,125 @@
+"""A blob store in use: the threads that talk with it, and the check of what it gives.
+
+Stores block, so an event loop has their calls run by a bounded pool of threads; code without one calls them directly,
+or, for many at once, by the same pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import IO, TypeVar
+
+from rstream.blobs.base import CHUNK, BlobStore
+from rstream.blobs.url import open_store
+from rstream.errors import BlobAltered
+from rstream.reference import Reference, Source
+
+T = TypeVar("T")
+
+THREADS = 16
+"""Calls at once, of all streams of a process on one store."""
+
+AT_ONCE = 8
+"""Of these, those of one call of `publish_many`."""
+
+
+class Shelf:
+    """Made by `shelf`: one for each URL in a process."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self.store = store
+        self._pool: ThreadPoolExecutor | None = None
+        self._pid = 0
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        if self._pool is None or self._pid != os.getpid():  # threads do not survive a fork
+            self._pool, self._pid = ThreadPoolExecutor(THREADS, "rstream-blobs"), os.getpid()
+        return self._pool.submit(call)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self.submit(call))
+
+    async def all(self, calls: Iterable[Callable[[], None]]) -> None:
+        """So many at once; raises the first error once all of them have ended."""
+        left = iter(calls)
+
+        async def some() -> None:
+            for call in left:
+                await self.run(call)
+
+        ended = await asyncio.gather(*(some() for _ in range(AT_ONCE)), return_exceptions=True)
+        for error in ended:
+            if error is not None:
+                raise error
+
+    def all_sync(self, calls: Iterable[Callable[[], None]]) -> None:
+        """As `all`, in a thread."""
+        waiting: list[Future[None]] = []
+        errors: list[BaseException] = []
+
+        def wait_for_one() -> None:
+            if (error := waiting.pop(0).exception()) is not None:
+                errors.append(error)
+
+        for call in calls:
+            if len(waiting) >= AT_ONCE:
+                wait_for_one()
+            waiting.append(self.submit(call))
+        while waiting:
+            wait_for_one()
+        if errors:
+            raise errors[0]
+
+    def fetch(self, source: Source, reference: Reference) -> bytes:
+        """The bytes, if they are those that were stored. Raises `BlobMissing`, `BlobAltered` and `BlobError`s."""
+        key = source.key(reference)
+        data = self.store.get(key, reference.size + 1)  # what somebody put there may be of any size
+        if len(data) != reference.size:
+            raise self._altered(key, f"it does not have {reference.size:,} bytes")
+        if hashlib.sha256(data).hexdigest() != reference.digest:
+            raise self._altered(key, "its SHA-256 is another one")
+        return data
+
+    def download(self, source: Source, reference: Reference, to: IO[bytes]) -> None:
+        """As `fetch`, into a file, piece by piece."""
+        key = source.key(reference)
+        digest, size = hashlib.sha256(), 0
+        reader = self.store.open(key)
+        try:
+            while piece := reader.read(CHUNK):
+                size += len(piece)
+                if size > reference.size:
+                    break
+                digest.update(piece)
+                to.write(piece)
+        finally:
+            reader.close()
+        if size != reference.size or digest.hexdigest() != reference.digest:
+            raise self._altered(key, "its size or its SHA-256 is another one")
+        to.flush()
+
+    def temporary(self, source: Source, reference: Reference) -> IO[bytes]:
+        """A file of its own that nobody else sees, with the bytes, to be read from its beginning."""
+        file: IO[bytes] = tempfile.TemporaryFile(prefix="rstream-")  # noqa: SIM115 - the caller closes it
+        try:
+            self.download(source, reference, file)
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _altered(self, key: str, why: str) -> BlobAltered:
+        return BlobAltered(f"blob {key} in {self.store.label} is not what was stored: {why}")
+
+
+@cache
+def shelf(url: str) -> Shelf:
+    """Raises `ConfigError`."""
+    return Shelf(open_store(url))

@@ -1,0 +1,24 @@
+"""What is to be settled next."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rstream.store.deliveries import Outcome
+
+
+class Outcomes:
+    """Put in by whoever ends a delivery, taken all at once."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Outcome] = []
+        self.wanted = asyncio.Event()
+
+    def add(self, outcome: Outcome) -> None:
+        self.waiting.append(outcome)
+        self.wanted.set()
+
+    def take(self) -> list[Outcome]:
+        self.wanted.clear()
+        taken, self.waiting = self.waiting, []
+        return taken
