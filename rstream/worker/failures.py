@@ -19,10 +19,11 @@ ERROR_LETTERS = 1_000
 
 def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
     """The handler raised: the retry policy decides."""
-    if issubclass(type(error), BlobError):  # what a foreign error says of its class may raise
+    if issubclass(type(error), BlobMissing | BlobAltered):  # what a foreign error says of its class may raise
+        assert isinstance(error, BlobMissing | BlobAltered)
+        return set_aside(run, entry, delivery.attempt, error.reason, str(error))
+    if issubclass(type(error), BlobError):
         assert isinstance(error, BlobError)
-        if isinstance(error, BlobMissing | BlobAltered):
-            return set_aside(run, entry, delivery.attempt, error.reason, str(error))
         return _wait_for_blobs(run, entry, delivery, error)
     run.counts.failed += 1
     delay = _delay(run, entry, delivery, error)
