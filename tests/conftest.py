@@ -26,6 +26,14 @@ def _start(kind: str, factory: pytest.TempPathFactory) -> Server:
     return _servers[kind]
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        kind = getattr(item, "callspec", None) and item.callspec.params.get("server")  # type: ignore[attr-defined]
+        if kind and kind != next(iter(KINDS)) and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.torture)
+
+
 @pytest.fixture(params=list(KINDS))
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Server:
     """A running server, shared by the tests of a process; the test runs once for every kind there is."""

@@ -40,6 +40,7 @@ async def publish(app: RStream, folder: Path, *, kind: str, bad: int = BAD, coun
 
 @pytest.mark.parametrize("handler", [batches.on_loop, batches.in_thread, batches.in_process], ids=lambda h: h.__name__)
 @pytest.mark.parametrize("kind", ["raise", "fail", "return"])
+@pytest.mark.long
 async def test_of_500_events_the_bad_one_is_set_aside_and_499_are_acked_once(
     app: RStream, tmp_path: Path, handler: Any, kind: str
 ) -> None:

@@ -431,6 +431,7 @@ def fleet(server: Server, namespace: str, tmp_path: Path) -> Iterator[Fleet]:
 
 
 @pytest.mark.parametrize("group", ["steps", "steps-thread"])
+@pytest.mark.long
 def test_a_killed_workers_work_goes_on_from_its_last_step(fleet: Fleet, group: str) -> None:
     victim = fleet.spawn(group=group, lease=1, concurrency=5).ready()
     fleet.jobs.sync.publish_many(Job(n=n) for n in range(5))
@@ -446,6 +447,7 @@ def test_a_killed_workers_work_goes_on_from_its_last_step(fleet: Fleet, group: s
         assert fleet.history.counts(what) == dict.fromkeys(range(5), 1), what
 
 
+@pytest.mark.long
 def test_a_frozen_workers_checkpoints_and_steps_are_refused_and_change_nothing(fleet: Fleet) -> None:
     frozen = fleet.spawn(group="steps", lease=1, concurrency=10).ready()
     fleet.jobs.sync.publish_many(Job(n=n, kind="late") for n in range(10))

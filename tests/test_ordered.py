@@ -157,6 +157,7 @@ async def test_what_a_retry_does_to_its_key_is_checked(app: RStream) -> None:
 # -- keys that do not move ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_a_key_with_a_handler_of_ten_leases_stops_no_other_and_fills_no_memory(
     app: RStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +230,7 @@ async def test_thousands_of_keys_that_wait_for_a_retry_stop_no_other(
     assert all(numbers == sorted(numbers) for numbers in seen.values()) and len(seen) == 310
 
 
+@pytest.mark.long
 async def test_no_more_than_so_many_are_put_aside_of_a_shard(app: RStream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "BACKLOG", 100)
     monkeypatch.setattr(park, "STILL", 0.01)
@@ -285,6 +287,7 @@ async def test_what_was_put_aside_is_there_for_the_next_worker_and_without_order
         assert not raw.exists(shard.parked("g"), shard.parked("g") + ":key0")
 
 
+@pytest.mark.long
 async def test_what_is_still_put_aside_after_a_while_without_order_is_found_when_there_is_order_again(
     app: RStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +396,7 @@ async def test_as_few_shards_move_as_can_be_and_the_others_notice_nothing(app: R
         assert owners(raw, shards) == dict.fromkeys(shards, "")
 
 
+@pytest.mark.long
 async def test_a_shard_moves_at_once_and_only_the_key_that_runs_waits(app: RStream) -> None:
     steps = stream(app, shards=2)
     seen: list[tuple[str, int, str, float]] = []

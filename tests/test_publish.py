@@ -244,6 +244,7 @@ def proxy(server: Server) -> Iterator[ChaosProxy]:
         yield proxy
 
 
+@pytest.mark.long
 async def test_200_cut_connections_in_20_000_publishes_add_exactly_20_000_entries(
     proxy: ChaosProxy, server: Server, namespace: str
 ) -> None:
