@@ -78,6 +78,11 @@ class Blob:
         return self._digest
 
     @property
+    def unread(self) -> bool:
+        """Whether `digest` would read a file: that takes its time."""
+        return self._path is not None and not self._digest
+
+    @property
     def sync(self) -> SyncBlob:
         """The same, blocking."""
         return SyncBlob(self)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rstream.blobs.blob import Blob
 from rstream.codec import Codec
 from rstream.errors import BlobError, BlobRefused, EntryInvalid, EventTooLarge
-from rstream.reference import SOURCE, Media, Reference, Source, Uploads, whole
+from rstream.reference import LARGEST, SOURCE, Media, Reference, Source, Uploads, whole
 from rstream.store.link import backoff
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ if TYPE_CHECKING:
     from rstream.settings import Settings
 
 E = TypeVar("E")
+T = TypeVar("T")
 
 log = logging.getLogger("rstream")
-
-LARGEST = 256 * 1024 * 1024
-"""Of an encoded event, which is in memory as a whole. A `Blob` in it may be of any size."""
 
 WINDOW, WINDOW_BYTES = 16, 32 * 1024 * 1024
 """Entries, and bytes, that a reading fetches at once (or one entry, however large)."""
@@ -59,11 +57,11 @@ class Claims:
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
-    def uploads(self) -> Uploads | None:
-        """For one publish; None where there is no blob store."""
+    def uploads(self, at_once: bool = False) -> Uploads | None:
+        """For one publish; None where there is no blob store. at_once: files may be read while events are encoded."""
         if self.source is None:
             return None
-        return Uploads(int(today().strftime("%Y%m%d")), self._settings.blob_threshold)
+        return Uploads(int(today().strftime("%Y%m%d")), self._settings.blob_threshold, at_once)
 
     def check(self, payload: bytes, version: int, uploads: Uploads | None) -> bytes:
         """An encoded event as its entry has it. Raises `EventTooLarge`."""
@@ -80,12 +78,20 @@ class Claims:
             raise EventTooLarge(f"{told}, at most {LARGEST:,} are: have a field of type rstream.Blob for what is large")
         return uploads.payload(payload, version)
 
-    async def store(self, uploads: Uploads | None) -> None:
-        """Raises `BlobError`s, and what reading a file may."""
+    async def store(self, uploads: Uploads | None, made: T, make: Callable[[Uploads | None], T]) -> T:
+        """Have in the store what something refers to that was made by `make(uploads)`. It is made anew where files had
+        to be read first, which takes too long for an event loop. Raises `BlobError`s, and what reading a file may.
+        """
+        if uploads is not None and uploads.unread:
+            await self._shelf.all(partial(getattr, media, "digest") for media in uploads.unread)
+            uploads = self.uploads(at_once=True)
+            made = make(uploads)
         if uploads is not None and uploads.waiting:
             await self._shelf.all(self._puts(uploads))
+        return made
 
     def store_sync(self, uploads: Uploads | None) -> None:
+        """Raises as `store`."""
         if uploads is not None and uploads.waiting:
             self._shelf.all_sync(self._puts(uploads))
 
