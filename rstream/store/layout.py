@@ -16,7 +16,7 @@ from rstream.errors import GroupMissing, MemoryFull, StoreError
 from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.link import Op
-from rstream.store.scripts import DECLARE, GENERATIONS
+from rstream.store.scripts import DECLARE, GENERATIONS, RESTORE
 
 MAX_SHARDS = 1024
 
@@ -110,6 +110,16 @@ def declare(
         ("SADD", keys.streams(namespace), name),
     )
     return Op(calls, parse, partial=True)
+
+
+def restore(layout: Layout) -> Op[bool]:
+    """Give the versions that are known of a stream their numbers again, where Redis lost them; whether they have them.
+    One round trip.
+    """
+    schemas = [schema for _, schema in sorted(layout.schemas.items())]
+    texts = [part for each in schemas for part in (digest(each), json.dumps(each, separators=(",", ":")))]
+    meta = keys.stream(layout.namespace, layout.name)
+    return Op([RESTORE([meta], *texts)], lambda replies: bool(replies[0]))
 
 
 def load(namespace: str, name: str) -> Op[Layout | None]:
