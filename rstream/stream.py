@@ -57,7 +57,7 @@ class Stream(Generic[E]):
         if key is not None and key not in schema.get("properties", {}):
             raise ConfigError(f"stream {name!r}: its events have no field {key!r} to be the key")
         self.app, self.name, self.codec, self.key, self.shards = app, name, codec, key, shards
-        self.claims = Claims(app.settings, name)
+        self.claims = Claims(app, name)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
         self._schema = schema

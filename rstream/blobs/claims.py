@@ -16,16 +16,18 @@ from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rstream.blobs import owners
 from rstream.blobs.blob import Blob
 from rstream.codec import Codec
 from rstream.errors import BlobError, BlobRefused, EntryInvalid, EventTooLarge
 from rstream.reference import LARGEST, SOURCE, Media, Reference, Source, Uploads, whole
-from rstream.store.link import backoff
+from rstream.store import layout as layouts
+from rstream.store.link import Op, backoff
 
 if TYPE_CHECKING:
+    from rstream.app import RStream
     from rstream.blobs.shelf import Shelf
     from rstream.event import Entry
-    from rstream.settings import Settings
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -39,10 +41,11 @@ WINDOW, WINDOW_BYTES = 16, 32 * 1024 * 1024
 class Claims:
     """source: where the stream has its blobs; None where the app has no blob store."""
 
-    def __init__(self, settings: Settings, stream: str) -> None:
-        self._settings, self._stream = settings, stream
-        url = settings.blobs
-        self.source = None if url is None else Source(url, prefix(settings.namespace, stream))
+    def __init__(self, app: RStream, stream: str) -> None:
+        self._app, self._settings, self._stream = app, app.settings, stream
+        url = self._settings.blobs
+        self.source = None if url is None else Source(url, prefix(self._settings.namespace, stream))
+        self._marked = False
 
     @property
     def _shelf(self) -> Shelf:
@@ -87,15 +90,29 @@ class Claims:
             uploads = self.uploads(at_once=True)
             made = make(uploads)
         if uploads is not None and uploads.waiting:
-            await self._shelf.all(self._puts(uploads))
+            unmarked = not self._marked
+            id = await self._app.link.run(self._owner, within=self._settings.publish_timeout) if unmarked else None
+            await self._shelf.all(self._puts(uploads, id))
+            self._marked = True
         return made
 
     def store_sync(self, uploads: Uploads | None) -> None:
         """Raises as `store`."""
         if uploads is not None and uploads.waiting:
-            self._shelf.all_sync(self._puts(uploads))
+            unmarked = not self._marked
+            id = self._app.sync_link.run(self._owner, within=self._settings.publish_timeout) if unmarked else None
+            self._shelf.all_sync(self._puts(uploads, id))
+            self._marked = True
 
-    def _puts(self, uploads: Uploads) -> Iterator[Callable[[], None]]:
+    @property
+    def _owner(self) -> Op[str]:
+        return layouts.owner(self._settings.namespace, self._stream)
+
+    def _puts(self, uploads: Uploads, id: str | None) -> Iterator[Callable[[], None]]:
+        """id: of the Redis whose blobs they are, where it is still to be marked."""
+        if id is not None:
+            key = owners.prefix(self._settings.namespace, self._stream) + id
+            yield partial(owners.mark, self._shelf.store, key, self._app.endpoint.label)
         for reference, value in uploads.waiting.items():
             yield partial(self._put, reference, value)
 

@@ -6,6 +6,7 @@ What is stored wins over what a process declares.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -169,6 +170,20 @@ def _layout(
         tuple(sorted(removed.items())),
         schema,
     )
+
+
+def owner(namespace: str, name: str) -> Op[str]:
+    """The id by which this Redis marks what it has of the stream in a blob store; made when it is first asked for."""
+    key = keys.owner(namespace, name)
+
+    def parse(replies: list[Any]) -> str:
+        made, id = replies
+        for reply in (id, made):
+            if isinstance(reply, StoreError) and not isinstance(id, bytes):
+                raise reply  # a full memory refuses also what is there already
+        return str(id.decode())
+
+    return Op([("SET", key, os.urandom(8).hex(), "NX"), ("GET", key)], parse, partial=True)
 
 
 def names(namespace: str) -> Op[list[str]]:
