@@ -68,7 +68,7 @@ class Media(Protocol):
     @property
     def digest(self) -> str: ...
     @property
-    def unread(self) -> bool:
+    def rstream_unread(self) -> bool:
         """Whether the digest has to be made of a file first."""
 
     def rstream_inline(self) -> bytes:
@@ -95,7 +95,7 @@ class Uploads:
         """A value as the payload has it."""
         if value.size <= self.threshold:
             return value.rstream_inline()
-        if value.unread and not self.at_once:
+        if value.rstream_unread and not self.at_once:
             self.unread.append(value)
             return b""
         reference = Reference(value.digest, value.size, self.day)

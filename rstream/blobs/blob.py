@@ -78,8 +78,8 @@ class Blob:
         return self._digest
 
     @property
-    def unread(self) -> bool:
-        """Whether `digest` would read a file: that takes its time."""
+    def rstream_unread(self) -> bool:
+        """For rstream: whether `digest` would read a file, which takes its time."""
         return self._path is not None and not self._digest
 
     @property

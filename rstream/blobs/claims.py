@@ -90,18 +90,18 @@ class Claims:
             uploads = self.uploads(at_once=True)
             made = make(uploads)
         if uploads is not None and uploads.waiting:
-            unmarked = not self._marked
-            id = await self._app.link.run(self._owner, within=self._settings.publish_timeout) if unmarked else None
-            await self._shelf.all(self._puts(uploads, id))
+            if not self._marked:
+                owner = await self._app.link.run(self._owner, within=self._settings.publish_timeout)
+            await self._shelf.all(self._puts(uploads, None if self._marked else owner))
             self._marked = True
         return made
 
     def store_sync(self, uploads: Uploads | None) -> None:
         """Raises as `store`."""
         if uploads is not None and uploads.waiting:
-            unmarked = not self._marked
-            id = self._app.sync_link.run(self._owner, within=self._settings.publish_timeout) if unmarked else None
-            self._shelf.all_sync(self._puts(uploads, id))
+            if not self._marked:
+                owner = self._app.sync_link.run(self._owner, within=self._settings.publish_timeout)
+            self._shelf.all_sync(self._puts(uploads, None if self._marked else owner))
             self._marked = True
 
     @property

@@ -46,8 +46,8 @@ def refuse_others(stream: Stream[Any], store: BlobStore, forget: str | None = No
     for id, key in marks.items():
         raise ConfigError(
             f"blobs of stream {stream.name!r} in {store.label} are also those of another Redis ({_told(store, key)}), "
-            "and what it refers to cannot be seen from here: nothing was deleted. Give each its own namespace or prefix, "
-            f"or, if that one is no more or lost its data for good, --forget {id}"
+            "and what it refers to cannot be seen from here: nothing was deleted. Give each its own namespace or "
+            f"prefix or, if that one is no more or lost its data for good, --forget {id}"
         )
 
 
