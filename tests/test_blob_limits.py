@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ from typing import Any
 import msgpack
 import pytest
 
-from rstream import Blob, Event, RStream
-from rstream.blobs import S3, open_store
+from rstream import Blob, Event, RetryPolicy, RStream
+from rstream.blobs import S3, claims, open_store
 from rstream.blobs.s3 import LARGE
 from rstream.blobs.shelf import shelf
 from rstream.errors import BlobUnavailable, ConfigError
@@ -240,6 +242,51 @@ def test_a_fork_while_another_thread_connects(objects: Objects, monkeypatch: pyt
     go_on.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# -- memory
+
+
+@pytest.fixture
+async def hundred(app: RStream, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stream of a hundred entries of 400 KB, each also a dead letter; 2 MB may be fetched at once."""
+    monkeypatch.setattr(claims, "WINDOW_BYTES", 2_000_000)
+    scans = app.stream("scans", Scan, key="who", shards=1)
+
+    @scans.consumer("g", retry=RetryPolicy(max_attempts=1))
+    async def handle(event: Scan) -> None:
+        raise ValueError("no")
+
+    for part in range(10):
+        await scans.publish_many([Scan(who="a", n=part * 10 + n, pixels=os.urandom(400_000)) for n in range(10)])
+    await drain(app)
+    return scans
+
+
+async def test_a_reading_holds_what_it_fetches_at_once_and_no_more(hundred: Any) -> None:
+    def bounded(read: Any) -> tuple[int, int]:
+        """(entries, the most bytes that were held)."""
+        gc.collect()
+        tracemalloc.start()
+        count = sum(len(each.event.pixels) == 400_000 for each in read())
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return count, peak
+
+    async def all_of(read: Any) -> int:
+        return len([None async for each in read if len(each.event.pixels) == 400_000])
+
+    for read in (hundred.sync.read, hundred.sync.dead("g").read):
+        count, peak = await asyncio.to_thread(bounded, read)
+        assert count == 100 and peak < 8_000_000, f"{peak:,}"
+        gc.collect()
+        tracemalloc.start()
+        asynchronous = hundred.read if read == hundred.sync.read else hundred.dead("g").read
+        assert await all_of(asynchronous()) == 100
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 8_000_000, f"{peak:,}"
+    assert [entry.event.n async for entry in hundred.read(limit=60)] == [*range(60)]
 
 
 # -- secrets, and parts

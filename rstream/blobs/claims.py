@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import partial
@@ -181,19 +182,22 @@ class Claims:
         except EntryInvalid as error:
             entry.spoil(error)
 
-    async def opened(self, entries: Sequence[Entry[E]]) -> AsyncIterator[Entry[E]]:
-        """Entries that were read, with their payloads, which are fetched in parallel."""
+    async def opened(self, entries: list[Entry[E]]) -> AsyncIterator[Entry[E]]:
+        """Entries that were read, with their payloads, which are fetched in parallel. They are taken out of the list:
+        nobody but their reader holds what was fetched.
+        """
         for window in _windows(entries):
             if any(size_of(entry.payload) != len(entry.payload) for entry in window):
                 await asyncio.gather(*map(self.open, window))
-            for entry in window:
-                yield entry
+            while window:
+                yield window.popleft()
 
-    def opened_sync(self, entries: Sequence[Entry[E]]) -> Iterator[Entry[E]]:
+    def opened_sync(self, entries: list[Entry[E]]) -> Iterator[Entry[E]]:
         for window in _windows(entries):
             if self.source is not None and any(size_of(entry.payload) != len(entry.payload) for entry in window):
                 self._shelf.all_sync([partial(self.open_sync, entry) for entry in window])
-            yield from window
+            while window:
+                yield window.popleft()
 
 
 def today() -> date:
@@ -214,16 +218,18 @@ def size_of(payload: bytes) -> int:
     return len(payload) if reference is None else reference.size
 
 
-def _windows(entries: Sequence[Entry[E]]) -> Iterator[list[Entry[E]]]:
-    window: list[Entry[E]] = []
+def _windows(entries: list[Entry[E]]) -> Iterator[deque[Entry[E]]]:
+    left = deque(entries)
+    entries.clear()
+    window: deque[Entry[E]] = deque()
     count = held = 0
-    for entry in entries:
-        size = size_of(entry.payload)
-        large = size != len(entry.payload)
+    while left:
+        size = size_of(left[0].payload)
+        large = size != len(left[0].payload)
         if large and count and (count >= WINDOW or held + size > WINDOW_BYTES):
             yield window
-            window, count, held = [], 0, 0
-        window.append(entry)
+            window, count, held = deque(), 0, 0
+        window.append(left.popleft())
         count, held = count + large, held + size * large
     if window:
         yield window
