@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _PROSE = ("title", "description", "examples", "deprecated")
@@ -49,11 +49,15 @@ def differences(written: Node, read: Node) -> list[str]:
 
 
 class _Comparison:
-    """At any depth. Models may contain their own kind: a pair that is being compared already is taken for the same."""
+    """At any depth. Models may contain their own kind: a pair that is being compared already is taken for readable, and
+    no pair is compared twice. What was found readable while a pair was taken for it is forgotten when that one turns
+    out not to be; what is not readable even so never is.
+    """
 
     def __init__(self, written: Node, read: Node) -> None:
         self._written, self._read = written, read
-        self._open: set[tuple[int, int]] = set()
+        self._good: dict[tuple[int, int], tuple[Node, Node]] = {}  # nodes are held, for they are known by their ids
+        self._bad: dict[tuple[int, int], tuple[Node, Node, list[str]]] = {}
 
     def all(self) -> list[str]:
         return self._object(self._written, self._read, "")
@@ -69,7 +73,8 @@ class _Comparison:
             alike = [
                 problems
                 for other, problems in zip(ways_in, tries, strict=True)
-                if other.get("type") == option.get("type") in ("object", "array") or "enum" in {*option} & {*other}
+                if "enum" in {*option} & {*other}
+                or (other.get("type") == option.get("type") in ("object", "array") and not _apart(option, other))
             ]
             found += alike[0] if len(alike) == 1 else [_retyped(at, ways_out, ways_in)]
         return found
@@ -89,12 +94,23 @@ class _Comparison:
             return []
         if written.get("type") != kind or (kind == "string" and not _readable(form(written), form(read))):
             return [_retyped(at, [written], [read])]
+        return self._inside(written, read, at) if kind in ("object", "array") else []
+
+    def _inside(self, written: Node, read: Node, at: str) -> list[str]:
+        """Of two objects, or two arrays."""
         pair = (id(written), id(read))
-        if kind not in ("object", "array") or pair in self._open:
+        if pair in self._good:
             return []
-        self._open.add(pair)
-        found = self._object(written, read, at) if kind == "object" else self._array(written, read, at)
-        self._open.discard(pair)
+        if pair in self._bad:
+            return self._bad[pair][2]  # told as where it was found first
+        before = len(self._good)
+        self._good[pair] = (written, read)
+        found = (self._object if read.get("type") == "object" else self._array)(written, read, at)
+        if found:
+            for each in [*self._good][before:]:
+                del self._good[each]
+            found = list(dict.fromkeys(found))
+            self._bad[pair] = (written, read, found)
         return found
 
     def _array(self, written: Node, read: Node, at: str) -> list[str]:
@@ -111,6 +127,8 @@ class _Comparison:
     def _object(self, written: Node, read: Node, at: str) -> list[str]:
         fields, wanted = written.get("properties", {}), read.get("properties", {})
         others = read.get("additionalProperties", True)
+        if name := _apart(written, read):  # there is no need to look deeper
+            return [_retyped(_at(at, name), [fields[name]], [wanted[name]])]
         found = []
         for name in read.get("required", ()):
             if name not in fields:
@@ -122,6 +140,10 @@ class _Comparison:
                 found += self._compare(field, wanted.get(name, others), _at(at, name))
             elif others is False:
                 found.append(f"{_at(at, name)}: written, and refused as an unknown field")
+        if others is False and _rest(written):
+            found.append(f"{_at(at, '*')}: unknown fields may be written, and are refused")
+        if not wanted:
+            found += self._compare(_keys(written), _keys(read), f"{at or 'event'}: keys")
         for field in _rest(written):
             for into in _rest(read) if not wanted else ():
                 found += self._compare(field, into, _at(at, "*"))
@@ -167,9 +189,23 @@ def _lacking(written: Node, read: Node, at: str) -> list[str]:
     can, may = _values(read) or [], _values(written)
     if may is None:
         return [_retyped(at, [written], [read])]
-    known = {(type(value), value) for value in can}
+    known = _known(can)
     lacking = [value for value in may if (type(value), value) not in known]
     return [f"{at}: {', '.join(map(repr, lacking[:5]))} may be written, and is not read"] if lacking else []
+
+
+def _apart(written: Node, read: Node) -> str:
+    """The field that tells these two objects of a union apart: both have a set of values, with none in common."""
+    fields, wanted = written.get("properties", {}), read.get("properties", {})
+    for name in fields:
+        may, can = _values(fields[name]), _values(wanted.get(name, {}))
+        if may and can and not _known(may) & _known(can):
+            return str(name)
+    return ""
+
+
+def _known(values: Iterable[Any]) -> set[Any]:
+    return {(type(value), value) for value in values}
 
 
 def _is_of(value: Any, kind: str) -> bool:
@@ -195,6 +231,12 @@ def _rest(node: Node) -> list[Node]:
     others = node.get("additionalProperties")
     found = [others] if isinstance(others, Mapping) else [{}] if others is True else []
     return [*found, *node.get("patternProperties", {}).values()]
+
+
+def _keys(node: Node) -> Node:
+    """The schema of the names of what has no fixed ones, as in a dict."""
+    fixed = {"enum": [*node["properties"]]} if node.get("properties") else {"type": "string"}
+    return node.get("x-rstream-keys", fixed)  # type: ignore[no-any-return]
 
 
 def _at(path: str, name: str) -> str:

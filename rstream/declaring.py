@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rstream.codec import ModelCodec
 from rstream.compat import differences, digest
 from rstream.errors import SchemaIncompatible, StreamMismatch
+from rstream.store import layout as layouts
 from rstream.store.layout import Layout
 from rstream.store.steps import Steps
 from rstream.upgrades import Schemas, Upgrades
@@ -42,6 +43,22 @@ def declare(stream: Stream[Any]) -> Steps[Layout]:
             return replace(layout, schemas=stored, new=new)
         compared = max(stored)
         _refuse_incompatible(stream, stored)
+
+
+def declare_again(stream: Stream[Any]) -> Steps[Layout]:
+    """As `declare`, where Redis may have lost what was stored. Payloads tell their version by its number, so those that
+    are known here get theirs again. Where others have been given since, these hold from now on, also for the hooks.
+    """
+    assert stream._layout is not None
+    kept: bool = yield layouts.restore(stream._layout)
+    layout: Layout = yield stream.declaration()
+    if kept:
+        return layout
+    stored: Layout | None = yield layouts.load(layout.namespace, layout.name)
+    layout = replace(layout, schemas={} if stored is None else stored.schemas)
+    _take_up(stream, layout.schemas)
+    stream.adopt(layout)
+    return layout
 
 
 def check_key(stream: Stream[Any], layout: Layout) -> None:

@@ -11,7 +11,7 @@ import concurrent.futures
 import os
 import threading
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rstream.errors import PublishUncertain, StoreError
 from rstream.event import EntryId
@@ -22,6 +22,8 @@ from rstream.store.log import Record
 from rstream.store.outbox import Outbox, Parcel
 from rstream.store.reshard import follow
 from rstream.store.steps import drive, drive_sync
+
+T = TypeVar("T")
 
 Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
 """Each parcel with the ids of its records, or its error."""
@@ -47,7 +49,7 @@ class Queue:
     def busy(self) -> bool:
         return bool(self._ahead)
 
-    async def pass_through(self, shards: Mapping[Shard, Sequence[Record]], work: Awaitable[None]) -> None:
+    async def pass_through(self, shards: Mapping[Shard, Sequence[Record]], work: Awaitable[T]) -> T:
         """Do the work, and wait for whoever has one of the same keys and came before. Whoever returns from here goes on
         without waiting, and those behind it come later.
         """
@@ -57,9 +59,10 @@ class Queue:
         for key in keys:
             self._ahead.setdefault(key, []).append(mine)
         try:
-            await work
+            done = await work
             for each in before:
                 await each.wait()
+            return done
         finally:
             # Those that wait are woken in a later turn of the loop than this one goes on in.
             mine.set()

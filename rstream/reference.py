@@ -15,6 +15,9 @@ import msgpack
 
 from rstream.errors import EntryInvalid
 
+LARGEST = 256 * 1024 * 1024
+"""Bytes of an encoded event, which is in memory as a whole. A `Blob` in it may be of any size."""
+
 CODE = 66
 _SIZE = 32 + 8 + 4
 WHOLE = b"\x93"
@@ -64,6 +67,10 @@ class Media(Protocol):
     def size(self) -> int: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def rstream_unread(self) -> bool:
+        """Whether the digest has to be made of a file first."""
+
     def rstream_inline(self) -> bytes:
         """Its bytes, for an entry that holds them itself."""
 
@@ -72,18 +79,25 @@ class Media(Protocol):
 class Uploads:
     """What has to be in the blob store before the entries of a publish are appended.
 
-    day: today · threshold: bytes above which something is kept there · waiting: what, by reference.
+    day: today · threshold: bytes above which something is kept there · waiting: what, by reference · unread: files
+    that have to be read before there is a reference to them; the events are then encoded anew · at_once: they are read
+    where they are met, instead.
     """
 
     day: int
     threshold: int
+    at_once: bool = True
     waiting: dict[Reference, bytes | Media] = field(default_factory=dict)
+    unread: list[Media] = field(default_factory=list)
     _of_event: list[Reference] = field(default_factory=list)
 
     def media(self, value: Media) -> bytes | msgpack.ExtType:
         """A value as the payload has it."""
         if value.size <= self.threshold:
             return value.rstream_inline()
+        if value.rstream_unread and not self.at_once:
+            self.unread.append(value)
+            return b""
         reference = Reference(value.digest, value.size, self.day)
         self.waiting[reference] = value
         self._of_event.append(reference)
@@ -120,4 +134,8 @@ def whole(payload: bytes) -> Reference | None:
         raise EntryInvalid("undecodable", f"the payload is a broken reference: {type(error).__name__}") from None
     if not isinstance(reference, Reference):
         raise EntryInvalid("undecodable", "the payload is an array of three, but no reference to a blob")
+    if reference.size > LARGEST:
+        raise EntryInvalid(
+            "undecodable", f"the payload is said to have {reference.size:,} bytes, at most {LARGEST:,} are"
+        )
     return reference

@@ -3,9 +3,9 @@ by it. Pure.
 
 What is stored is the model's JSON Schema, and marks: `x-rstream-key` says that the key, `x-rstream-default` that a
 field's default is computed in Python, so that only the model can make it; `x-rstream-unstored` that the model never
-writes a field (`exclude=True`). Validators written in Python are not in it:
-they run in the consumer. Where the model's bytes fields are base64 text in JSON, the payload carries the bytes
-themselves, exactly as `ModelCodec` writes them.
+writes a field (`exclude=True`); `x-rstream-keys` is the schema of a dict's keys, unless they are any text. Validators
+written in Python are not in it: they run in the consumer. Where the model's bytes fields are base64 text in JSON, the
+payload carries the bytes themselves, exactly as `ModelCodec` writes them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import binascii
 import contextlib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from enum import Enum
 from functools import cache, cached_property
 from typing import Any
 
@@ -26,7 +27,8 @@ from rstream.codec import pack_payload, unpack_payload
 from rstream.errors import ConfigError, EventInvalid
 from rstream.reference import Uploads
 
-KEY_MARK, DEFAULT_MARK, UNSTORED_MARK = "x-rstream-key", "x-rstream-default", "x-rstream-unstored"
+KEY_MARK, DEFAULT_MARK = "x-rstream-key", "x-rstream-default"
+UNSTORED_MARK, KEYS_MARK = "x-rstream-unstored", "x-rstream-keys"
 
 _PLAIN_KEYS = ("str", "int", "float", "bool", "bytes", "uuid", "date", "datetime", "time", "timedelta")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -42,11 +44,7 @@ def describe(model: type[BaseModel], key: str | None) -> dict[str, Any]:
     schema = model.model_json_schema(by_alias=False, schema_generator=_Describe)
     if "$ref" in schema:  # a model that contains its own kind
         schema |= schema["$defs"][schema.pop("$ref").rpartition("/")[2]]
-    if lost := next(_lost(model.__pydantic_core_schema__), None):
-        raise ConfigError(
-            f"{model.__name__}: the field {lost!r} is required and has exclude=True: it would not be stored, and no "
-            "event could be read again. Give it a default, or leave out exclude"
-        )
+    _refuse_unreadable(model)
     if key is not None and key in schema.get("properties", {}) and not _is_plain(model, key):
         schema[KEY_MARK] = "python"
     return schema
@@ -71,6 +69,12 @@ class _Describe(GenerateJsonSchema):
         """Tells bytes that are base64 in JSON alone from a `Base64Bytes`, which is base64 in Python too."""
         found = super().bytes_schema(schema)
         return found | ({_ENCODING: "base64"} if found["format"] in _BASE64 else {})
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> dict[str, Any]:
+        found = super().dict_schema(schema)
+        keys = self.generate_inner(schema.get("keys_schema", core_schema.any_schema()))
+        any_text = keys.get("type") == "string" and not {"format", "enum", "const"} & {*keys}
+        return found | ({} if any_text else {KEYS_MARK: keys})
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
         found = super().decimal_schema(schema)
@@ -107,18 +111,33 @@ def _is_plain(model: type[BaseModel], key: str) -> bool:
     return node["type"] in _PLAIN_KEYS
 
 
-def _lost(node: Any) -> Iterator[str]:
-    """The fields that are required and never stored, at any depth."""
+def _nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """All of a core schema, at any depth."""
     if isinstance(node, dict):
+        yield node
         for name, inner in node.items():
-            if name == "default" and node.get("type") == "default":  # a value, not a schema
-                continue
-            if isinstance(inner, dict) and inner.get("serialization_exclude") and inner["schema"]["type"] != "default":
-                yield name
-            yield from _lost(inner)
+            if not (name == "default" and node.get("type") == "default"):  # a value, not a schema
+                yield from _nodes(inner)
     elif isinstance(node, list):
         for inner in node:
-            yield from _lost(inner)
+            yield from _nodes(inner)
+
+
+def _refuse_unreadable(model: type[BaseModel]) -> None:
+    """Raises `ConfigError` for what would be stored, and could never be read again."""
+    nodes = [*_nodes(model.__pydantic_core_schema__)]
+    for name, field in (pair for node in nodes for pair in node.items()):
+        if isinstance(field, dict) and field.get("serialization_exclude") and field["schema"]["type"] != "default":
+            raise ConfigError(
+                f"{model.__name__}: the field {name!r} is required and has exclude=True: no event could be read again. "
+                "Give it a default, or leave out exclude"
+            )
+    for value in (value for node in nodes if node.get("type") == "literal" for value in node["expected"]):
+        if isinstance(value, Enum) and value != value.value:
+            raise ConfigError(
+                f"{model.__name__}: Literal[{value}] is stored as {value.value!r}, and pydantic does not read that as "
+                f"{value} again: write class {type(value).__name__}({type(value.value).__name__}, Enum)"
+            )
 
 
 # -- events without their class

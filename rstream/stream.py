@@ -57,7 +57,7 @@ class Stream(Generic[E]):
         if key is not None and key not in schema.get("properties", {}):
             raise ConfigError(f"stream {name!r}: its events have no field {key!r} to be the key")
         self.app, self.name, self.codec, self.key, self.shards = app, name, codec, key, shards
-        self.claims = Claims(app.settings, name)
+        self.claims = Claims(app, name)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
         self._schema = schema
@@ -227,13 +227,18 @@ class Stream(Generic[E]):
         """
         layout = self._layout or await self.layout()
         uploads = self.claims.uploads()
-        records, places = self.prepare(layout, events, key, headers, uploads=uploads)
+        events = events if uploads is None else [*events]  # they may be encoded twice
+
+        def make(uploads: Uploads | None) -> tuple[dict[Shard, list[Record]], list[Shard]]:
+            return self.prepare(layout, events, key, headers, uploads=uploads)
+
+        records, places = made = make(uploads)
         settings = self.app.settings
         producer = self._producers.get(
             lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas)
         )
-        if (uploads is not None and uploads.waiting) or self._queue.busy:
-            await self._queue.pass_through(records, self.claims.store(uploads))
+        if (uploads is not None and (uploads.waiting or uploads.unread)) or self._queue.busy:
+            records, places = await self._queue.pass_through(records, self.claims.store(uploads, made, make))
         return ids_of(await producer.send(records), places)
 
     def prepare(
@@ -348,7 +353,7 @@ class SyncStream(Generic[E]):
         """As `Stream.publish_many`."""
         layout = self.layout()
         claims = self._stream.claims
-        uploads = claims.uploads()
+        uploads = claims.uploads(at_once=True)
         records, places = self._stream.prepare(layout, events, key, headers, uploads=uploads)
         claims.store_sync(uploads)
         if self._producer is None:

@@ -26,6 +26,7 @@ class Upgrades:
         self.stream, self._digest = stream, digest(schema or {})
         self._declared: dict[int | str, Hook] = {}
         self._hooks: dict[int, Hook] = {}
+        self._meant: dict[int | str, str] = {}
         self._own: int | None = None
 
     def __bool__(self) -> bool:
@@ -48,12 +49,17 @@ class Upgrades:
         self._declared[old] = hook
 
     def settle(self, stream: str, stored: Schemas) -> None:
-        """Learn the numbers of the versions that are stored of this stream. (Those of another mean nothing here.)"""
+        """Learn the numbers of the versions that are stored of this stream. (Those of another mean nothing here.) Where
+        they are others than before, for Redis lost the old ones, the hooks stay with the versions they were meant for.
+        """
         numbers = {digest(schema): version for version, schema in stored.items()} if stream == self.stream else {}
         self._own = numbers.get(self._digest, max(stored, default=0) + 1)
         self._hooks = {}
         for old, hook in self._declared.items() if numbers else ():
-            number = old if isinstance(old, int) else numbers.get(old)
+            if isinstance(old, int) and old in stored:
+                self._meant.setdefault(old, digest(stored[old]))
+            meant = self._meant.get(old, old)
+            number = meant if isinstance(meant, int) else numbers.get(meant)
             if number is not None:
                 self._hooks[number] = hook
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -18,8 +19,9 @@ from rstream import Blob, Event, RetryPolicy, RStream
 from rstream.blobs import Directory, claims, gc
 from rstream.blobs import shelf as shelves
 from rstream.blobs.gc import Collected, collect
-from rstream.errors import ConfigError
+from rstream.errors import ConfigError, MemoryFull
 from rstream.schema import unbase64
+from rstream.store import layout as layouts
 from rstream.store import references
 from tests.commands import Commands
 from tests.fleets import Cluster
@@ -66,7 +68,7 @@ def now(then: None, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "owners")
 
 
 def noise(n: int = 0) -> bytes:
@@ -248,7 +250,7 @@ async def test_in_a_bucket(one_server: Server, namespace: str, then: None) -> No
         lose(app, scans, 1)
         later = datetime.now(UTC) + timedelta(days=3)
         assert collect(scans, now=later) == Collected(3, 0, 2, 1, len_of(scans))
-        assert len([*shelves.shelf(url).store.list("")]) == 2
+        assert len([*shelves.shelf(url).store.list(f"{namespace}/scans/blobs/")]) == 2
 
 
 async def test_on_a_cluster(cluster: Cluster, namespace: str, folder: Path, now: Any) -> None:
@@ -266,6 +268,74 @@ async def test_a_grace_that_is_too_short_and_a_store_that_is_not_there(app: RStr
         collect(app.stream("scans", Scan), timedelta(minutes=59))
     with pytest.raises(ConfigError, match="RSTREAM_BLOBS"):
         collect(one_app.stream("scans", Scan))
+
+
+# -- one store, and several Redis
+
+
+def marks(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("owners/*")}
+
+
+@pytest.fixture
+async def staging(own_server: Server, namespace: str, folder: Path) -> AsyncIterator[RStream]:
+    """Another Redis, with the blob store and the namespace of the first."""
+    async with RStream(own_server.url, namespace=namespace, blobs=f"file://{folder}") as app:
+        yield app
+
+
+async def test_what_another_redis_refers_to_is_not_deleted(
+    app: RStream, staging: RStream, folder: Path, now: Any
+) -> None:
+    ours, theirs = (each.stream("scans", Scan, key="who", shards=1) for each in (app, staging))
+    await ours.publish_many([Scan(who="a", n=n, pixels=noise(n)) for n in range(6)])
+    now()
+    with pytest.raises(ConfigError, match=r"also those of another Redis.*redis://.*nothing was deleted.*--forget "):
+        collect(theirs)  # it has published nothing yet
+    await asyncio.to_thread(theirs.sync.publish, Scan(who="a", pixels=noise(100)))
+    for stream in (ours, theirs):
+        with pytest.raises(ConfigError, match="another Redis"):
+            collect(stream, dry_run=True)
+    assert len([entry.event async for entry in ours.read()]) == 6 and len(files(folder)) == 7
+
+
+async def test_an_emptied_redis_deletes_nothing_before_somebody_says_so(
+    app: RStream, folder: Path, namespace: str, now: Any
+) -> None:
+    scans = app.stream("scans", Scan, key="who", shards=1)
+    await scans.publish_many([Scan(who="a", n=n, pixels=noise(n)) for n in range(6)])
+    now()
+    (before,) = marks(folder)
+    with redis.Redis.from_url(app.settings.url or "") as client:
+        backup = {key: client.dump(key) for key in client.keys(f"*{namespace}*")}
+        client.delete(*backup)
+        async with RStream(app.settings.url, namespace=namespace, blobs=app.settings.blobs) as restarted:
+            again = restarted.stream("scans", Scan, key="who", shards=1)
+            await again.publish(Scan(who="a", pixels=noise(100)))
+            with pytest.raises(ConfigError, match=f"--forget {before}"):
+                collect(again)
+        for key, kept in backup.items():
+            client.restore(key, 0, kept, replace=True)  # type: ignore[arg-type]
+    assert len([entry.event async for entry in scans.read()]) == 6
+    (after,) = marks(folder) - {before}
+    with pytest.raises(ConfigError, match=f"no other Redis has the mark 'x': there are {after}"):
+        collect(scans, forget="x")
+    lose(app, scans, 2)
+    assert collect(scans, forget=after, dry_run=True).deleted == 2
+    assert collect(scans, forget=after).deleted == 2
+    assert collect(scans).kept == 4
+
+
+async def test_a_full_memory_does_not_keep_the_owner_from_being_known(own_server: Server, namespace: str) -> None:
+    with redis.Redis.from_url(own_server.url) as client, RStream(own_server.url, namespace=namespace) as app:
+        first = app.sync_link.run(layouts.owner(namespace, "scans"))
+        client.config_set("maxmemory", "1mb")
+        try:
+            assert app.sync_link.run(layouts.owner(namespace, "scans")) == first
+            with pytest.raises(MemoryFull):
+                app.sync_link.run(layouts.owner(namespace, "others"))
+        finally:
+            client.config_set("maxmemory", "0")
 
 
 # -- the command line

@@ -64,7 +64,7 @@ async def far(one_server: Server, namespace: str, objects: Objects) -> AsyncIter
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.parent.name != "owners")
 
 
 async def stored(app: RStream, stream: Any) -> list[dict[bytes, bytes]]:
@@ -142,19 +142,19 @@ async def test_nothing_is_appended_when_the_upload_fails(far: RStream, objects: 
 
 async def test_uploads_come_first_and_in_parallel(far: RStream, objects: Objects) -> None:
     scans = far.stream("scans", Scan, key="who", shards=1)
-    await scans.layout()
+    await scans.publish(Scan(who="c", n=9, pixels=noise()))
     objects.fail("PUT", "hang", times=4)
     publishing = asyncio.create_task(scans.publish_many([Scan(who="a", n=n, pixels=noise()) for n in range(4)]))
     await eventually_async(lambda: objects.hanging >= 3)
-    assert await stored(far, scans) == []
+    assert len(await stored(far, scans)) == 1
     objects.heal()
     assert len(await publishing) == 4
-    assert [entry.event.n async for entry in scans.read()] == [0, 1, 2, 3]
+    assert [entry.event.n async for entry in scans.read()] == [9, 0, 1, 2, 3]
 
 
 async def test_events_of_a_key_stay_in_order_and_others_do_not_wait(far: RStream, objects: Objects) -> None:
     scans = far.stream("scans", Scan, key="who", shards=1)
-    await scans.layout()
+    await scans.publish(Scan(who="c", pixels=noise()))
     objects.fail("PUT", "hang", times=1)
     first = asyncio.create_task(scans.publish(Scan(who="a", n=1, pixels=noise())))
     await eventually_async(lambda: objects.hanging)
@@ -165,12 +165,12 @@ async def test_events_of_a_key_stay_in_order_and_others_do_not_wait(far: RStream
     objects.heal()
     await asyncio.gather(first, second, third)
     assert [entry.event.n async for entry in scans.read(key="a")] == [1, 2, 3]
-    assert [entry.event.n async for entry in scans.read(limit=1)] == [4]
+    assert [entry.event.n async for entry in scans.read(limit=2)] == [0, 4]
 
 
 async def test_an_upload_that_fails_lets_the_next_of_its_key_pass_in_turn(far: RStream, objects: Objects) -> None:
     scans = far.stream("scans", Scan, key="who", shards=1)
-    await scans.layout()
+    await scans.publish(Scan(who="a", n=0, pixels=noise(LARGE + 2)))
     objects.fail("PUT", "hang", times=1)
     first = asyncio.create_task(scans.publish(Scan(who="a", n=1, pixels=noise())))
     await eventually_async(lambda: objects.hanging)
@@ -182,7 +182,7 @@ async def test_an_upload_that_fails_lets_the_next_of_its_key_pass_in_turn(far: R
     await asyncio.sleep(0)
     objects.heal()
     await asyncio.gather(first, third)
-    assert [entry.event.n async for entry in scans.read()] == [1, 3]
+    assert [entry.event.n async for entry in scans.read()] == [0, 1, 3]
 
 
 def test_the_same_for_threads(one_server: Server, namespace: str, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, Literal
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from rstream import Event
 from rstream.codec import ModelCodec
 from rstream.compat import differences, digest
-from rstream.errors import EntryInvalid
+from rstream.errors import ConfigError, EntryInvalid
 from rstream.schema import describe
 
 
@@ -52,6 +52,30 @@ class Bush(Event):
     children: list[Bush] = []  # noqa: RUF012
 
 
+class Open(Event):
+    model_config = ConfigDict(extra="allow")
+    n: int
+
+
+class Closed(Event):
+    model_config = ConfigDict(extra="forbid")
+    n: int
+
+
+class Cat(Event):
+    kind: Literal["cat"]
+    lives: int
+
+
+class Cat2(Event):
+    kind: Literal["cat"]
+    lives: str
+
+
+class Dog(Event):
+    kind: Literal["dog"]
+
+
 class Loose(TypedDict, total=False):
     n: int
 
@@ -83,6 +107,8 @@ def compared(written: Any, read: Any) -> list[str]:
         (tuple[int, int], list[int]), (Part, PartWithName),
         (PartNamed, Part), (dict[str, int], dict[str, float]), (Tree, Tree), (Part, dict[str, int]),
         (int | str, str | int), (Firm, Loose), (list, list), (dict, dict), (list[int], list),
+        (dict[UUID, int], dict[str, int]), (dict[Red, int], dict[Colours, int]), (dict[int, int], dict[Any, int]),
+        (dict[Red, int], dict[str, int]), (Cat | Dog, Dog | Cat | Part),
     ],
 )  # fmt: skip
 def test_what_can_be_read(written: Any, read: Any) -> None:
@@ -112,6 +138,13 @@ def test_what_can_be_read(written: Any, read: Any) -> None:
         (Tree, Bush, "x.n: written as integer, read as string"),
         (Loose, Firm, "x.n: required, and not always written"),
         (list, list[int], "x[]: written as anything, read as integer"),
+        (dict[str, int], dict[int, int], "x: keys: written as string, read as integer"),
+        (dict[int, int], dict[str, int], "x: keys: written as integer, read as string"),
+        (dict[Colours, int], dict[Red, int], "x: keys: 'blue' may be written, and is not read"),
+        (dict[str, int], dict[Literal["a"], int], "x: keys: written as string, read as 'a'"),
+        (Part, dict[int, int], "x: keys: written as 'n', read as integer"),
+        (Open, Closed, "x.*: unknown fields may be written, and are refused"),
+        (Cat | Dog, Dog | Cat2, "x.lives: written as integer, read as string"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read(written: Any, read: Any, told: str) -> None:
@@ -140,6 +173,44 @@ def test_fields_that_come_and_go() -> None:
     assert differences(schema(Old), schema(New)) == differences(schema(New), schema(Old)) == []
     assert differences(schema(Old), schema(Strict)) == ["gone: written, and refused as an unknown field"]
     assert differences(schema(Part), schema(New)) == ["a: required, and not written"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("told_apart", [True, False])
+def test_many_kinds_that_contain_each_other(told_apart: bool) -> None:
+    """As the nodes of a syntax tree: what was compared is not compared again wherever it occurs."""
+    names = [f"Node{n}" for n in range(40 if told_apart else 8)]
+    union = " | ".join(names)
+    kinds: dict[str, Any] = {}
+    for name in names:
+        kind: Any = Literal[name] if told_apart else str  # type: ignore[valid-type]
+        kinds[name] = create_model(
+            name, __base__=Event, kind=(kind, ...), left=(f"{union} | None", None), more=(int, 0)
+        )
+    for each in kinds.values():
+        each.model_rebuild(_types_namespace=kinds)
+    text = json.dumps(describe(model(eval(union, kinds)), None))
+    written = json.loads(text)
+    assert differences(written, json.loads(text)) == []
+    other = json.loads(text)
+    other["$defs"]["Node1"]["properties"]["more"] = {"type": "array", "items": {"type": "integer"}}
+    found = differences(written, other)
+    assert found == ["x.left.more: written as integer, read as array"] if told_apart else found == []
+
+
+def test_a_plain_enum_as_a_literal_is_refused() -> None:
+    """pydantic does not read its value again: whatever is published would be a dead letter."""
+
+    class Text(StrEnum):
+        RED = "red"
+
+    for kind in (Literal[Colours.RED], list[Literal[Colours.RED, "x"]]):
+        with pytest.raises(ConfigError, match=r"Literal\[Colours.RED\] is stored as 'red'.*class Colours\(str, Enum\)"):
+            describe(model(kind), None)
+    fine = model(Literal[Text.RED])
+    codec = ModelCodec(fine)
+    describe(fine, None)
+    assert codec.decode(codec.encode({"x": Text.RED}, 1)) == fine(x=Text.RED)
 
 
 def test_a_digest_is_of_the_shape_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import redis
+from pydantic import create_model
 
 from rstream import Event, RStream
 from rstream.export import parquet
@@ -192,6 +194,17 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_disk_is_one_line(rs: Commands, readings: Any) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rstream", "export", "readings"],
+            cwd=rs.directory, env=rs.env, stdout=full, stderr=subprocess.PIPE, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.decode() == "Error: Could not open file 'standard output': No space left on device\n"
+
+
 def test_wrong_usage(rs: Commands, readings: Any) -> None:
     for options in (["--format", "parquet"], ["-o", "nowhere/out.csv"], ["--where"]):
         assert rs.run("export", "readings", *options).returncode == 2
@@ -231,6 +244,20 @@ def test_versions(rs: Commands) -> None:
         ["customer", "cents"], ["c", "150"], ["c", "7"],
     ]  # fmt: skip
     assert rs.ok("export", "orders", "--app", "new:app", "--where", "cents=150").count("\n") == 1
+
+
+@pytest.mark.timeout(20)
+def test_many_kinds_that_contain_each_other() -> None:
+    """As the nodes of a syntax tree."""
+    names = [f"Node{n}" for n in range(40)]
+    kinds: dict[str, Any] = {}
+    for name in names:
+        kinds[name] = create_model(name, __base__=Event, a=(int, 0), left=(f"list[{' | '.join(names)}] | None", None))
+    for each in kinds.values():
+        each.model_rebuild(_types_namespace=kinds)
+    top = create_model("Top", __base__=Event, root=(kinds["Node3"], ...))
+    (column,) = columns([describe(top, None)])
+    assert column.kind == Kind("struct", fields=(("a", Kind("int")), ("left", Kind("list", item=JSON))))
 
 
 def test_kinds_that_meet() -> None:

@@ -114,6 +114,7 @@ def test_slots_are_those_of_a_cluster() -> None:
 def test_the_keys_of_a_namespace() -> None:
     assert keys.streams("ns") == "ns:streams"
     assert keys.stream("ns", "digits") == "ns:stream:digits"
+    assert keys.owner("ns", "digits") == "ns:owner:digits"
     assert keys.replay("ns", "digits", "again") == "ns:replay:digits:again"
 
 

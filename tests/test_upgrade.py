@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
 import redis
 
-from rstream import Event, RStream, Stream
+from rstream import Event, RetryPolicy, RStream, Stream
 from rstream.codec import pack_payload
 from rstream.compat import digest
 from rstream.errors import ConfigError, EntryInvalid, SchemaIncompatible, StreamMismatch
 from rstream.store import layout as layouts
+from rstream.worker.worker import Worker
 from tests.commands import Commands
 from tests.servers import Server
+from tests.test_worker import working
+from tests.waiting import eventually_async
 
 
 class First(Event):
@@ -303,3 +307,61 @@ def test_schema_show_and_check(rs: Commands) -> None:
     assert "Other versions: 1 (" in rs.ok("schema", "show", "orders")
     assert rs.run("schema", "show", "orders", "--version", "3").returncode == 1
     assert '"compatible": false' in rs.run("schema", "check", "orders", "--app", "plain:app", "--json").stdout
+
+
+# -- Redis loses what it knew
+
+
+class Lost:
+    """A consumer of the new model at work, and a producer of the old one. got: what the consumer was given."""
+
+    def __init__(self, again: Any) -> None:
+        self.old, self.new = declare(again(), First), declare(again(), Second)
+        self.got: list[float] = []
+        self.new.upgrade(1)(to_kelvin)
+
+        @self.new.consumer("g", retry=RetryPolicy(max_attempts=1), lease=2.0)
+        async def handle(event: Second) -> None:
+            self.got.append(event.kelvin)
+
+    async def lose(self, worker: Worker) -> None:
+        settings, resets = self.new.app.settings, worker.counts.resets
+        with redis.Redis.from_url(settings.url or "") as client:
+            client.delete(*client.keys(f"*{settings.namespace}*"))
+        await eventually_async(lambda: worker.counts.resets > resets, 20)
+
+
+async def test_versions_keep_their_numbers_where_redis_lost_them(again: Any) -> None:
+    """A payload tells its version by a number, and producers that go on know the old one."""
+    lost = Lost(again)
+    await asyncio.to_thread(lost.old.sync.publish, First(device="a", celsius=0.0))
+    async with working(lost.new.app) as worker:
+        await eventually_async(lambda: lost.got == [273.0])
+        lost.new.sync.publish(Second(device="a", kelvin=1.0))
+        await lost.lose(worker)
+        fresh = declare(again(), Second)
+        fresh.upgrade(1)(to_kelvin)
+        await fresh.publish(Second(device="a", kelvin=2.0))
+        await lost.new.publish(Second(device="a", kelvin=3.0))
+        await lost.old.publish(First(device="a", celsius=4.0))
+        await eventually_async(lambda: 277.0 in lost.got)
+        assert {*lost.got} >= {273.0, 2.0, 3.0, 277.0} and worker.counts.dead == 0
+
+
+async def test_where_versions_have_other_numbers_hooks_stay_with_theirs(again: Any, monkeypatch: Any) -> None:
+    lost = Lost(again)
+    await lost.old.publish(First(device="a", celsius=0.0))
+    restored = layouts.restore
+
+    def late(layout: Any) -> Any:  # somebody else comes first
+        monkeypatch.setattr(layouts, "restore", restored)
+        declare(again(), Second).sync.publish(Second(device="a", kelvin=2.0))
+        return restored(layout)
+
+    async with working(lost.new.app) as worker:
+        await eventually_async(lambda: lost.got == [273.0])
+        monkeypatch.setattr(layouts, "restore", late)
+        await lost.lose(worker)
+        await lost.new.publish(Second(device="a", kelvin=3.0))
+        await eventually_async(lambda: {2.0, 3.0} <= {*lost.got})
+        assert worker.counts.dead == 0 and (await lost.new.layout()).version == 1

@@ -78,6 +78,11 @@ class Blob:
         return self._digest
 
     @property
+    def rstream_unread(self) -> bool:
+        """For rstream: whether `digest` would read a file, which takes its time."""
+        return self._path is not None and not self._digest
+
+    @property
     def sync(self) -> SyncBlob:
         """The same, blocking."""
         return SyncBlob(self)

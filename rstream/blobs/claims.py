@@ -10,29 +10,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rstream.blobs import owners
 from rstream.blobs.blob import Blob
 from rstream.codec import Codec
 from rstream.errors import BlobError, BlobRefused, EntryInvalid, EventTooLarge
-from rstream.reference import SOURCE, Media, Reference, Source, Uploads, whole
-from rstream.store.link import backoff
+from rstream.reference import LARGEST, SOURCE, Media, Reference, Source, Uploads, whole
+from rstream.store import layout as layouts
+from rstream.store.link import Op, backoff
 
 if TYPE_CHECKING:
+    from rstream.app import RStream
     from rstream.blobs.shelf import Shelf
     from rstream.event import Entry
-    from rstream.settings import Settings
 
 E = TypeVar("E")
+T = TypeVar("T")
 
 log = logging.getLogger("rstream")
-
-LARGEST = 256 * 1024 * 1024
-"""Of an encoded event, which is in memory as a whole. A `Blob` in it may be of any size."""
 
 WINDOW, WINDOW_BYTES = 16, 32 * 1024 * 1024
 """Entries, and bytes, that a reading fetches at once (or one entry, however large)."""
@@ -41,10 +42,11 @@ WINDOW, WINDOW_BYTES = 16, 32 * 1024 * 1024
 class Claims:
     """source: where the stream has its blobs; None where the app has no blob store."""
 
-    def __init__(self, settings: Settings, stream: str) -> None:
-        self._settings, self._stream = settings, stream
-        url = settings.blobs
-        self.source = None if url is None else Source(url, prefix(settings.namespace, stream))
+    def __init__(self, app: RStream, stream: str) -> None:
+        self._app, self._settings, self._stream = app, app.settings, stream
+        url = self._settings.blobs
+        self.source = None if url is None else Source(url, prefix(self._settings.namespace, stream))
+        self._marked = False
 
     @property
     def _shelf(self) -> Shelf:
@@ -59,11 +61,11 @@ class Claims:
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
-    def uploads(self) -> Uploads | None:
-        """For one publish; None where there is no blob store."""
+    def uploads(self, at_once: bool = False) -> Uploads | None:
+        """For one publish; None where there is no blob store. at_once: files may be read while events are encoded."""
         if self.source is None:
             return None
-        return Uploads(int(today().strftime("%Y%m%d")), self._settings.blob_threshold)
+        return Uploads(int(today().strftime("%Y%m%d")), self._settings.blob_threshold, at_once)
 
     def check(self, payload: bytes, version: int, uploads: Uploads | None) -> bytes:
         """An encoded event as its entry has it. Raises `EventTooLarge`."""
@@ -80,16 +82,38 @@ class Claims:
             raise EventTooLarge(f"{told}, at most {LARGEST:,} are: have a field of type rstream.Blob for what is large")
         return uploads.payload(payload, version)
 
-    async def store(self, uploads: Uploads | None) -> None:
-        """Raises `BlobError`s, and what reading a file may."""
+    async def store(self, uploads: Uploads | None, made: T, make: Callable[[Uploads | None], T]) -> T:
+        """Have in the store what something refers to that was made by `make(uploads)`. It is made anew where files had
+        to be read first, which takes too long for an event loop. Raises `BlobError`s, and what reading a file may.
+        """
+        if uploads is not None and uploads.unread:
+            await self._shelf.all(partial(getattr, media, "digest") for media in uploads.unread)
+            uploads = self.uploads(at_once=True)
+            made = make(uploads)
         if uploads is not None and uploads.waiting:
-            await self._shelf.all(self._puts(uploads))
+            if not self._marked:
+                owner = await self._app.link.run(self._owner, within=self._settings.publish_timeout)
+            await self._shelf.all(self._puts(uploads, None if self._marked else owner))
+            self._marked = True
+        return made
 
     def store_sync(self, uploads: Uploads | None) -> None:
+        """Raises as `store`."""
         if uploads is not None and uploads.waiting:
-            self._shelf.all_sync(self._puts(uploads))
+            if not self._marked:
+                owner = self._app.sync_link.run(self._owner, within=self._settings.publish_timeout)
+            self._shelf.all_sync(self._puts(uploads, None if self._marked else owner))
+            self._marked = True
 
-    def _puts(self, uploads: Uploads) -> Iterator[Callable[[], None]]:
+    @property
+    def _owner(self) -> Op[str]:
+        return layouts.owner(self._settings.namespace, self._stream)
+
+    def _puts(self, uploads: Uploads, id: str | None) -> Iterator[Callable[[], None]]:
+        """id: of the Redis whose blobs they are, where it is still to be marked."""
+        if id is not None:
+            key = owners.prefix(self._settings.namespace, self._stream) + id
+            yield partial(owners.mark, self._shelf.store, key, self._app.endpoint.label)
         for reference, value in uploads.waiting.items():
             yield partial(self._put, reference, value)
 
@@ -158,19 +182,22 @@ class Claims:
         except EntryInvalid as error:
             entry.spoil(error)
 
-    async def opened(self, entries: Sequence[Entry[E]]) -> AsyncIterator[Entry[E]]:
-        """Entries that were read, with their payloads, which are fetched in parallel."""
+    async def opened(self, entries: list[Entry[E]]) -> AsyncIterator[Entry[E]]:
+        """Entries that were read, with their payloads, which are fetched in parallel. They are taken out of the list:
+        nobody but their reader holds what was fetched.
+        """
         for window in _windows(entries):
             if any(size_of(entry.payload) != len(entry.payload) for entry in window):
                 await asyncio.gather(*map(self.open, window))
-            for entry in window:
-                yield entry
+            while window:
+                yield window.popleft()
 
-    def opened_sync(self, entries: Sequence[Entry[E]]) -> Iterator[Entry[E]]:
+    def opened_sync(self, entries: list[Entry[E]]) -> Iterator[Entry[E]]:
         for window in _windows(entries):
             if self.source is not None and any(size_of(entry.payload) != len(entry.payload) for entry in window):
                 self._shelf.all_sync([partial(self.open_sync, entry) for entry in window])
-            yield from window
+            while window:
+                yield window.popleft()
 
 
 def today() -> date:
@@ -191,16 +218,18 @@ def size_of(payload: bytes) -> int:
     return len(payload) if reference is None else reference.size
 
 
-def _windows(entries: Sequence[Entry[E]]) -> Iterator[list[Entry[E]]]:
-    window: list[Entry[E]] = []
+def _windows(entries: list[Entry[E]]) -> Iterator[deque[Entry[E]]]:
+    left = deque(entries)
+    entries.clear()
+    window: deque[Entry[E]] = deque()
     count = held = 0
-    for entry in entries:
-        size = size_of(entry.payload)
-        large = size != len(entry.payload)
+    while left:
+        size = size_of(left[0].payload)
+        large = size != len(left[0].payload)
         if large and count and (count >= WINDOW or held + size > WINDOW_BYTES):
             yield window
-            window, count, held = [], 0, 0
-        window.append(entry)
+            window, count, held = deque(), 0, 0
+        window.append(left.popleft())
         count, held = count + large, held + size * large
     if window:
         yield window

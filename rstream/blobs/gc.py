@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
+from rstream.blobs import owners
 from rstream.blobs.base import BlobStore, Found
 from rstream.blobs.shelf import shelf
 from rstream.errors import ConfigError
@@ -48,16 +49,18 @@ def collect(
     grace: timedelta = timedelta(hours=24),
     *,
     dry_run: bool = False,
+    forget: str | None = None,
     now: datetime | None = None,
     progress: Callable[[Collected], None] = lambda _: None,
 ) -> Collected:
-    """Blocks. Raises `ConfigError`, `BlobError`, `StoreError`."""
+    """forget: the mark of another Redis, see owners.py. Blocks. Raises `ConfigError`, `BlobError`, `StoreError`."""
     source = stream.claims.source
     if source is None:
         raise ConfigError("there is no blob store to look into: name it by --blobs, RSTREAM_BLOBS or RStream(blobs=…)")
     if grace < SHORTEST:
         raise ConfigError(f"grace is {grace}, it must be at least an hour: a publish may be under way for that long")
     store, result = shelf(source.url).store, Collected()
+    owners.refuse_others(stream, store, forget, dry_run=dry_run)
     before = (now or datetime.now(UTC)) - grace
     old = _old(store, source, before, result)
     while candidates := {found.key: found for found in islice(old, MANY)}:

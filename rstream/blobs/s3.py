@@ -24,6 +24,7 @@ T = TypeVar("T")
 LARGE = 16 * 1024 * 1024
 """What is larger is uploaded in parts of half of it, several at once."""
 
+PART_TRIES = 6
 CONNECTIONS = 32
 PATIENCE, CONNECT_SECONDS, READ_SECONDS = 10.0, 3.0, 10.0
 _PASSING = ("RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted", "Throttling")
@@ -51,23 +52,25 @@ class S3:
         self.label = f"s3://{bucket}/{self.prefix}" + (f" at {endpoint_url}" if endpoint_url else "")
         self.patience = patience
         self._endpoint, self._region = endpoint_url, region
-        self._lock, self._made, self._pid = threading.Lock(), None, 0
+        self._locks: dict[int, threading.Lock] = {}
+        self._made: dict[tuple[int, int], Any] = {}
 
     def put(self, key: str, data: bytes | Path) -> None:
         size = len(data) if isinstance(data, bytes) else data.stat().st_size
         if isinstance(data, bytes) and size <= LARGE:
             self._ask("put", key, "put_object", Body=data)
         else:
-            self._call("put", key, lambda s3: self._put_parts(s3, key, data))
+            self._call("put", key, lambda _: self._put_parts(key, data))
 
-    def _put_parts(self, s3: Any, key: str, data: bytes | Path) -> None:
+    def _put_parts(self, key: str, data: bytes | Path) -> None:
+        """A part that fails is sent again by itself: the whole may take much longer than our patience."""
         import io
 
         from boto3.s3.transfer import TransferConfig
 
         plan = TransferConfig(multipart_threshold=LARGE, multipart_chunksize=LARGE // 2, max_concurrency=4)
         with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
-            s3.upload_fileobj(file, self.bucket, self.prefix + key, Config=plan)
+            self._client(PART_TRIES).upload_fileobj(file, self.bucket, self.prefix + key, Config=plan)
 
     def put_if(self, key: str, data: bytes, tag: str | None) -> str | None:
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
@@ -131,15 +134,15 @@ class S3:
     def _tag(self, answer: Any) -> str:
         return str(answer["ETag"])
 
-    @property
-    def _client(self) -> Any:
-        """boto3's are for all threads, and not for the children of a fork."""
-        with self._lock:
-            if self._made is None or self._pid != os.getpid():
-                self._made, self._pid = self._make(), os.getpid()
-            return self._made
+    def _client(self, tries: int = 1) -> Any:
+        """boto3's are for all threads, and not for the children of a fork. tries: that it makes by itself."""
+        pid = os.getpid()
+        with self._locks.setdefault(pid, threading.Lock()):  # somebody may hold one while another thread forks
+            if (pid, tries) not in self._made:
+                self._made[pid, tries] = self._make(tries)
+            return self._made[pid, tries]
 
-    def _make(self) -> Any:
+    def _make(self, tries: int) -> Any:
         import boto3
         from botocore.config import Config
 
@@ -147,7 +150,7 @@ class S3:
             connect_timeout=min(CONNECT_SECONDS, self.patience),
             read_timeout=min(READ_SECONDS, self.patience),
             max_pool_connections=CONNECTIONS,
-            retries={"total_max_attempts": 1, "mode": "standard"},
+            retries={"total_max_attempts": tries, "mode": "standard"},
             # Not all that speak S3 know the newer checksums; ours is in the reference.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -165,7 +168,7 @@ class S3:
         limit, pause = time.monotonic() + self.patience, 0.1
         while True:
             try:
-                return call(self._client)
+                return call(self._client())
             except Exception as error:
                 failure = self._verdict(what, key, error)
                 if not isinstance(failure, BlobUnavailable) or time.monotonic() + pause > limit:

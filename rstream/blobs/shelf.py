@@ -1,29 +1,32 @@
 """A blob store in use: the threads that talk with it, and the check of what it gives.
 
-Stores block, so an event loop has their calls run by a bounded pool of threads; code without one calls them directly,
-or, for many at once, by the same pool.
+Stores block, so an event loop has their calls run by threads, a bounded number of them, which end when they are idle or
+the loop does. Code without one calls them directly, or, for many at once, by threads that end with the call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import IO, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
 
 from rstream.blobs.base import CHUNK, BlobStore
 from rstream.blobs.url import open_store
 from rstream.errors import BlobAltered
+from rstream.perloop import PerLoop
 from rstream.reference import Reference, Source
 
 T = TypeVar("T")
 
 THREADS = 16
-"""Calls at once, of all streams of a process on one store."""
+"""Calls at once, of all streams of an event loop on one store."""
 
 AT_ONCE = 8
 """Of these, those of one call of `publish_many`."""
@@ -34,16 +37,12 @@ class Shelf:
 
     def __init__(self, store: BlobStore) -> None:
         self.store = store
-        self._pool: ThreadPoolExecutor | None = None
-        self._pid = 0
-
-    def submit(self, call: Callable[[], T]) -> Future[T]:
-        if self._pool is None or self._pid != os.getpid():  # threads do not survive a fork
-            self._pool, self._pid = ThreadPoolExecutor(THREADS, "rstream-blobs"), os.getpid()
-        return self._pool.submit(call)
+        self._limits: PerLoop[CapacityLimiter] = PerLoop()
 
     async def run(self, call: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self.submit(call))
+        """Who is cancelled does not wait for the call to end."""
+        limit = self._limits.get(lambda: CapacityLimiter(THREADS))
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=limit)
 
     async def all(self, calls: Iterable[Callable[[], None]]) -> None:
         """So many at once; raises the first error once all of them have ended."""
@@ -60,21 +59,19 @@ class Shelf:
 
     def all_sync(self, calls: Iterable[Callable[[], None]]) -> None:
         """As `all`, in a thread."""
-        waiting: list[Future[None]] = []
-        errors: list[BaseException] = []
-
-        def wait_for_one() -> None:
-            if (error := waiting.pop(0).exception()) is not None:
-                errors.append(error)
-
-        for call in calls:
-            if len(waiting) >= AT_ONCE:
-                wait_for_one()
-            waiting.append(self.submit(call))
-        while waiting:
-            wait_for_one()
-        if errors:
-            raise errors[0]
+        several = [*calls]
+        if len(several) < 2:
+            for call in several:
+                call()
+            return
+        pool = ThreadPoolExecutor(AT_ONCE, "rstream-blobs")
+        try:
+            ended = [pool.submit(call) for call in several]
+            wait(ended)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for each in ended:
+            each.result()
 
     def fetch(self, source: Source, reference: Reference) -> bytes:
         """The bytes, if they are those that were stored. Raises `BlobMissing`, `BlobAltered` and `BlobError`s."""

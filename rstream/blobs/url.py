@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -10,6 +11,7 @@ from rstream.blobs.directory import Directory
 from rstream.blobs.s3 import PATIENCE, S3
 from rstream.errors import ConfigError
 
+_SECRET = re.compile("//[^/@]*@")
 _OPTIONS = ("endpoint", "region", "patience")
 
 
@@ -25,6 +27,8 @@ def open_store(url: str) -> BlobStore:
         options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     except ValueError as error:
         raise _refused(url, str(error)) from None
+    if "@" in parts.netloc or "@" in urlsplit(options.get("endpoint", "")).netloc:
+        raise _refused(_SECRET.sub("//…@", unquote(url)), "credentials do not belong there, boto3 finds them elsewhere")
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.strip("/") or options:
             raise _refused(url, "a directory is written file:///its/path")

@@ -33,13 +33,14 @@ def blobs() -> None:
 @click.argument("stream", required=False)
 @click.option("--grace", type=Span(), default="24h", show_default=True, help="Spare what is younger than this.")
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option("--forget", metavar="ID", help="Another Redis that has blobs of STREAM there is no more.")
 @target_options
-def gc(stream: str | None, grace: timedelta, dry_run: bool) -> None:
+def gc(stream: str | None, grace: timedelta, dry_run: bool, forget: str | None) -> None:
     """Delete blobs to which no entry and no dead letter refers any more, of one stream or of all.
 
     Such are left by trimmed entries, discarded dead letters, and publishes that failed after their upload. Producers
     and workers go on meanwhile. A blob is deleted when the day (UTC) on which it was stored has been over for longer
-    than the grace.
+    than the grace. Nothing is deleted where another Redis has blobs of the same stream, namespace and prefix there.
 
     \b
     Examples:
@@ -49,10 +50,12 @@ def gc(stream: str | None, grace: timedelta, dry_run: bool) -> None:
     from rstream.blobs.gc import collect
     from rstream.store import layout as layouts
 
+    if forget and not stream:
+        raise click.UsageError("--forget is about one stream: name it")
     with stored_app() as app:
         names = [stream] if stream else app.sync_link.run(layouts.names(app.settings.namespace))
         for name in names:
-            done = collect(app.open(name), grace, dry_run=dry_run)
+            done = collect(app.open(name), grace, dry_run=dry_run, forget=forget)
             verb = "would delete" if dry_run else "deleted"
             click.echo(
                 f"{name}: {verb} {done.deleted:,} of {done.looked:,} blobs, {done.bytes:,} bytes; "

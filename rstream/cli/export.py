@@ -124,7 +124,7 @@ def _write(
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise click.FileError(str(output), error.strerror or str(error)) from None
+        raise click.FileError(str(output or "standard output"), error.strerror or str(error)) from None
     return done
 
 

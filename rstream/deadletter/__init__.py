@@ -6,6 +6,7 @@ a thread.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar, Unpack
 
@@ -46,10 +47,9 @@ class DeadLetters(Generic[E]):
         claims = self.stream.claims
         decode = claims.decoder(self.stream.codec)
         async for some in flow(app.link, steps, app.settings.publish_timeout):
-            letters = [DeadLetter(letter, decode) for letter in some]
-            left = iter(letters)
+            letters = deque(DeadLetter(letter, decode) for letter in some)
             async for _ in claims.opened([letter.entry for letter in letters]):
-                yield next(left)
+                yield letters.popleft()
 
     async def count(self) -> dict[str, int]:
         """How many there are of each reason, the most frequent first."""
@@ -89,9 +89,9 @@ class SyncDeadLetters(Generic[E]):
         claims = self.stream.claims
         decode = claims.decoder(self.stream.codec)
         for some in self._flow(plans.letters(self._ops(), filters)):
-            letters = [DeadLetter(letter, decode) for letter in some]
-            for letter, _ in zip(letters, claims.opened_sync([letter.entry for letter in letters]), strict=True):
-                yield letter
+            letters = deque(DeadLetter(letter, decode) for letter in some)
+            for _ in claims.opened_sync([letter.entry for letter in letters]):
+                yield letters.popleft()
 
     def heads(self, **filters: Unpack[Filters]) -> Iterator[Head]:
         """As `read`, without payloads and tracebacks: they stay in Redis."""

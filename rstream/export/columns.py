@@ -46,40 +46,67 @@ class Column:
 
 JSON = Kind("json")
 
+Node = Mapping[str, Any]
 
-def columns(schemas: Iterable[Mapping[str, Any]]) -> list[Column]:
+
+def columns(schemas: Iterable[Node]) -> list[Column]:
     """The event's, over all these versions of its schema."""
     kinds: dict[str, Kind] = {}
     for schema in schemas:
+        kinds_of = _Kinds(schema)
         for name, field in schema.get("properties", {}).items():
-            kind = kind_of(field, schema)
+            kind = kinds_of.of(field, frozenset())
             kinds[name] = merged(kinds[name], kind) if name in kinds else kind
     return [Column(f"event.{name}" if name in OWN else name, name, kind) for name, kind in kinds.items()]
 
 
-def kind_of(node: Mapping[str, Any], root: Mapping[str, Any], inside: tuple[int, ...] = ()) -> Kind:
-    """inside: the objects that this is a part of; one that contains its own kind has no columns of its own there."""
-    ways = [way for way in options(node, root) if way.get("type") != "null"]
-    decimal = any(form(way) == "decimal" for way in ways)  # it may be written as a number, too
-    kinds = [Kind("decimal")] if decimal else [_plain(way, root, inside) for way in ways]
-    return reduce(merged, kinds) if kinds else JSON
+def kind_of(node: Node, root: Node) -> Kind:
+    """Of a field."""
+    return _Kinds(root).of(node, frozenset())
 
 
-def _plain(node: Mapping[str, Any], root: Mapping[str, Any], inside: tuple[int, ...]) -> Kind:
-    values = [node["const"]] if "const" in node else node.get("enum")
-    if values is not None:
-        kinds = {_ENUMS.get(type(value)) for value in values if value is not None}
-        name = kinds.pop() if len(kinds) == 1 else None
-        return Kind(name) if name else JSON
-    type_, fields = node.get("type"), node.get("properties")
-    if type_ == "string":
-        return Kind(_FORMS.get(form(node), "text"))
-    if type_ == "array" and "items" in node and "prefixItems" not in node:
-        return Kind("list", item=kind_of(node["items"], root, inside))
-    if type_ == "object" and fields and id(node) not in inside and not node.get("additionalProperties"):
-        inner = [(name, kind_of(field, root, (*inside, id(node)))) for name, field in fields.items()]
-        return Kind("struct", fields=tuple(inner))
-    return Kind(_TYPES.get(str(type_), "json"))
+class _Kinds:
+    """Of what one schema has. An object within one that it may contain again has no columns of its own, but JSON."""
+
+    def __init__(self, root: Node) -> None:
+        self._root = root
+        self._contained: dict[int, set[int]] = {}
+
+    def of(self, node: Node, inside: frozenset[int]) -> Kind:
+        """inside: the objects that this is a part of."""
+        ways = [way for way in options(node, self._root) if way.get("type") != "null"]
+        decimal = any(form(way) == "decimal" for way in ways)  # it may be written as a number, too
+        kinds = [Kind("decimal")] if decimal else [self._plain(way, inside) for way in ways]
+        return reduce(merged, kinds) if kinds else JSON
+
+    def _plain(self, node: Node, inside: frozenset[int]) -> Kind:
+        values = [node["const"]] if "const" in node else node.get("enum")
+        if values is not None:
+            kinds = {_ENUMS.get(type(value)) for value in values if value is not None}
+            name = kinds.pop() if len(kinds) == 1 else None
+            return Kind(name) if name else JSON
+        type_, fields = node.get("type"), node.get("properties")
+        if type_ == "string":
+            return Kind(_FORMS.get(form(node), "text"))
+        if type_ == "array" and "items" in node and "prefixItems" not in node:
+            return Kind("list", item=self.of(node["items"], inside))
+        if type_ == "object" and fields and not node.get("additionalProperties") and not inside & self._all_in(node):
+            inside |= {id(node)}
+            return Kind("struct", fields=tuple((name, self.of(field, inside)) for name, field in fields.items()))
+        return Kind(_TYPES.get(str(type_), "json"))
+
+    def _all_in(self, node: Node) -> set[int]:
+        """The objects that it may contain, itself included."""
+        if id(node) not in self._contained:
+            found: dict[int, Node] = {}
+            left = [node]
+            while left:
+                if id(each := left.pop()) not in found:
+                    found[id(each)] = each
+                    parts = [*each.get("properties", {}).values(), *filter(None, [each.get("items")])]
+                    left += [way for part in parts for way in options(part, self._root)]
+            self._contained[id(node)] = {*found}
+        return self._contained[id(node)]
 
 
 def merged(one: Kind, other: Kind) -> Kind:
@@ -116,7 +143,9 @@ def value(kind: Kind, found: Any) -> Any:
     if name == "struct" and isinstance(found, dict):
         return {field: value(inner, found.get(field)) for field, inner in kind.fields}
     plain = {"int": int, "bool": bool, "text": str, "decimal": str, "bytes": bytes}.get(name)
-    if plain is None or type(found) is not plain or (name == "int" and found not in _INT64):
+    if type(found) is int and name == "int" and found not in _INT64:
+        raise ValueError(f"{found} does not fit into 64 bits, export as jsonl")
+    if plain is None or type(found) is not plain:
         raise ValueError(f"a {type(found).__name__} where the schema has {name}")
     return found
 

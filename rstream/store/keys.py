@@ -21,6 +21,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:memo:<group>:<id>`    | hash, TTL              | checkpoint and steps of a delivery, gone with its ack       |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
+| `ns:owner:<stream>`      | string                 | an id: whose the blobs of the stream are, see blobs/owners.py |
 | `ns:members:<stream>:<group>` | zset              | worker -> until when (ms) it takes part in an ordered group |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
@@ -183,6 +184,10 @@ def streams(namespace: str) -> str:
 
 def stream(namespace: str, name: str) -> str:
     return f"{namespace}:stream:{name}"
+
+
+def owner(namespace: str, stream: str) -> str:
+    return f"{namespace}:owner:{stream}"
 
 
 def members(namespace: str, stream: str, group: str) -> str:

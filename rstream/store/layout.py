@@ -6,6 +6,7 @@ What is stored wins over what a process declares.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from rstream.errors import GroupMissing, MemoryFull, StoreError
 from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.link import Op
-from rstream.store.scripts import DECLARE, GENERATIONS
+from rstream.store.scripts import DECLARE, GENERATIONS, RESTORE
 
 MAX_SHARDS = 1024
 
@@ -112,6 +113,16 @@ def declare(
     return Op(calls, parse, partial=True)
 
 
+def restore(layout: Layout) -> Op[bool]:
+    """Give the versions that are known of a stream their numbers again, where Redis lost them; whether they have them.
+    One round trip.
+    """
+    schemas = [schema for _, schema in sorted(layout.schemas.items())]
+    texts = [part for each in schemas for part in (digest(each), json.dumps(each, separators=(",", ":")))]
+    meta = keys.stream(layout.namespace, layout.name)
+    return Op([RESTORE([meta], *texts)], lambda replies: bool(replies[0]))
+
+
 def load(namespace: str, name: str) -> Op[Layout | None]:
     """What is stored of a stream, with all its schemas, or None. One round trip."""
 
@@ -159,6 +170,20 @@ def _layout(
         tuple(sorted(removed.items())),
         schema,
     )
+
+
+def owner(namespace: str, name: str) -> Op[str]:
+    """The id by which this Redis marks what it has of the stream in a blob store; made when it is first asked for."""
+    key = keys.owner(namespace, name)
+
+    def parse(replies: list[Any]) -> str:
+        made, id = replies
+        for reply in (id, made):
+            if isinstance(reply, StoreError) and not isinstance(id, bytes):
+                raise reply  # a full memory refuses also what is there already
+        return str(id.decode())
+
+    return Op([("SET", key, os.urandom(8).hex(), "NX"), ("GET", key)], parse, partial=True)
 
 
 def names(namespace: str) -> Op[list[str]]:

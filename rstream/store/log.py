@@ -137,8 +137,8 @@ def read(
     while (limit is None or limit > 0) and (op := cursor.op()):
         yield op
         found = cursor.ready()[:limit]
-        yield found
         limit = None if limit is None else limit - len(found)
+        yield found  # whoever gets it may empty it
 
 
 class Cursor(Generic[E]):

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import NamedTuple
 
 from rstream.batch import Batch, answers
+from rstream.delivery import Delivery
 from rstream.errors import ConfigError
 from rstream.process import clock
+from rstream.reference import Uploads
 from rstream.retry import Retry
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.worker import failures
+from rstream.worker.emit import Records
 from rstream.worker.execute import acked
 from rstream.worker.run import ConsumerRun
 from rstream.worker.start import Started, start
@@ -71,6 +75,16 @@ class Part(NamedTuple):
 
     items: list[Started]
     error: BaseException
+
+
+class Acked(NamedTuple):
+    """What a call has said of its events: the outcomes of those that went well, what these emit before that, and why
+    the others failed.
+    """
+
+    acks: list[tuple[Started, Outcome]]
+    emits: list[tuple[Delivery, Records]]
+    failed: list[tuple[Started, BaseException]]
 
 
 class Bisection:
@@ -147,33 +161,37 @@ class Bisection:
         return False
 
     async def _settle(self, answered: list[tuple[Started, object]]) -> None:
-        acks, emits = [], []
         emitter = self._run.emitter
         uploads = None if emitter is None else emitter.uploads()
+        acks, emits, failed = made = self._acked(answered, uploads)
+        if emitter is not None:
+            try:
+                acks, emits, failed = await emitter.upload(uploads, made, partial(self._acked, answered))
+                if emits:
+                    await emitter.before_ack(emits)
+            except Exception as error:
+                failed, acks = [*failed, *((each, error) for each, _ in acks)], []
+        for each, why in failed:
+            self._fail(each, why)
+        for each, ack in acks:
+            self._any_success = True
+            self._run.counts.handled += 1
+            self._end(each, ack)
+
+    def _acked(self, answered: list[tuple[Started, object]], uploads: Uploads | None) -> Acked:
+        acks, emits, failed = Acked([], [], [])
         for each, outcome in answered:
             try:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 ack, records = acked(self._run, each, outcome, uploads)
             except BaseException as error:
-                self._fail(each, error)
+                failed.append((each, error))
                 continue
             acks.append((each, ack))
             if records:
                 emits.append((each.delivery, records))
-        if emitter is not None:
-            try:
-                await emitter.upload(uploads)
-                if emits:
-                    await emitter.before_ack(emits)
-            except Exception as error:
-                for each, _ in acks:
-                    self._fail(each, error)
-                return
-        for each, ack in acks:
-            self._any_success = True
-            self._run.counts.handled += 1
-            self._end(each, ack)
+        return Acked(acks, emits, failed)
 
     def _fail(self, each: Started, error: BaseException) -> None:
         self._end(each, failures.judge(self._run, each.entry, each.delivery, error))

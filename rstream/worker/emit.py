@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rstream.delivery import Delivery
 from rstream.errors import EventTooLarge, MemoryFull, StoreRefused, StoreUnavailable, StreamMismatch, UnknownStream
@@ -26,6 +26,8 @@ from rstream.store.log import Record, new_ones, place_of, publish_once
 from rstream.store.reshard import follow
 from rstream.store.steps import drive
 from rstream.stream import Stream
+
+T = TypeVar("T")
 
 log = logging.getLogger("rstream")
 
@@ -72,9 +74,9 @@ class Emitter:
         """For the events of some deliveries."""
         return self._target.claims.uploads()
 
-    async def upload(self, uploads: Uploads | None) -> None:
-        """Before they are appended. Raises `BlobError`."""
-        await self._target.claims.store(uploads)
+    async def upload(self, uploads: Uploads | None, made: T, make: Callable[[Uploads | None], T]) -> T:
+        """Before they are appended; see `Claims.store`. Raises `BlobError`."""
+        return await self._target.claims.store(uploads, made, make)
 
     def atomic(self, shard: Shard, delivery: Delivery, records: Records) -> bool:
         """Whether the ack of a delivery of that shard can append them. On a cluster an earlier attempt may have emitted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 from rstream.process import clock
@@ -62,9 +63,9 @@ async def _handle(run: ConsumerRun, started: Started) -> Outcome:
 
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
     uploads = run.emitter.uploads() if run.emitter is not None else None
-    outcome, records = acked(run, started, result, uploads)
+    outcome, records = made = acked(run, started, result, uploads)
     if run.emitter is not None:
-        await run.emitter.upload(uploads)
+        outcome, records = await run.emitter.upload(uploads, made, partial(acked, run, started, result))
         if records:
             await run.emitter.before_ack([(started.delivery, records)])
     run.counts.handled += 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 
+from rstream.declaring import declare_again
 from rstream.errors import GroupMissing, StoreError, StoreUnavailable
 from rstream.position import Position, bound
 from rstream.store import layout as layouts
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
+from rstream.store.steps import drive
 from rstream.worker.lease import in_vain
 from rstream.worker.run import ConsumerRun
 
@@ -76,7 +78,7 @@ async def heal(run: ConsumerRun, error: GroupMissing) -> bool:
     Never from `$`: what was published since would be skipped silently. False where Redis does not let us yet.
     """
     try:
-        layout = await run.link.run(run.consumer.stream.declaration())
+        layout = await drive(run.link, declare_again(run.consumer.stream), within=0.0)
         if await _is_lost(run, layout):
             run.counts.resets += 1
             log.error(
