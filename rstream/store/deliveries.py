@@ -18,7 +18,7 @@ from rstream.store.link import Op
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
 from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
 
-Kind = Literal["ack", "retry", "dead", "release", "park"]
+Kind = Literal["ack", "retry", "dead", "release", "park", "lost"]
 
 READ_BYTES = 4 * 1024 * 1024
 """Payload that one call brings at most (and one entry, or the entries of one small read, more)."""
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
     """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
     a = delay in ms, b = attempts begun, where this one is not to count · dead: a = reason, b = error in one line, c =
     traceback · release: a = attempts begun so far, b = the pseudo-consumer that gets it · park: a = attempts begun so
-    far, b = key, c = "!" where a worker may have died of it. emits: of an ack.
+    far, b = key, c = "!" where a worker may have died of it · lost: it is not stored any more. emits: of an ack.
     """
 
     shard: Shard
@@ -233,7 +233,7 @@ class GroupOps:
             by_shard: list[str | int] = []
             for shard in part:
                 alive = self._alive(shard, (others or {}).get(shard, ())) if lease_ms else []
-                names += shard.stream, shard.retry(group), shard.owner(group), shard.parked(group), *alive
+                names += shard.stream, shard.retry(group), shard.owner(group), shard.parked(group), shard.lost, *alive
                 by_shard += owned[shard] if owned else "", len(alive)
             calls.append(RECOVER(names, group, self.worker, *bounds, *by_shard))
         return Op(calls, lambda replies: _recovered(list(zip(parts, replies, strict=True))))
@@ -284,7 +284,7 @@ class GroupOps:
         told = [(*each[1:5], aside[each.b] if each.kind == "park" else each.b, each.c) for each in batch]
         packed = msgpack.packb(told, use_bin_type=False, unicode_errors="replace")
         names: list[str | bytes] = [
-            shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group),
+            shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group), shard.lost,
             *(shard.aside(group, key) for key in aside),
         ]  # fmt: skip
         return SETTLE(names, group, self.worker, packed)
@@ -297,7 +297,7 @@ class GroupOps:
             for each in batch
         ], use_bin_type=False)  # fmt: skip
         names = [shard.stream, shard.memo(self.group, "")]
-        names += [name for target in targets for name in (target.stream, target.sealed)]
+        names += [name for target in targets for name in (target.stream, target.sealed, target.size, target.marks)]
         return EMIT(names, self.group, self.worker, packed)
 
     def leave(self) -> Op[int]:

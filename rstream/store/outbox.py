@@ -136,8 +136,8 @@ class _Flush:
     def call(self, producer: str) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
         flat = [part for parcel in self.parcels for record in parcel.records for part in record]
-        packed = msgpack.packb(flat, use_bin_type=False)
-        return PUBLISH([self.shard.stream, self.shard.seq(producer)], self.seq, SEQ_TTL_MS, packed)
+        packed, shard = msgpack.packb(flat, use_bin_type=False), self.shard
+        return PUBLISH([shard.stream, shard.seq(producer), shard.size, shard.marks], self.seq, SEQ_TTL_MS, packed)
 
 
 @dataclass

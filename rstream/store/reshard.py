@@ -238,7 +238,7 @@ def _seal(shards: Sequence[Shard], following: int) -> Op[list[tuple[Rank, bool]]
     def parse(replies: list[Any]) -> list[tuple[Rank, bool]]:
         return [(keys.rank_of(last), bool(new)) for last, new in replies]
 
-    return Op([SEAL([shard.stream, shard.sealed], following) for shard in shards], parse)
+    return Op([SEAL([shard.stream, shard.sealed, shard.size], following) for shard in shards], parse)
 
 
 def _shape(shards: Sequence[Shard], floor: Rank) -> Op[int]:
@@ -248,7 +248,11 @@ def _shape(shards: Sequence[Shard], floor: Rank) -> Op[int]:
 
 def _retire(shards: Sequence[Shard], groups: Sequence[str], *, remove: bool) -> Op[bool]:
     """Whether nothing is left in any of these; what is empty is removed."""
-    return Op([RETIRE([shard.stream, shard.sealed], int(remove), SEAL_TTL_MS, *groups) for shard in shards], all)
+    calls = [
+        RETIRE([shard.stream, shard.sealed, shard.size, shard.marks], int(remove), SEAL_TTL_MS, *groups)
+        for shard in shards
+    ]
+    return Op(calls, all)
 
 
 def _undone(place: _Place, *, all_of_it: bool = False) -> Steps[dict[str, int | None]]:

@@ -46,7 +46,7 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
 
 def _now(run: ConsumerRun, outcome: Outcome) -> Now:
     """What has become of an entry by this outcome."""
-    if outcome.kind in ("ack", "dead"):
+    if outcome.kind in ("ack", "dead", "lost"):
         return "ended"
     if outcome.kind == "retry" and run.consumer.on_retry == "skip":
         return "passed"
@@ -123,4 +123,4 @@ def _tell(run: ConsumerRun, refusal: Refusal) -> None:
 def _looks_done(refusal: Refusal) -> bool:
     """Whether an earlier sending of this outcome did it, and only its answer was lost."""
     kind = refusal.outcome.kind
-    return refusal.owner == "" if kind in ("ack", "dead") else refusal.owner in PSEUDO
+    return refusal.owner == "" if kind in ("ack", "dead", "lost") else refusal.owner in PSEUDO

@@ -6,22 +6,25 @@
 -- KEYS[3] S:dead:<group>   stream: dead letters
 -- KEYS[4] S:memo:<group>:  with an id behind it, the hash of that delivery's checkpoint and steps
 -- KEYS[5] S:parked:<group>  set of keys
--- KEYS[6...] S:parked:<group>:<key>  per key of what is parked, zset: the ids that are put aside of it
+-- KEYS[6] S:lost           hash: group -> what it lost, see lose.lua
+-- KEYS[7...] S:parked:<group>:<key>  per key of what is parked, zset: the ids that are put aside of it
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b, c}:
 --           ack      a = marker, b = ttl in ms -> where a marker is given, it is set to the id
 --           retry    a = delay in ms         -> pending for ~retry, due then; b = attempts begun, "" = this one, too
 --           dead     a = reason, b = error, c = traceback -> a dead letter, and acked
+--           lost     the entry is not there any more -> written down as lost, and acked
 --           release  a = attempts begun, b = ~released or ~again -> pending for that one: nothing is burnt
---           park     a = attempts begun, b = which of KEYS[6...], c = "!" for one that a dead worker may have been
+--           park     a = attempts begun, b = which of KEYS[7...], c = "!" for one that a dead worker may have been
 --                    killed by, else "" -> pending for ~parked, until its key's turn: see unpark.lua
 -- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
 -- cost     O(outcomes · log pending)
 -- include: padded
+-- include: lose
 local key, retries, graveyard, group, worker = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
 local now
-local acks, refused = {}, {}
+local acks, lost, refused = {}, {}, {}
 
 local function clock()
   if not now then
@@ -61,9 +64,12 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
   elseif kind == 'dead' then
     bury(id, attempt, outcome[4], outcome[5], outcome[6])
     acks[#acks + 1] = id
+  elseif kind == 'lost' then
+    lost[#lost + 1] = {id, id, 1}
+    acks[#acks + 1] = id
   elseif kind == 'park' then
     hand_to('~parked', id, outcome[4])
-    local aside = KEYS[5 + outcome[5]]
+    local aside = KEYS[6 + outcome[5]]
     redis.call('SADD', KEYS[5], string.sub(aside, #KEYS[5] + 2))
     redis.call('ZADD', aside, 0, padded(id) .. outcome[6])
   else
@@ -71,6 +77,7 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
   end
 end
 
+if lost[1] then lose(KEYS[6], group, lost, '') end
 -- unpack() is bounded by Lua's C stack
 for from = 1, #acks, 1000 do
   local to, memos = math.min(from + 999, #acks), {}

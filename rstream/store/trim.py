@@ -1,0 +1,236 @@
+"""Trimming a stream as its retention says: what a janitor does at every look, a producer that met a full shard, and
+`rstream trim`. Every step may be taken by several at once, and be broken off.
+
+The floor of a shard is what all its groups have settled: before the oldest that is pending, and what is not yet read.
+Nothing behind it is trimmed, unless the stream drops what is unprocessed, or a group had no living worker for so long
+that it does not count any more; then what it loses is written down. docs/retention.md explains it to users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rstream.retention import ARCHIVE, Limits, Retention, current_limits, older_limits, roomy
+from rstream.store.keys import Shard
+from rstream.store.layout import Layout
+from rstream.store.steps import Steps
+from rstream.store.weigh import Losers, Seen, Trim, Weight, index, limit, now_seen, seen, trim, weigh
+
+DEAD_MS = 60_000
+"""A worker that is silent for so long is taken for dead: longer than any is that only waits for its Redis. (What a group
+has in hand of a dead one is taken over long before, where it has others.)
+"""
+
+SEEN_MS = 10_000
+"""How exactly it is known when a group had a living worker last."""
+
+Needs = Mapping[Shard, tuple[int, int]]
+"""Entries, and bytes of them, by shard."""
+
+NOTHING: Needs = {}
+
+Alarm = Literal["", "soon", "ignored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A group, as far as retention waits for it. idle: seconds without a living worker · alarm: "soon" from half of
+    group_ttl on, then "ignored": it keeps nothing from being trimmed any more.
+    """
+
+    name: str
+    idle: float
+    alarm: Alarm = ""
+
+
+@dataclass(slots=True)
+class Tidied:
+    """What was trimmed, or in a dry run would be. weights: shards before that."""
+
+    weights: list[Weight]
+    groups: list[Standing]
+    trims: list[Trim] = field(default_factory=list)
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """By group, only now."""
+        found: dict[str, int] = {}
+        for each in self.trims:
+            for group, count in each.lost.items():
+                found[group] = found.get(group, 0) + count
+        return found
+
+
+def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Needs = NOTHING) -> Steps[Tidied]:
+    """Trim a stream, and bring its limits up to date. needs: shards that were full, and for what there has to be room."""
+    shards = tuple(needs) if needs and not layout.older else layout.every
+    weights: list[Weight] = yield weigh(shards)
+    if not weights:
+        return Tidied([], [])
+    before: Seen = yield seen(layout)
+    now = max(weight.now for weight in weights)
+    groups = standings(weights, before, retention, now)
+    losers = _losers(weights, groups, before, retention, now)
+    if not dry:
+        new, gone = _changes(weights, before, now)
+        if new or gone:
+            yield now_seen(layout, new, gone)
+        if retention.counts and (yield from _count(weights, retention)):
+            weights = yield weigh(shards)
+    done = Tidied(weights, groups)
+    minid = f"{now - int(retention.age_seconds * 1000)}-0" if retention.age_seconds is not None else ""
+    current, older = _split(layout, weights)
+    beside = older_limits(retention, [each.held for each in current], [[each.held for each in g] for g in older])
+    for generation, limits in zip(older, beside, strict=True):
+        for weight, each in zip(generation, limits, strict=True):
+            yield from _trim(done, weight, minid, each, losers, dry=dry)
+    if older and not dry:
+        older = [(yield weigh([each.shard for each in generation])) for generation in older]
+    left = [each.held for generation in older for each in generation]
+    wanted = current_limits(retention, [each.held for each in current], left, layout.shards)
+    for weight, each in zip(current, wanted, strict=True):
+        if not dry and retention.counts:
+            yield from _limit(weight, each, retention)
+        yield from _trim(done, weight, minid, each, losers, needs.get(weight.shard), dry=dry)
+    return done
+
+
+def forget(layout: Layout) -> Steps[None]:
+    """Nothing limits the stream any more."""
+    for shard in layout.every:
+        yield limit(shard, None, None)
+
+
+def limit_new(layout: Layout, shards: Sequence[Shard]) -> Steps[None]:
+    """Put limits into force for shards that will be written to, before they are."""
+    retention = layout.retention
+    if retention is None or not retention.counts:
+        return
+    new: list[Weight] = yield weigh(shards)
+    old: list[Weight] = yield weigh([shard for shard in layout.every if shard not in shards])
+    wanted = current_limits(retention, [each.held for each in new], [each.held for each in old], len(shards))
+    for weight, each in zip(new, wanted, strict=True):
+        yield limit(weight.shard, each, retention)
+
+
+def _split(layout: Layout, weights: Sequence[Weight]) -> tuple[list[Weight], list[list[Weight]]]:
+    """The shards that are written to, and those of older generations, the oldest first."""
+    current = [each for each in weights if layout.writes(each.shard)]
+    rest = [[w for w in weights if w.shard.generation == generation] for generation, _ in layout.older]
+    return current, [generation for generation in rest if generation]
+
+
+def _count(weights: Sequence[Weight], retention: Retention) -> Steps[bool]:
+    """Have every shard count what it holds, also what was there before; whether that is news."""
+    new = [weight for weight in weights if weight.held.counted < 0]
+    for weight in new:
+        if (yield limit(weight.shard, Limits(None, None), retention)):
+            while (yield index(weight.shard)):
+                pass
+    return bool(new)
+
+
+def _limit(weight: Weight, wanted: Limits, retention: Retention) -> Steps[None]:
+    soft = int(retention.soft * 1000)
+    if weight.soft != soft or weight.limits.entries != wanted.entries or _far(weight.limits.bytes, wanted.bytes):
+        yield limit(weight.shard, wanted, retention)
+
+
+def _far(one: int | None, other: int | None) -> bool:
+    if one is None or other is None:
+        return one is not other
+    return abs(one - other) > other // 200
+
+
+def _trim(
+    done: Tidied,
+    weight: Weight,
+    minid: str,
+    limits: Limits,
+    losers: Losers,
+    need: tuple[int, int] | None = None,
+    *,
+    dry: bool,
+) -> Steps[None]:
+    """Where there is something to trim: all of it."""
+    if need is not None and losers.groups:  # else publish.lua has trimmed all that may be
+        limits = Limits(roomy(limits.entries, need[0]), roomy(limits.bytes, need[1]))
+    over = (limits.entries is not None and weight.held.entries > limits.entries) or (
+        limits.bytes is not None and weight.held.counted > limits.bytes
+    )
+    if weight.first is None or not (over or (minid and _older(weight.first, minid))):
+        return
+    whole: Trim | None = None
+    while True:
+        part: Trim = yield trim(weight.shard, minid, limits, losers, dry=dry)
+        whole = part if whole is None else _sum(whole, part)
+        if not part.more or dry:
+            break
+    if whole.before is not None:
+        done.trims.append(whole)
+
+
+def _sum(one: Trim, other: Trim) -> Trim:
+    lost = dict(one.lost)
+    for group, count in other.lost.items():
+        lost[group] = lost.get(group, 0) + count
+    before = other.before or one.before
+    return other._replace(removed=one.removed + other.removed, before=before, lost=lost)
+
+
+def _older(id: bytes, minid: str) -> bool:
+    return int(id.split(b"-")[0]) < int(minid.split("-")[0])
+
+
+# -- who counts -----------------------------------------------------------------------------------------------------
+
+
+def standings(weights: Sequence[Weight], before: Seen, retention: Retention, now: int) -> list[Standing]:
+    """Of all groups, by name."""
+    found = []
+    for name in sorted({group.name for weight in weights for group in weight.groups}):
+        lives = any(group.lives for weight in weights for group in weight.groups if group.name == name)
+        idle = 0.0 if lives else max(0, now - before.groups.get(name, now)) / 1000
+        alarm: Alarm = ""
+        if name != ARCHIVE:
+            alarm = "ignored" if idle > retention.ttl_seconds else "soon" if idle > retention.ttl_seconds / 2 else ""
+        found.append(Standing(name, idle, alarm))
+    return found
+
+
+def _losers(
+    weights: Sequence[Weight], groups: Sequence[Standing], before: Seen, retention: Retention, now: int
+) -> Losers:
+    drops = retention.unprocessed == "drop"
+    names = [each.name for each in groups if each.name != ARCHIVE and (drops or each.alarm == "ignored")]
+    silent = _silent(weights)
+    dead: dict[str, list[bytes]] = {}
+    for (group, worker), since in before.silent.items():
+        if (group, worker) in silent and now - since >= DEAD_MS:
+            dead.setdefault(group, []).append(worker)
+    return Losers(names, dead)
+
+
+def _silent(weights: Sequence[Weight]) -> set[tuple[str, bytes]]:
+    """(group, worker) of those that live nowhere, though something is pending for them."""
+    return {(group.name, worker) for weight in weights for group in weight.groups for worker in group.silent}
+
+
+def _changes(
+    weights: Sequence[Weight], before: Seen, now: int
+) -> tuple[Mapping[str | bytes, int], Sequence[str | bytes]]:
+    """What is to be written down of who lives."""
+    silent, new = _silent(weights), dict[str | bytes, int]()
+    names = {group.name for weight in weights for group in weight.groups}
+    living = {group.name for weight in weights for group in weight.groups if group.lives}
+    for name in names:
+        at = before.groups.get(name)
+        if at is None or (name in living and now - at > SEEN_MS):
+            new[name] = now
+    for group, worker in silent - before.silent.keys():
+        new[group.encode() + b"/" + worker] = now
+    gone: list[str | bytes] = [group.encode() + b"/" + worker for group, worker in before.silent.keys() - silent]
+    gone += [name for name in before.groups if name not in names]
+    return new, gone
