@@ -34,11 +34,11 @@ SLOWEST = 0.1
 class Retention:
     """What a stream keeps. Whatever limit is met first counts; without one, everything is kept.
 
-    age: a timedelta, or text such as "7d", "12h", "30m" · entries: how many, over all shards · bytes: of Redis's memory,
-    a number or "100MB" (10^6), "1GiB" · unprocessed: where an entry that some group has not processed is beyond a
-    limit, "keep" keeps it, and refuses new ones where there is no room (`StreamFull`); "drop" drops it, and counts it ·
-    group_ttl: how long a group without a living worker keeps entries from being trimmed (7 days) · soft: the part of a
-    limit from which, full of what is not processed, producers are slowed. Raises `ConfigError`.
+    age: a timedelta, or text such as "7d", "12h", "30m" · entries: how many, over all shards · bytes: of Redis's
+    memory, a number or "100MB" (10^6), "1GiB" · unprocessed: where an entry that some group has not processed is beyond
+    a limit, "keep" keeps it, and refuses new ones where there is no room (`StreamFull`); "drop" drops it, and counts
+    it · group_ttl: how long a group without a living worker keeps entries from being trimmed (7 days) · soft: the part
+    of a limit from which, full of what is not processed, producers are slowed. Raises `ConfigError`.
     """
 
     age: timedelta | str | None = None
@@ -101,9 +101,14 @@ class Retention:
             if stored is None:
                 return None
             age, ttl = stored.get("age"), stored.get("group_ttl")
-            rest = {name: stored[name] for name in ("entries", "bytes", "unprocessed", "soft") if name in stored}
-            times = {"age": None if age is None else timedelta(seconds=age)}
-            return cls(**times, **rest, **({} if ttl is None else {"group_ttl": timedelta(seconds=ttl)}))
+            given: dict[str, Any] = {
+                name: stored[name] for name in ("entries", "bytes", "unprocessed", "soft") if name in stored
+            }
+            if age is not None:
+                given["age"] = timedelta(seconds=age)
+            if ttl is not None:
+                given["group_ttl"] = timedelta(seconds=ttl)
+            return cls(**given)
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"retention: what is stored does not parse: {text!r} ({error})") from None
 
@@ -116,7 +121,9 @@ def _duration(name: str, value: timedelta | str) -> timedelta:
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", value.strip())
         if not match:
-            raise ConfigError(f"retention: {name} is {value!r}, it must be a timedelta or like '7d', '12h', '30m', '90s'")
+            raise ConfigError(
+                f"retention: {name} is {value!r}, it must be a timedelta or like '7d', '12h', '30m', '90s'"
+            )
         value = timedelta(seconds=float(match[1]) * _UNITS[match[2]])
     if not isinstance(value, timedelta) or not timedelta(0) < value <= _LONGEST:
         raise ConfigError(f"retention: {name} is {value}, it must be above 0 and at most 10 years")
@@ -174,8 +181,8 @@ class Held(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """Memory by counted bytes. An allocator has sizes of 4 steps between powers of 2: a listpack of three entries of
-        1 KB costs 3584 bytes. (In glibc, which the embedded server uses, there are none: there it costs less than this.)
+        """Memory by counted bytes. jemalloc has sizes of 4 steps between powers of 2: a listpack of three entries of 1 KB
+        costs 3584 bytes. (glibc, which the embedded server uses, has none: there it costs less than this.)
         """
         if self.counted < 16_384 or not self.packs:
             return FACTOR
@@ -207,7 +214,7 @@ YIELD = 1 / 8
 
 
 def older_limits(retention: Retention, current: Sequence[Held], older: Sequence[Sequence[Held]]) -> list[list[Limits]]:
-    """What the shards of older generations (the oldest first) may hold beside the current one: the newest entries stay."""
+    """What the shards of older generations (the oldest first) may hold: the newest entries stay."""
     memory = _left(retention.cap, sum(held.memory for held in current))
     entries = _left(retention.entries, sum(held.entries for held in current))
     limits: list[list[Limits]] = []
@@ -234,9 +241,7 @@ def _parts(held: Sequence[float], limit: float | None) -> list[float | None]:
     return [each * limit / sum(held) for each in held]
 
 
-def current_limits(
-    retention: Retention, current: Sequence[Held], older: Sequence[Held], shards: int
-) -> list[Limits]:
+def current_limits(retention: Retention, current: Sequence[Held], older: Sequence[Held], shards: int) -> list[Limits]:
     """What some of so many shards that are written to may hold: an equal part each of what the older ones leave."""
     entries, memory = retention.entries, retention.cap
     if entries is not None:

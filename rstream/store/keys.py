@@ -21,11 +21,11 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:memo:<group>:<id>`    | hash, TTL              | checkpoint and steps of a delivery, gone with its ack       |
 | `S:size`                 | hash                   | what the shard holds and may hold, see limits.lua           |
 | `S:marks`                | zset                   | entry id -> bytes counted before it, one each ~64 KiB       |
-| `S:lost`                 | hash                   | group -> what was dropped before it processed it, see lose.lua; outlives `S` |
+| `S:lost`                 | hash                   | group -> what it lost, see lose.lua; outlives `S`           |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
 | `ns:members:<stream>:<group>` | zset              | worker -> until when (ms) it takes part in an ordered group |
-| `ns:seen:<stream>`       | hash                   | group -> when (ms) a worker of it lived; `<group>/<worker>` -> silent since |
+| `ns:seen:<stream>`       | hash                   | who lived when, and is silent since when (ms), see weigh.py |
 | `ns:janitor:<stream>`    | string, TTL            | the worker that looks after retention                       |
 | `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |

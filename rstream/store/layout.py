@@ -28,8 +28,8 @@ class Layout:
     version: the schema version that this process writes; 0 where its schema was not stored · older: (generation,
     number of shards) of those that were written to before and are still there, oldest first · planned: the same of
     one that a resharding has begun to make · removed: the same of those that are not there any more · schema: JSON
-    Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded · retention:
-    None where everything is kept · new, limited: it, or its retention, was stored just now, by this process.
+    Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded ·
+    retention: None where everything is kept · new, limited: it, or its retention, was stored just now, by this process.
     """
 
     namespace: str
@@ -112,9 +112,7 @@ def declare(
         stored, removed = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in kinds)
         layout = _layout(namespace, name, generation, stored, removed, stored_key, version, schema)
         schemas = {number: json.loads(text) for number, text in zip(others[::2], others[1::2], strict=True)}
-        return replace(
-            layout, new=listed == 1, schemas=schemas, retention=_retention(kept), limited=bool(limited)
-        )
+        return replace(layout, new=listed == 1, schemas=schemas, retention=_retention(kept), limited=bool(limited))
 
     meta = keys.stream(namespace, name)
     calls = (

@@ -14,17 +14,19 @@ from rstream.store.link import Op
 
 
 class Range(NamedTuple):
-    """Entries of one shard; where `count` is that of all that were stored from `first` to `last`, all of them."""
+    """Entries of one shard: all that were stored from `first` to `last`. (Of very many ranges the oldest are one, in
+    which there may have been others.)
+    """
 
     first: EntryId
     last: EntryId
-    count: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What a group lost in one shard. count: since ever · ranges: in the order of ids, the oldest of many as one · at: ms,
-    of the last one.
+    """What a group lost in one shard. count: since ever · ranges: in the order of ids, the oldest of many as one · at:
+    when (ms) it last did.
     """
 
     group: str

@@ -29,6 +29,7 @@ from rstream.store.link import Op, backoff
 from rstream.store.scripts import GROUP, RESHARD, RETIRE, SEAL, SHARD
 from rstream.store.stats import group_stats
 from rstream.store.steps import Paced, Steps
+from rstream.store.trim import limit_new
 
 log = logging.getLogger("rstream")
 
@@ -139,6 +140,9 @@ def _finish(place: _Place, generation: int, before: int, after: int, tell: Tell)
     tell(f"opened {_shards(new)} for {len(groups)} group{'s' * (len(groups) != 1)}")
     sealed: list[tuple[Rank, bool]] = yield _seal(old, generation + 1)
     yield _shape(new, max(last for last, _ in sealed))
+    layout: Layout | None = yield layouts.load(*place)
+    if layout is not None:
+        yield from limit_new(layout, new)
     state: _State = yield place.step("flip", generation + 1)
     if state.generation <= generation:
         raise UnknownStream(

@@ -8,19 +8,23 @@ that it does not count any more; then what it loses is written down. docs/retent
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rstream.retention import ARCHIVE, Limits, Retention, current_limits, older_limits, roomy
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
+from rstream.store.layout import retain as store_retention
 from rstream.store.steps import Steps
 from rstream.store.weigh import Losers, Seen, Trim, Weight, index, limit, now_seen, seen, trim, weigh
 
+log = logging.getLogger("rstream")
+
 DEAD_MS = 60_000
-"""A worker that is silent for so long is taken for dead: longer than any is that only waits for its Redis. (What a group
-has in hand of a dead one is taken over long before, where it has others.)
+"""A worker that is silent for so long is taken for dead: longer than any is that only waits for its Redis. (What it had
+in hand is taken over long before, where its group has others.)
 """
 
 SEEN_MS = 10_000
@@ -64,7 +68,7 @@ class Tidied:
 
 
 def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Needs = NOTHING) -> Steps[Tidied]:
-    """Trim a stream, and bring its limits up to date. needs: shards that were full, and for what there has to be room."""
+    """Trim a stream, and bring its limits up to date. needs: shards that were full, and for what they have to have room."""
     shards = tuple(needs) if needs and not layout.older else layout.every
     weights: list[Weight] = yield weigh(shards)
     if not weights:
@@ -87,7 +91,7 @@ def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Need
         for weight, each in zip(generation, limits, strict=True):
             yield from _trim(done, weight, minid, each, losers, dry=dry)
     if older and not dry:
-        older = [(yield weigh([each.shard for each in generation])) for generation in older]
+        older = [(yield weigh([each.shard for generation in older for each in generation]))]
     left = [each.held for generation in older for each in generation]
     wanted = current_limits(retention, [each.held for each in current], left, layout.shards)
     for weight, each in zip(current, wanted, strict=True):
@@ -97,18 +101,24 @@ def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Need
     return done
 
 
-def forget(layout: Layout) -> Steps[None]:
-    """Nothing limits the stream any more."""
-    for shard in layout.every:
-        yield limit(shard, None, None)
+def retain(layout: Layout, retention: Retention | None) -> Steps[None]:
+    """Store another retention, or that there is none, and put it into force for producers."""
+    yield store_retention(layout.namespace, layout.name, retention)
+    if retention is None or not retention.counts:
+        for shard in layout.every:
+            yield limit(shard, None, None)
+    else:
+        yield from limit_new(replace(layout, retention=retention), layout.current)
 
 
 def limit_new(layout: Layout, shards: Sequence[Shard]) -> Steps[None]:
-    """Put limits into force for shards that will be written to, before they are."""
+    """Put limits into force for shards that are, or will be, written to; what they hold is counted first."""
     retention = layout.retention
     if retention is None or not retention.counts:
         return
     new: list[Weight] = yield weigh(shards)
+    if (yield from _count(new, retention)):
+        new = yield weigh(shards)
     old: list[Weight] = yield weigh([shard for shard in layout.every if shard not in shards])
     wanted = current_limits(retention, [each.held for each in new], [each.held for each in old], len(shards))
     for weight, each in zip(new, wanted, strict=True):
@@ -155,21 +165,34 @@ def _trim(
     dry: bool,
 ) -> Steps[None]:
     """Where there is something to trim: all of it."""
-    if need is not None and losers.groups:  # else publish.lua has trimmed all that may be
+    held = weight.held
+    if need is not None and losers.groups and _over(held.entries + need[0], held.counted + need[1], limits):
         limits = Limits(roomy(limits.entries, need[0]), roomy(limits.bytes, need[1]))
-    over = (limits.entries is not None and weight.held.entries > limits.entries) or (
-        limits.bytes is not None and weight.held.counted > limits.bytes
-    )
+    over = _over(held.entries, held.counted, limits)
     if weight.first is None or not (over or (minid and _older(weight.first, minid))):
         return
     whole: Trim | None = None
     while True:
         part: Trim = yield trim(weight.shard, minid, limits, losers, dry=dry)
+        _tell(part)
         whole = part if whole is None else _sum(whole, part)
         if not part.more or dry:
             break
     if whole.before is not None:
         done.trims.append(whole)
+
+
+def _over(entries: int, counted: int, limits: Limits) -> bool:
+    return (limits.entries is not None and entries > limits.entries) or (
+        limits.bytes is not None and counted > limits.bytes
+    )
+
+
+def _tell(part: Trim) -> None:
+    for group, count in part.lost.items():
+        text = "%s/%s: %d entries of shard %s were dropped before they were processed: rstream trim %s --dry-run"
+        stream = part.shard.stream.split(":")[-2]
+        log.warning(text, stream, group, count, part.shard, stream)
 
 
 def _sum(one: Trim, other: Trim) -> Trim:

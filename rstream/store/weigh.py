@@ -16,11 +16,15 @@ from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.scripts import INDEX, LIMITS, TRIM, WEIGH, Call
+from rstream.store.scripts import INDEX, LIMITS, OFFICE, TRIM, WEIGH, Call
 
 LOOK = 1000
 LOOK_BYTES = 2 * 1024 * 1024
 """Entries, and bytes of them, that one call counts."""
+
+
+SWEEP_MS = 3600 * 1000
+"""Between two sweeps of the blob store."""
 
 
 class Group(NamedTuple):
@@ -130,6 +134,18 @@ def trim(shard: Shard, minid: str, limits: Limits, losers: Losers, *, dry: bool)
         return Trim(shard, removed, before or None, stopped.decode() or None, stop or None, counts, bool(more))
 
     return Op([TRIM(names, minid, maxlen, maxbytes, int(dry), told)], parse)
+
+
+def office(namespace: str, stream: str, worker: str, ttl_ms: int) -> Op[bool]:
+    """Be the janitor of a stream for so long; False where another worker is."""
+    return Op([OFFICE([keys.janitor(namespace, stream)], worker, ttl_ms)], lambda replies: bool(replies[0]))
+
+
+def sweep(layout: Layout) -> Op[bool]:
+    """Whether it is time to sweep the blob store; whoever asks does it."""
+    call: Call = ("SET", keys.swept(layout.namespace, layout.name), 1, "NX", "PX", SWEEP_MS)
+    # Where memory is full, deleting blobs would not help.
+    return Op([call], lambda replies: replies[0] == b"OK", partial=True)
 
 
 def seen(layout: Layout) -> Op[Seen]:

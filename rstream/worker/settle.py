@@ -10,7 +10,7 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable
+from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable, StreamFull
 from rstream.store.deliveries import PSEUDO, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
@@ -76,6 +76,13 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
             return {(outcome.shard, outcome.id) for outcome in batch}
         except ShardSealed:
             resent = sealed = True
+            await asyncio.sleep(pause)
+            continue
+        except StreamFull as error:
+            resent = True
+            log.warning("%s: what %d outcomes emit waits for room: %s", run.name, len(batch), error)
+            assert run.emitter is not None
+            await run.emitter.make_room()
             await asyncio.sleep(pause)
             continue
         except StoreError as error:
