@@ -245,7 +245,7 @@ class GroupOps:
 
     def begin(self, entry: Fetched) -> Op[bool]:
         """Burn the next attempt of a recovered entry. False where it is not ours any more."""
-        call = BEGIN([entry.shard.stream], self.group, self.worker, entry.id, entry.deliveries + 1)
+        call = BEGIN([entry.shard.stream, entry.shard.lost], self.group, self.worker, entry.id, entry.deliveries + 1)
         return Op([call], lambda replies: bool(replies[0]))
 
     def succeeded(self, shard: Shard, key: str) -> Op[bytes | None]:

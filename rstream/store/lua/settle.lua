@@ -34,8 +34,12 @@ local function clock()
   return now
 end
 
+-- False where the entry is not stored any more: XCLAIM then drops it from what is pending, and it is lost.
 local function hand_to(name, id, count)
-  redis.call('XCLAIM', key, group, name, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+  if redis.call('XCLAIM', key, group, name, 0, id, 'RETRYCOUNT', count, 'JUSTID')[1] then return true end
+  lost[#lost + 1] = {id, id, 1}
+  acks[#acks + 1] = id
+  return false
 end
 
 local PARTS = 100 -- fields and values copied of an entry: rstream's own have at most 8, and unpack() has a limit
@@ -59,8 +63,9 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     acks[#acks + 1] = id
     if outcome[4] ~= '' then redis.call('SET', key .. ':once:' .. group .. ':' .. outcome[4], id, 'PX', outcome[5]) end
   elseif kind == 'retry' then
-    hand_to('~retry', id, outcome[5] == '' and attempt or outcome[5])
-    redis.call('ZADD', retries, clock() + outcome[4], id)
+    if hand_to('~retry', id, outcome[5] == '' and attempt or outcome[5]) then
+      redis.call('ZADD', retries, clock() + outcome[4], id)
+    end
   elseif kind == 'dead' then
     bury(id, attempt, outcome[4], outcome[5], outcome[6])
     acks[#acks + 1] = id
@@ -68,10 +73,11 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     lost[#lost + 1] = {id, id, 1}
     acks[#acks + 1] = id
   elseif kind == 'park' then
-    hand_to('~parked', id, outcome[4])
-    local aside = KEYS[6 + outcome[5]]
-    redis.call('SADD', KEYS[5], string.sub(aside, #KEYS[5] + 2))
-    redis.call('ZADD', aside, 0, padded(id) .. outcome[6])
+    if hand_to('~parked', id, outcome[4]) then
+      local aside = KEYS[6 + outcome[5]]
+      redis.call('SADD', KEYS[5], string.sub(aside, #KEYS[5] + 2))
+      redis.call('ZADD', aside, 0, padded(id) .. outcome[6])
+    end
   else
     hand_to(outcome[5], id, outcome[4])
   end

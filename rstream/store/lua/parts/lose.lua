@@ -1,7 +1,7 @@
 -- lose(record, group, ranges, edge): write down what a group lost, in S:lost: group -> msgpack {count, edge, ranges, ms}.
 -- ranges: {{first id, last id, count}, ...} · edge: the first id behind the last of them, where that is known, else "".
 -- A range that begins at the edge of the one before goes on with it. Of many, the oldest two become one. Needs padded.
-local RANGES = 64
+local RANGES = 128
 
 local function lose(record, group, ranges, edge)
   local stored = redis.call('HGET', record, group)
