@@ -181,8 +181,8 @@ class Held(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """Memory by counted bytes. jemalloc has sizes of 4 steps between powers of 2: a listpack of three entries of 1 KB
-        costs 3584 bytes. (glibc, which the embedded server uses, has none: there it costs less than this.)
+        """Memory by counted bytes. jemalloc has sizes of 4 steps between powers of 2: a listpack of three entries of
+        1 KB costs 3584 bytes. (glibc, which the embedded server uses, has none: there it costs less than this.)
         """
         if self.counted < 16_384 or not self.packs:
             return FACTOR

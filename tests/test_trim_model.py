@@ -214,9 +214,7 @@ def test_keep_trims_nothing_unprocessed_and_all_else(app: RStream, raw: redis.Re
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_drop_counts_what_it_loses(
-    app: RStream, raw: redis.Redis, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drop_counts_what_it_loses(app: RStream, raw: redis.Redis, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trimming, "DEAD_MS", 0 if seed % 2 else 60_000)
     dice = random.Random(1000 + seed)
     world = World(app, raw, dice)
@@ -252,4 +250,3 @@ def test_a_group_that_may_not_lose_anything_stops_the_others(app: RStream, raw: 
     done = app.sync_link.run(trim(world.shard, "", Limits(1, None), losers, dry=False))
     assert (done.removed, done.stopped) == (0, "c")
     assert len(world.stored()) == len(world.ids)
-

@@ -68,7 +68,7 @@ class Tidied:
 
 
 def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Needs = NOTHING) -> Steps[Tidied]:
-    """Trim a stream, and bring its limits up to date. needs: shards that were full, and for what they have to have room."""
+    """Trim a stream, and bring its limits up to date. needs: shards that were full, and what has to fit into them."""
     shards = tuple(needs) if needs and not layout.older else layout.every
     weights: list[Weight] = yield weigh(shards)
     if not weights:

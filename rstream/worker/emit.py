@@ -146,7 +146,7 @@ class Emitter:
     async def make_room(self) -> None:
         """Some shard of the target is full: trim what may be trimmed, where Redis lets us."""
         target, wait = self._target, self._target.app.settings.publish_timeout
-        needs = {shard: (FLUSH_ENTRIES, 2 * FLUSH_BYTES) for shard in self._layout.current}
+        needs = dict.fromkeys(self._layout.current, (FLUSH_ENTRIES, 2 * FLUSH_BYTES))
         try:
             await drive(target.app.link, make_room(self._layout, needs, (), known=False), wait)
         except StoreError as error:

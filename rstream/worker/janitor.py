@@ -1,8 +1,8 @@
-"""Looks after retention: trims what is processed and beyond a limit, brings the limits of shards up to date, removes old
-generations that are empty then, and now and then has the blob store swept.
+"""Looks after retention: trims what is processed and beyond a limit, brings the limits of shards up to date, removes
+old generations that are empty then, and now and then has the blob store swept.
 
-Every worker has this loop, and of a stream one looks at a time. Cost: every `INTERVAL` one small read for all streams of
-the app; of those with a retention some calls a shard. (Producers that meet a limit trim by themselves, at once.)
+Every worker has this loop, and of a stream one looks at a time. Cost: every `INTERVAL` one small read for all streams
+of the app; of those with a retention some calls a shard. (Producers that meet a limit trim by themselves, at once.)
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Janitor:
             self._tell(stream.name, standing, retention)
         if layout.older:
             await drive(link, retire(layout.namespace, layout.name), wait)
-        if stream.claims.source is not None and not (self._sweeping and self._sweeping.is_alive()):
-            if await link.run(sweep(layout)):
-                # Not a thread of the event loop's: nobody has to wait for it at the end.
-                self._sweeping = threading.Thread(target=_sweep, args=(stream,), name="rstream-sweep", daemon=True)
-                self._sweeping.start()
+        sweeping = self._sweeping is not None and self._sweeping.is_alive()
+        if stream.claims.source is not None and not sweeping and await link.run(sweep(layout)):
+            # Not a thread of the event loop's: nobody has to wait for it at the end.
+            self._sweeping = threading.Thread(target=_sweep, args=(stream,), name="rstream-sweep", daemon=True)
+            self._sweeping.start()
 
     def _tell(self, stream: str, group: Standing, retention: Retention) -> None:
         before = self._alarms.get((stream, group.name), "")
