@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def commands(request: pytest.FixtureRequest, tmp_path: Path, namespace: str):  #
     with Server(KINDS[request.param], tmp_path / "server", tcp=True) as server:
         found = Commands(tmp_path, server.url, namespace)
         (tmp_path / "diary").mkdir()
-        found.env |= {"CAPPED_DIARY": str(tmp_path / "diary"), "PYTHONPATH": os.getcwd()}
+        found.env |= {"CAPPED_DIARY": str(tmp_path / "diary"), "PYTHONPATH": str(Path.cwd())}
         yield found
 
 

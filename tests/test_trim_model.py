@@ -108,9 +108,8 @@ class World:
     def _outcome(self, worker: Worker, entry: Fetched) -> Outcome:
         shard, id, flat, count, source = entry
         attempt = count if source is None else count + 1
-        if source is not None:
-            if not self.app.sync_link.run(self.ops(worker).begin(entry)):
-                return Outcome(shard, id, attempt, "ack")  # it was dropped meanwhile: refused
+        if source is not None and not self.app.sync_link.run(self.ops(worker).begin(entry)):
+            return Outcome(shard, id, attempt, "ack")  # it was dropped meanwhile: refused
         kind = self.dice.choice(["ack", "ack", "ack", "dead", "retry", "release", "park"])
         match kind:
             case "retry":

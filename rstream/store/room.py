@@ -12,7 +12,7 @@ from rstream.store import layout as layouts
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.steps import Steps
-from rstream.store.trim import Needs, tidy
+from rstream.store.trim import Needs, over, tidy
 from rstream.store.weigh import Group, Weight, limit, weigh
 
 
@@ -36,7 +36,13 @@ def make_room(
     if not hopeless:
         return {}
     weights: list[Weight] = yield weigh(hopeless)
-    return {weight.shard: StreamFull(_told(layout, retention, weight)) for weight in weights}
+    # Where there is room by now, others were faster: then it is only a matter of trying.
+    full = [weight for weight in weights if _does_not_fit(weight, *needs[weight.shard])]
+    return {weight.shard: StreamFull(_told(layout, retention, weight)) for weight in full}
+
+
+def _does_not_fit(weight: Weight, entries: int, counted: int) -> bool:
+    return over(weight.held.entries + entries, weight.held.counted + counted, weight.limits)
 
 
 def _told(layout: Layout, retention: Retention | None, weight: Weight) -> str:

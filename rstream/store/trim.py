@@ -95,9 +95,8 @@ def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Need
     left = [each.held for generation in older for each in generation]
     wanted = current_limits(retention, [each.held for each in current], left, layout.shards)
     for weight, each in zip(current, wanted, strict=True):
-        if not dry and retention.counts:
-            yield from _limit(weight, each, retention)
-        yield from _trim(done, weight, minid, each, losers, needs.get(weight.shard), dry=dry)
+        limits = each if dry or not retention.counts else (yield from _limit(weight, each, retention))
+        yield from _trim(done, weight, minid, limits, losers, needs.get(weight.shard), dry=dry)
     return done
 
 
@@ -142,10 +141,13 @@ def _count(weights: Sequence[Weight], retention: Retention) -> Steps[bool]:
     return bool(new)
 
 
-def _limit(weight: Weight, wanted: Limits, retention: Retention) -> Steps[None]:
+def _limit(weight: Weight, wanted: Limits, retention: Retention) -> Steps[Limits]:
+    """Those that are in force then: for a small difference nothing is changed."""
     soft = int(retention.soft * 1000)
     if weight.soft != soft or weight.limits.entries != wanted.entries or _far(weight.limits.bytes, wanted.bytes):
         yield limit(weight.shard, wanted, retention)
+        return wanted
+    return weight.limits
 
 
 def _far(one: int | None, other: int | None) -> bool:
@@ -166,10 +168,10 @@ def _trim(
 ) -> Steps[None]:
     """Where there is something to trim: all of it."""
     held = weight.held
-    if need is not None and losers.groups and _over(held.entries + need[0], held.counted + need[1], limits):
+    if need is not None and losers.groups and over(held.entries + need[0], held.counted + need[1], limits):
         limits = Limits(roomy(limits.entries, need[0]), roomy(limits.bytes, need[1]))
-    over = _over(held.entries, held.counted, limits)
-    if weight.first is None or not (over or (minid and _older(weight.first, minid))):
+    too_much = over(held.entries, held.counted, limits)
+    if weight.first is None or not (too_much or (minid and _older(weight.first, minid))):
         return
     whole: Trim | None = None
     while True:
@@ -182,7 +184,8 @@ def _trim(
         done.trims.append(whole)
 
 
-def _over(entries: int, counted: int, limits: Limits) -> bool:
+def over(entries: int, counted: int, limits: Limits) -> bool:
+    """Whether so much is beyond the limits."""
     return (limits.entries is not None and entries > limits.entries) or (
         limits.bytes is not None and counted > limits.bytes
     )
