@@ -95,8 +95,8 @@ def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Need
     left = [each.held for generation in older for each in generation]
     wanted = current_limits(retention, [each.held for each in current], left, layout.shards)
     for weight, each in zip(current, wanted, strict=True):
-        limits = each if dry or not retention.counts else (yield from _limit(weight, each, retention))
-        yield from _trim(done, weight, minid, limits, losers, needs.get(weight.shard), dry=dry)
+        now_limited = each if dry or not retention.counts else (yield from _limit(weight, each, retention))
+        yield from _trim(done, weight, minid, now_limited, losers, needs.get(weight.shard), dry=dry)
     return done
 
 
