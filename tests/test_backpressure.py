@@ -391,7 +391,7 @@ async def test_a_group_without_workers_is_told_of_and_then_not_waited_for(
         async def look(idle: float) -> list[str]:
             caplog.clear()
             now = int(raw.time()[0] * 1000)
-            raw.hset(f"{namespace}:seen:items", "gone", int(now - idle * hour))
+            raw.hset(f"{namespace}:seen:items", mapping={"gone": int(now - idle * hour), "/": now})
             await looks.look()
             return [record.levelname for record in caplog.records if record.name == "rstream"]
 
@@ -406,6 +406,23 @@ async def test_a_group_without_workers_is_told_of_and_then_not_waited_for(
     assert (await numbers(stream))[-5:] == [20, 21, 22, 23, 24]
     (loss,) = app.sync_link.run(losses(await stream.layout()))
     assert (loss.group, loss.count) == ("gone", 25 - len(await numbers(stream)))
+
+
+async def test_time_in_which_nobody_looked_does_not_count(app: RStream, server: Server, namespace: str) -> None:
+    """Everything stood still over the holidays: nobody could have seen an alarm, or a worker."""
+    stream = items(app, entries=20, group_ttl="1h")
+    Group(app, stream)
+    await stream.publish_many(some(20))
+    looks = janitor.Janitor(app, "w")
+    await looks.look()
+    with redis.Redis.from_url(server.url) as raw:
+        key = f"{namespace}:seen:items"
+        for field in ("billing", "/"):
+            raw.hincrby(key, field, -10 * 3600 * 1000)
+        await looks.look()
+        assert raw.time()[0] * 1000 - int(raw.hget(key, "billing") or 0) < 60_000
+    with pytest.raises(StreamFull):
+        await stream.publish_many(some(5, 20))
 
 
 async def test_a_group_with_a_living_worker_is_waited_for_however_slow_it_is(

@@ -29,6 +29,9 @@ PSEUDO = ("~released", "~again", "~retry", "~parked")
 """Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due; ~parked: when it is
 its key's turn)."""
 
+LOST = "~lost"
+"""Named as the owner of what was dropped, and written down as that."""
+
 Tokens = Mapping[Shard, str]
 """Shards of an ordered group and the `worker|epoch` by which they are owned."""
 
@@ -86,7 +89,9 @@ class Read(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A settle that the fence stopped: the entry is pending for `owner` ("" = nobody, it is settled)."""
+    """A settle that the fence stopped: the entry is pending for `owner` ("" = nobody, it is settled; ~lost: nobody, and
+    it was dropped, unprocessed).
+    """
 
     outcome: Outcome
     owner: str
@@ -243,10 +248,10 @@ class GroupOps:
         prefix = shard.alive(self.group, "").encode()
         return [prefix + name for name in (self.worker.encode(), *others)]
 
-    def begin(self, entry: Fetched) -> Op[bool]:
-        """Burn the next attempt of a recovered entry. False where it is not ours any more."""
+    def begin(self, entry: Fetched) -> Op[bool | None]:
+        """Burn the next attempt of a recovered entry. False: it is not ours any more · None: it was dropped."""
         call = BEGIN([entry.shard.stream, entry.shard.lost], self.group, self.worker, entry.id, entry.deliveries + 1)
-        return Op([call], lambda replies: bool(replies[0]))
+        return Op([call], lambda replies: None if replies[0] < 0 else bool(replies[0]))
 
     def succeeded(self, shard: Shard, key: str) -> Op[bytes | None]:
         """The id of the entry by which a dedupe key succeeded in this group, or None. Looked for in this shard, and in

@@ -18,7 +18,7 @@ from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.layout import retain as store_retention
 from rstream.store.steps import Steps
-from rstream.store.weigh import Losers, Seen, Trim, Weight, index, limit, now_seen, seen, trim, weigh
+from rstream.store.weigh import LOOKED, Losers, Seen, Trim, Weight, index, limit, now_seen, seen, trim, weigh
 
 log = logging.getLogger("rstream")
 
@@ -26,6 +26,9 @@ DEAD_MS = 60_000
 """A worker that is silent for so long is taken for dead: longer than any is that only waits for its Redis. (What it had
 in hand is taken over long before, where its group has others.)
 """
+
+UNSEEN_MS = 3600 * 1000
+"""Between two looks: what is longer does not count as time without a worker."""
 
 SEEN_MS = 10_000
 """How exactly it is known when a group had a living worker last."""
@@ -74,11 +77,13 @@ def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Need
     if not weights:
         return Tidied([], [])
     before: Seen = yield seen(layout)
+    missed = _shift(before, max(weight.now for weight in weights))
     now = max(weight.now for weight in weights)
     groups = standings(weights, before, retention, now)
     losers = _losers(weights, groups, before, retention, now)
     if not dry:
-        new, gone = _changes(weights, before, now)
+        new = _news(weights, before, now, all_of_it=missed)
+        gone = _gone(weights, before) if shards == layout.every else []
         if new or gone:
             yield now_seen(layout, new, gone)
         if retention.counts and (yield from _count(weights, retention)):
@@ -244,19 +249,38 @@ def _silent(weights: Sequence[Weight]) -> set[tuple[str, bytes]]:
     return {(group.name, worker) for weight in weights for group in weight.groups for worker in group.silent}
 
 
-def _changes(
-    weights: Sequence[Weight], before: Seen, now: int
-) -> tuple[Mapping[str | bytes, int], Sequence[str | bytes]]:
+def _shift(before: Seen, now: int) -> bool:
+    """Where nobody looked for long, nobody was there to be alarmed, and no worker to be seen: that time does not count.
+    Whether it was so.
+    """
+    missed = now - before.looked if before.looked else 0
+    if missed <= UNSEEN_MS:
+        return False
+    before.groups = {name: min(now, at + missed) for name, at in before.groups.items()}
+    before.silent = {}
+    return True
+
+
+def _news(weights: Sequence[Weight], before: Seen, now: int, *, all_of_it: bool) -> dict[str | bytes, int]:
     """What is to be written down of who lives."""
-    silent, new = _silent(weights), dict[str | bytes, int]()
+    new: dict[str | bytes, int] = {}
+    if all_of_it:
+        new.update(before.groups)
+    if now - before.looked > SEEN_MS:
+        new[LOOKED] = now
     names = {group.name for weight in weights for group in weight.groups}
     living = {group.name for weight in weights for group in weight.groups if group.lives}
     for name in names:
         at = before.groups.get(name)
         if at is None or (name in living and now - at > SEEN_MS):
             new[name] = now
-    for group, worker in silent - before.silent.keys():
+    for group, worker in _silent(weights) - before.silent.keys():
         new[group.encode() + b"/" + worker] = now
-    gone: list[str | bytes] = [group.encode() + b"/" + worker for group, worker in before.silent.keys() - silent]
-    gone += [name for name in before.groups if name not in names]
-    return new, gone
+    return new
+
+
+def _gone(weights: Sequence[Weight], before: Seen) -> list[str | bytes]:
+    """What is not to be remembered any more."""
+    names = {group.name for weight in weights for group in weight.groups}
+    returned = before.silent.keys() - _silent(weights)
+    return [*(group.encode() + b"/" + worker for group, worker in returned), *(before.groups.keys() - names)]

@@ -23,6 +23,9 @@ LOOK_BYTES = 2 * 1024 * 1024
 """Entries, and bytes of them, that one call counts."""
 
 
+LOOKED = b"/"
+"""The field of that."""
+
 SWEEP_MS = 3600 * 1000
 """Between two sweeps of the blob store."""
 
@@ -55,8 +58,9 @@ class Weight:
 
 @dataclass(slots=True)
 class Seen:
-    """When (ms) a worker of each group lived last, and since when workers are silent."""
+    """When (ms) a worker of each group lived last, and since when workers are silent. looked: when this was written."""
 
+    looked: int = 0
     groups: dict[str, int] = field(default_factory=dict)
     silent: dict[tuple[str, bytes], int] = field(default_factory=dict)
 
@@ -153,7 +157,9 @@ def seen(layout: Layout) -> Op[Seen]:
         found = Seen()
         for name, at in zip(replies[0][::2], replies[0][1::2], strict=True):
             group, slash, worker = name.partition(b"/")
-            if slash:
+            if name == LOOKED:
+                found.looked = int(at)
+            elif slash:
                 found.silent[group.decode(), worker] = int(at)
             else:
                 found.groups[group.decode(errors="replace")] = int(at)

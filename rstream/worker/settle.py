@@ -11,9 +11,10 @@ import logging
 from dataclasses import replace
 
 from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable, StreamFull
-from rstream.store.deliveries import PSEUDO, Outcome, Refusal
+from rstream.store.deliveries import LOST, PSEUDO, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
+from rstream.worker.adopt import lost
 from rstream.worker.order import Now, Place
 from rstream.worker.outcomes import Outcomes
 from rstream.worker.own import tell
@@ -93,7 +94,10 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
             continue
         refusals = [refusal for refusal in refusals if not (resent and _looks_done(refusal))]
         for refusal in refusals:
-            _tell(run, refusal)
+            if refusal.owner == LOST:
+                lost(run, refusal.outcome.shard, refusal.outcome.id)
+            else:
+                _tell(run, refusal)
         return {(refusal.outcome.shard, refusal.outcome.id) for refusal in refusals}
     raise AssertionError("backoff never ends")
 

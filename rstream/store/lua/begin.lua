@@ -7,8 +7,8 @@
 -- ARGV[2] worker
 -- ARGV[3] id
 -- ARGV[4] attempt the number this run will have: one more than the deliveries so far
--- returns         1, or 0 where the entry is not this worker's any more (nothing was changed), or was dropped meanwhile
---                 (that is written down)
+-- returns         1, or 0 where the entry is not this worker's any more (nothing was changed), or -1 where it was dropped
+--                 meanwhile (that is written down)
 -- cost            O(log pending); sending it twice burns one attempt
 -- include: padded
 -- include: lose
@@ -20,4 +20,4 @@ if pending[4] ~= attempt - 1 then return 0 end
 if redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'RETRYCOUNT', attempt, 'JUSTID')[1] then return 1 end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
 lose(KEYS[2], ARGV[1], {{ARGV[3], ARGV[3], 1}}, '')
-return 0
+return -1

@@ -18,7 +18,8 @@
 --           release  a = attempts begun, b = ~released or ~again -> pending for that one: nothing is burnt
 --           park     a = attempts begun, b = which of KEYS[7...], c = "!" for one that a dead worker may have been
 --                    killed by, else "" -> pending for ~parked, until its key's turn: see unpark.lua
--- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
+-- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them; the owner is
+--          ~lost where an entry that was to stay pending is not stored any more, which is written down
 -- cost     O(outcomes · log pending)
 -- include: padded
 -- include: lose
@@ -35,10 +36,11 @@ local function clock()
 end
 
 -- False where the entry is not stored any more: XCLAIM then drops it from what is pending, and it is lost.
-local function hand_to(name, id, count)
+local function hand_to(n, name, id, count)
   if redis.call('XCLAIM', key, group, name, 0, id, 'RETRYCOUNT', count, 'JUSTID')[1] then return true end
   lost[#lost + 1] = {id, id, 1}
   acks[#acks + 1] = id
+  refused[#refused + 1] = {n - 1, '~lost', count}
   return false
 end
 
@@ -63,7 +65,7 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     acks[#acks + 1] = id
     if outcome[4] ~= '' then redis.call('SET', key .. ':once:' .. group .. ':' .. outcome[4], id, 'PX', outcome[5]) end
   elseif kind == 'retry' then
-    if hand_to('~retry', id, outcome[5] == '' and attempt or outcome[5]) then
+    if hand_to(n, '~retry', id, outcome[5] == '' and attempt or outcome[5]) then
       redis.call('ZADD', retries, clock() + outcome[4], id)
     end
   elseif kind == 'dead' then
@@ -73,13 +75,13 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     lost[#lost + 1] = {id, id, 1}
     acks[#acks + 1] = id
   elseif kind == 'park' then
-    if hand_to('~parked', id, outcome[4]) then
+    if hand_to(n, '~parked', id, outcome[4]) then
       local aside = KEYS[6 + outcome[5]]
       redis.call('SADD', KEYS[5], string.sub(aside, #KEYS[5] + 2))
       redis.call('ZADD', aside, 0, padded(id) .. outcome[6])
     end
   else
-    hand_to(outcome[5], id, outcome[4])
+    hand_to(n, outcome[5], id, outcome[4])
   end
 end
 
