@@ -6,6 +6,7 @@ from rstream.blobs.blob import Blob
 from rstream.delivery import Delivery
 from rstream.errors import RStreamError
 from rstream.event import Entry, EntryId, Event
+from rstream.retention import Retention
 from rstream.retry import Reject, Retry, RetryPolicy
 from rstream.stream import Stream
 
@@ -19,6 +20,7 @@ __all__ = [
     "RStream",
     "RStreamError",
     "Reject",
+    "Retention",
     "Retry",
     "RetryPolicy",
     "Stream",

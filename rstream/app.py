@@ -12,6 +12,7 @@ from rstream.codec import ModelCodec
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, UnknownStream
 from rstream.perloop import PerLoop
+from rstream.retention import Retention
 from rstream.schema import SchemaCodec, describe
 from rstream.settings import Durability, Settings
 from rstream.store import layout as layouts
@@ -29,6 +30,7 @@ class RStream:
     url: redis://, rediss://, redis+sentinel://, redis+cluster://, unix:// or embedded:DIR (a server that rstream
     starts); default RSTREAM_URL, else an embedded server in the user's data directory · namespace: prefix of every key;
     default RSTREAM_NAMESPACE, else "rstream" · publish_timeout: seconds a call may wait for Redis to come back (30) ·
+    full_wait: seconds a publish may wait for room in a full stream (0: it raises `StreamFull` at once) ·
     max_event_bytes: encoded size of the largest event (1 MiB) where there is no blob store · blobs: where payloads and
     `Blob` fields above `blob_threshold` bytes (32 KiB) are kept, "s3://bucket/prefix?endpoint=…" or
     "file:///directory"; default RSTREAM_BLOBS, else nowhere · durability: "replicated" has `publish` return when a
@@ -42,6 +44,7 @@ class RStream:
         *,
         namespace: str | None = None,
         publish_timeout: float | None = None,
+        full_wait: float | None = None,
         max_event_bytes: int | None = None,
         durability: Durability | None = None,
         blobs: str | None = None,
@@ -51,6 +54,7 @@ class RStream:
             url=url,
             namespace=namespace,
             publish_timeout=publish_timeout,
+            full_wait=full_wait,
             max_event_bytes=max_event_bytes,
             durability=durability,
             blobs=blobs,
@@ -66,17 +70,30 @@ class RStream:
     def __repr__(self) -> str:
         return f"RStream({self.endpoint.label!r}, namespace={self.settings.namespace!r})"
 
-    def stream(self, name: str, model: type[M], *, key: str | None = None, shards: int = 8) -> Stream[M]:
+    def stream(
+        self,
+        name: str,
+        model: type[M],
+        *,
+        key: str | None = None,
+        shards: int = 8,
+        retention: Retention | None = None,
+        full_wait: float | None = None,
+    ) -> Stream[M]:
         """Declare a stream of `model` events.
 
         key: the field that says which entity an event belongs to; events of one key stay in one shard, in order ·
-        shards: how many Redis Streams the stream is cut into when it is first used; later the stored number wins.
-        Raises `ConfigError`.
+        shards: how many Redis Streams the stream is cut into when it is first used; later the stored number wins ·
+        retention: what is kept; the first one that is declared is stored, and wins until `rstream streams retention`
+        stores another. Without one, nothing is ever trimmed · full_wait: seconds to wait for room where it is full
+        (default: the app's). Raises `ConfigError`.
         """
         if name in self.streams:
             raise ConfigError(f"stream {name!r} is declared already in this app: declare it once and import it")
         schema = describe(model, key)
-        self.streams[name] = Stream(self, name, ModelCodec(model, Upgrades(name, schema)), schema, key, shards)
+        self.streams[name] = Stream(
+            self, name, ModelCodec(model, Upgrades(name, schema)), schema, key, shards, retention, full_wait
+        )
         return self.streams[name]
 
     def open(self, name: str) -> Stream[Any]:

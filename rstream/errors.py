@@ -30,6 +30,7 @@
     ├── `ServerTooOld`
     ├── `StoreRefused`   wrong password, missing rights, a command Redis does not accept
     ├── `MemoryFull`     Redis is at maxmemory and refused the write; nothing was written
+    ├── `StreamFull`     a limit of the stream's retention is reached, by what is not processed; nothing was added
     ├── `GroupMissing`   the group or its shard is gone from Redis (it lost data)
     ├── `ShardSealed`    the stream was resharded; nothing was written (publishers go on by themselves)
     └── `StoreUnavailable`   Redis did not answer in time
@@ -188,6 +189,10 @@ class StoreRefused(StoreError):
 
 class MemoryFull(StoreError):
     """Redis is at maxmemory and refused the write; nothing was written."""
+
+
+class StreamFull(StoreError):
+    """The stream is full of what its groups have not processed; nothing was added."""
 
 
 class GroupMissing(StoreError):

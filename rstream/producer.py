@@ -1,5 +1,6 @@
 """Drives an `Outbox`: gathers concurrent publishes into flushes, one write in flight, exact through broken lines and
-through reshardings.
+through reshardings. Where a shard is full it makes room, or waits for it as long as the callers do; where one is
+nearly full of what is not processed, it sends less often there.
 
 A lone publish goes out at once; gathering waits for the reply before it or the next loop tick, never for a timer.
 """
@@ -8,25 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import threading
+import time
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from rstream.errors import PublishUncertain, StoreError
 from rstream.event import EntryId
+from rstream.process import clock
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link, Op, SyncLink
 from rstream.store.log import Record
 from rstream.store.outbox import Outbox, Parcel
 from rstream.store.reshard import follow
+from rstream.store.room import make_room
 from rstream.store.steps import drive, drive_sync
 
 T = TypeVar("T")
 
 Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
 """Each parcel with the ids of its records, or its error."""
+
+
+NAP = 0.05
+"""Seconds after which a thread looks again whether another one has sent what it waits for."""
 
 
 class Target(Protocol):
@@ -73,24 +82,29 @@ class Queue:
 
 
 class Producer:
-    """The publisher of one stream in one event loop."""
+    """The publisher of one stream in one event loop. full_wait: seconds to wait for room."""
 
-    def __init__(self, target: Target, layout: Layout, link: Link, timeout: float, replicas: int = 0) -> None:
+    def __init__(
+        self, target: Target, layout: Layout, link: Link, timeout: float, replicas: int = 0, full_wait: float = 0.0
+    ) -> None:
         self._target, self._link, self._timeout, self._replicas = target, link, timeout, replicas
+        self._full_wait = full_wait
         self._renew(layout)
 
     def _renew(self, layout: Layout) -> None:
         self._outbox = Outbox(layout)
         self._flusher: asyncio.Task[None] | None = None
+        self._added = asyncio.Event()
         self._pid = os.getpid()
 
     async def send(self, shards: Mapping[Shard, Sequence[Record]]) -> Sent:
         """Publish records to their shards, or to those that followed them."""
         if self._pid != os.getpid():
             self._renew(self._outbox.layout)  # see SyncProducer
-        make = asyncio.get_running_loop().create_future
-        parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make)]
+        make, until = asyncio.get_running_loop().create_future, clock() + self._full_wait
+        parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make, until)]
         self._outbox.add(parcels)
+        self._added.set()
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
         if len(parcels) == 1:  # spares a lone publish the price of gather
@@ -101,11 +115,16 @@ class Producer:
 
     async def _flush(self) -> None:
         try:
-            while op := self._outbox.take(self._replicas):
+            while (pause := self._outbox.pause()) is not None:
                 try:
+                    if not (op := self._outbox.take(self._replicas)):
+                        await self._wait(pause)
+                        continue
                     await self._link.run(op, within=self._timeout)
-                    if self._outbox.refused is not None:
-                        await self._follow(self._outbox.refused)
+                    if self._outbox.needs:
+                        await self._make_room()
+                    if (refused := self._outbox.refused) is not None:
+                        await self._follow(refused)
                 except Exception as error:
                     self._outbox.fail(error)
                 except BaseException as error:  # the loop is ending
@@ -113,6 +132,17 @@ class Producer:
                     raise
         finally:
             self._flusher = None
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something may go out that had to wait, or something else is to be sent."""
+        self._added.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._added.wait(), seconds)
+
+    async def _make_room(self) -> None:
+        outbox = self._outbox
+        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless, known=outbox.patient)
+        outbox.resend(await drive(self._link, steps, self._timeout))
 
     async def _follow(self, refused: Shard) -> None:
         """The stream was resharded: go over to what it is now, with all that is held."""
@@ -129,8 +159,11 @@ class Producer:
 class SyncProducer:
     """The publisher of one stream for all threads of a process: whoever gets the lock flushes for everybody."""
 
-    def __init__(self, target: Target, layout: Layout, link: SyncLink, timeout: float, replicas: int = 0) -> None:
+    def __init__(
+        self, target: Target, layout: Layout, link: SyncLink, timeout: float, replicas: int = 0, full_wait: float = 0.0
+    ) -> None:
         self._target, self._link, self._timeout, self._replicas = target, link, timeout, replicas
+        self._full_wait = full_wait
         self._renew(layout)
 
     def _renew(self, layout: Layout) -> None:
@@ -150,30 +183,45 @@ class SyncProducer:
             promises.append(concurrent.futures.Future())
             return promises[-1]
 
-        parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make)]
+        until = clock() + self._full_wait
+        parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make, until)]
         with self._adding:
             self._outbox.add(parcels)
         while not all(promise.done() for promise in promises):
+            pause = 0.0
             with self._flushing:
                 if not all(promise.done() for promise in promises):
-                    self._flush_once()
+                    pause = self._flush_once()
+            if pause:  # without the lock: what others have to send may go out now
+                time.sleep(pause)
         return [(parcel, p.exception() or p.result()) for parcel, p in zip(parcels, promises, strict=True)]
 
-    def _flush_once(self) -> None:
+    def _flush_once(self) -> float:
+        """Seconds to wait before there is more to flush."""
         with self._adding:
             op = self._outbox.take(self._replicas)
-        if op is None:
-            return
+            if op is None:
+                return min(NAP, self._outbox.pause() or 0.0)
         try:
             self._link.run(op, within=self._timeout)
-            if self._outbox.refused is not None:
-                self._follow(self._outbox.refused)
+            if self._outbox.needs:
+                self._make_room()
+            if (refused := self._outbox.refused) is not None:
+                self._follow(refused)
         except BaseException as error:
             uncertain = PublishUncertain(f"publish was interrupted: {type(error).__name__}")
             with self._adding:
                 self._outbox.fail(error if isinstance(error, Exception) else uncertain)
             if not isinstance(error, Exception):
                 raise
+        return 0.0
+
+    def _make_room(self) -> None:
+        outbox = self._outbox
+        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless, known=outbox.patient)
+        errors = drive_sync(self._link, steps, self._timeout)
+        with self._adding:
+            outbox.resend(errors)
 
     def _follow(self, refused: Shard) -> None:
         """As `Producer._follow`."""

@@ -18,7 +18,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
 class Settings(BaseModel):
     """url: where Redis is (None: an embedded server) · namespace: prefix of every key ·
-    publish_timeout: seconds a publish may wait for Redis to come back (at most 300) ·
+    publish_timeout: seconds a publish may wait for Redis to come back (at most 300) · full_wait: seconds it may wait
+    for room in a full stream ·
     max_event_bytes: encoded size above which `publish` raises `EventTooLarge`, where there is no blob store ·
     blobs: URL of that · blob_threshold: size above which an encoded event, or a `Blob`, goes there · durability:
     "local": published is what the master has; "replicated": what a replica has, too.
@@ -29,6 +30,7 @@ class Settings(BaseModel):
     url: str | None = None
     namespace: str = "rstream"
     publish_timeout: float = Field(default=30.0, gt=0, le=300)
+    full_wait: float = Field(default=0.0, ge=0, le=300)
     durability: Durability = "local"
     max_event_bytes: int = Field(default=1024 * 1024, gt=0, le=64 * 1024 * 1024)
     blobs: str | None = None

@@ -19,6 +19,7 @@ from rstream.perloop import PerLoop
 from rstream.position import Position
 from rstream.producer import Producer, Queue, SyncProducer, ids_of
 from rstream.reference import Uploads
+from rstream.retention import Retention
 from rstream.settings import check_name
 from rstream.store import layout as layouts
 from rstream.store import reshard as resharding
@@ -28,6 +29,7 @@ from rstream.store.link import Op
 from rstream.store.log import Record, read
 from rstream.store.reshard import Resharding
 from rstream.store.steps import Steps, drive, drive_sync, flow, flow_sync
+from rstream.store.trim import limit_new
 from rstream.upgrades import Hook
 
 if TYPE_CHECKING:
@@ -50,13 +52,19 @@ class Stream(Generic[E]):
         schema: Mapping[str, Any],
         key: str | None,
         shards: int,
+        retention: Retention | None = None,
+        full_wait: float | None = None,
     ) -> None:
         check_name("stream", name)
+        if full_wait is not None and full_wait < 0:
+            raise ConfigError(f"stream {name!r}: full_wait is {full_wait}, it must be a number of seconds")
         if not 1 <= shards <= MAX_SHARDS:
             raise ConfigError(f"stream {name!r}: shards is {shards}, it must be between 1 and {MAX_SHARDS}")
         if key is not None and key not in schema.get("properties", {}):
             raise ConfigError(f"stream {name!r}: its events have no field {key!r} to be the key")
         self.app, self.name, self.codec, self.key, self.shards = app, name, codec, key, shards
+        self.retention = retention
+        self._full_wait = app.settings.full_wait if full_wait is None else full_wait
         self.claims = Claims(app, name)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
@@ -65,6 +73,7 @@ class Stream(Generic[E]):
         self._loading: PerLoop[asyncio.Task[None]] = PerLoop()
         self._producers: PerLoop[Producer] = PerLoop()
         self._turn = 0
+        self._told = False
         self._queue = Queue()
 
     def __repr__(self) -> str:
@@ -133,7 +142,9 @@ class Stream(Generic[E]):
 
     def declaration(self, compared: int = layouts.COMPARED) -> Op[Layout]:
         settings = self.app.settings
-        return layouts.declare(settings.namespace, self.name, self.shards, self.key, self._schema, compared)
+        return layouts.declare(
+            settings.namespace, self.name, self.shards, self.key, self._schema, compared, self.retention
+        )
 
     async def layout(self, *, fresh: bool = False) -> Layout:
         """What is stored of this stream; stores the declaration on first use. Raises `StreamMismatch`,
@@ -165,6 +176,8 @@ class Stream(Generic[E]):
         layout = yield from declare(self)
         if layout.new:
             yield resharding.make(layout)
+        if layout.limited:
+            yield from limit_new(layout, layout.current)
         return layout
 
     def adopt(self, layout: Layout) -> None:
@@ -179,6 +192,11 @@ class Stream(Generic[E]):
                     "stream %r was resharded: it has %d shards now, and had %d", self.name, layout.shards, self.shards
                 )
             self.shards = layout.shards
+        if self.retention not in (None, layout.retention) and not self._told:
+            self._told = True
+            text = "stream %r keeps what is stored of its retention (%s), the declared one is ignored (%s): see %s"
+            how = f"rstream streams retention {self.name}"
+            log.warning(text, self.name, layout.retention or "everything", self.retention, how)
         if not layout.schemas and self._layout is not None:
             layout = replace(layout, schemas=self._layout.schemas)
         self._layout = layout
@@ -210,7 +228,7 @@ class Stream(Generic[E]):
         """Add one event, exactly once, also when the connection breaks in between. Returns its id.
 
         `key` is for streams that have no key field. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing` (nothing
-        was sent), `BlobError`, `MemoryFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
+        was sent), `BlobError`, `MemoryFull`, `StreamFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
         """
         return (await self.publish_many([event], key=key, headers=headers))[0]
 
@@ -235,7 +253,7 @@ class Stream(Generic[E]):
         records, places = made = make(uploads)
         settings = self.app.settings
         producer = self._producers.get(
-            lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas)
+            lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
         )
         if (uploads is not None and (uploads.waiting or uploads.unread)) or self._queue.busy:
             records, places = await self._queue.pass_through(records, self.claims.store(uploads, made, make))
@@ -359,7 +377,12 @@ class SyncStream(Generic[E]):
         if self._producer is None:
             app, settings = self._stream.app, self._stream.app.settings
             self._producer = SyncProducer(
-                self._stream, layout, app.sync_link, settings.publish_timeout, settings.replicas
+                self._stream,
+                layout,
+                app.sync_link,
+                settings.publish_timeout,
+                settings.replicas,
+                self._stream._full_wait,
             )
         return ids_of(self._producer.send(records), places)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 
-from rstream import Blob, Event, RetryPolicy, RStream
+from rstream import Blob, Event, Retention, RetryPolicy, RStream
 from rstream.blobs import Directory, claims, gc
 from rstream.blobs import shelf as shelves
 from rstream.blobs.gc import Collected, collect
@@ -23,12 +23,14 @@ from rstream.errors import ConfigError, MemoryFull
 from rstream.schema import unbase64
 from rstream.store import layout as layouts
 from rstream.store import references
+from rstream.worker.janitor import Janitor
 from tests.commands import Commands
 from tests.fleets import Cluster
 from tests.handlers import Media
 from tests.objects import bucket, moto
 from tests.servers import Server
 from tests.test_worker import drain
+from tests.waiting import eventually_async
 
 LARGE = 100_000
 LONG_AGO = date(2026, 1, 10)
@@ -96,6 +98,19 @@ async def test_only_what_nothing_refers_to_is_deleted(app: RStream, folder: Path
     assert collect(scans).deleted == 0
     assert [entry.event.n async for entry in scans.read()] == [2, 3, 4, 5]
     assert [entry.event.n async for entry in others.read()] == [9]
+
+
+async def test_a_janitor_sweeps_what_retention_has_left(app: RStream, folder: Path, now: Any) -> None:
+    scans = app.stream("scans", Scan, key="who", shards=1, retention=Retention(entries=4))
+    await scans.publish_many([Scan(who="a", n=n, pixels=noise(n)) for n in range(6)])
+    now()
+    janitor = Janitor(app, "w")
+    await janitor.look()
+    await eventually_async(lambda: len(files(folder)) == 4)
+    assert [entry.event.n async for entry in scans.read()] == [2, 3, 4, 5]
+    lose(app, scans, 2)
+    await janitor.look()
+    assert len(files(folder)) == 4, "once an hour is enough"
 
 
 def len_of(stream: Any) -> int:

@@ -215,7 +215,8 @@ def flush(raw: redis.Redis, stream: str, seq: int, *texts: str) -> bytes:
     if not raw.exists(stream):
         raw.xgroup_create(stream, "made", mkstream=True)
     packed = msgpack.packb([part for t in texts for part in (t.encode(), b"k", b"i" * 16, b"")], use_bin_type=False)
-    answer = raw.eval(PUBLISH.source, 2, stream, f"{stream}:seq:p", seq, 60_000, packed)
+    names = [stream, f"{stream}:seq:p", f"{stream}:size", f"{stream}:marks"]
+    answer = raw.eval(PUBLISH.source, 4, *names, seq, 60_000, packed)
     assert isinstance(answer, bytes)
     return answer
 

@@ -12,8 +12,10 @@ import click
 from rstream.cli.reset import reset
 from rstream.cli.tables import place, table, text
 from rstream.cli.target import stored_app, target_options
+from rstream.cli.trim import show_losses
 
 if TYPE_CHECKING:
+    from rstream.store.lost import Loss
     from rstream.store.stats import GroupStats, ShardGroupStats
 
 
@@ -65,15 +67,16 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
       rstream groups orders --shards --group billing
       rstream groups orders --json | jq '.[] | select(.behind_seconds > 60) | .name'
     """
+    from rstream.store.lost import losses
     from rstream.store.stats import find, group_stats
 
     with stored_app() as app:
         layout = app.open(stream).sync.layout()
-        found = app.sync_link.run(group_stats(layout))
+        found, lost = app.sync_link.run(group_stats(layout)), app.sync_link.run(losses(layout))
     if group is not None:
-        found = [find(found, group, layout)]
+        found, lost = [find(found, group, layout)], [loss for loss in lost if loss.group == group]
     if as_json:
-        rows = [_group_row(stats, by_shard=by_shard) for stats in found]
+        rows = [_group_row(stats, by_shard=by_shard) | _dropped(stats.name, lost) for stats in found]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     elif not found:
         click.echo(f"No groups read {stream} yet. A worker makes those of its app's consumers:")
@@ -82,6 +85,8 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
         _show_shards(found)
     else:
         _show_groups(found)
+    if not as_json:
+        show_losses(lost)
 
 
 groups.add_command(reset)
@@ -121,6 +126,10 @@ def _shard_row(stats: ShardGroupStats) -> dict[str, Any]:
         "retries": stats.retries,
         "dead": stats.dead,
     }
+
+
+def _dropped(group: str, lost: Sequence[Loss]) -> dict[str, Any]:
+    return {"dropped_unprocessed": sum(loss.count for loss in lost if loss.group == group)}
 
 
 def _show_groups(found: Sequence[GroupStats]) -> None:

@@ -9,6 +9,7 @@ import click
 
 from rstream.cli.read import time_of
 from rstream.cli.reshard import reshard
+from rstream.cli.retention import retention
 from rstream.cli.tables import table, text
 from rstream.cli.target import stored_app, target_options
 
@@ -29,6 +30,7 @@ def streams(context: click.Context, as_json: bool) -> None:
       rstream streams
       rstream streams --json | jq '.[] | {name, entries}'
       rstream streams reshard orders --shards 16 --dry-run
+      rstream streams retention orders --age 7d --bytes 2GiB
     """
     if context.invoked_subcommand is not None:
         return
@@ -46,6 +48,7 @@ def streams(context: click.Context, as_json: bool) -> None:
 
 
 streams.add_command(reshard)
+streams.add_command(retention)
 
 
 def _all_streams(app: RStream) -> list[StreamStats]:

@@ -21,6 +21,7 @@ from rstream.errors import (
     StoreError,
     StoreRefused,
     StoreUnavailable,
+    StreamFull,
 )
 from rstream.store.scripts import Call
 from rstream.store.sentinel import Sentinels
@@ -159,6 +160,8 @@ class Endpoint:
             return self.unavailable(text)
         if text.startswith("SEALED ") or "exhausted the last possible ID" in text:
             return ShardSealed(f"a shard takes no entries, its stream was resharded: {text}")
+        if text.startswith("FULL "):
+            return StreamFull(f"a shard is full of what is not processed: {text.removeprefix('FULL ')}")
         if text.startswith(_MISSING):
             return GroupMissing(f"a shard or group is gone from Redis at {self.label}: {text}")
         if code in _REDIRECTIONS:

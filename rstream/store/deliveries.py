@@ -18,7 +18,7 @@ from rstream.store.link import Op
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
 from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
 
-Kind = Literal["ack", "retry", "dead", "release", "park"]
+Kind = Literal["ack", "retry", "dead", "release", "park", "lost"]
 
 READ_BYTES = 4 * 1024 * 1024
 """Payload that one call brings at most (and one entry, or the entries of one small read, more)."""
@@ -28,6 +28,9 @@ MANY = 2**31
 PSEUDO = ("~released", "~again", "~retry", "~parked")
 """Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due; ~parked: when it is
 its key's turn)."""
+
+LOST = "~lost"
+"""Named as the owner of what was dropped, and written down as that."""
 
 Tokens = Mapping[Shard, str]
 """Shards of an ordered group and the `worker|epoch` by which they are owned."""
@@ -58,7 +61,7 @@ class Outcome(NamedTuple):
     """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
     a = delay in ms, b = attempts begun, where this one is not to count · dead: a = reason, b = error in one line, c =
     traceback · release: a = attempts begun so far, b = the pseudo-consumer that gets it · park: a = attempts begun so
-    far, b = key, c = "!" where a worker may have died of it. emits: of an ack.
+    far, b = key, c = "!" where a worker may have died of it · lost: it is not stored any more. emits: of an ack.
     """
 
     shard: Shard
@@ -86,7 +89,9 @@ class Read(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A settle that the fence stopped: the entry is pending for `owner` ("" = nobody, it is settled)."""
+    """A settle that the fence stopped: the entry is pending for `owner` ("" = nobody, it is settled; ~lost: nobody, and
+    it was dropped, unprocessed).
+    """
 
     outcome: Outcome
     owner: str
@@ -233,7 +238,7 @@ class GroupOps:
             by_shard: list[str | int] = []
             for shard in part:
                 alive = self._alive(shard, (others or {}).get(shard, ())) if lease_ms else []
-                names += shard.stream, shard.retry(group), shard.owner(group), shard.parked(group), *alive
+                names += shard.stream, shard.retry(group), shard.owner(group), shard.parked(group), shard.lost, *alive
                 by_shard += owned[shard] if owned else "", len(alive)
             calls.append(RECOVER(names, group, self.worker, *bounds, *by_shard))
         return Op(calls, lambda replies: _recovered(list(zip(parts, replies, strict=True))))
@@ -243,10 +248,10 @@ class GroupOps:
         prefix = shard.alive(self.group, "").encode()
         return [prefix + name for name in (self.worker.encode(), *others)]
 
-    def begin(self, entry: Fetched) -> Op[bool]:
-        """Burn the next attempt of a recovered entry. False where it is not ours any more."""
-        call = BEGIN([entry.shard.stream], self.group, self.worker, entry.id, entry.deliveries + 1)
-        return Op([call], lambda replies: bool(replies[0]))
+    def begin(self, entry: Fetched) -> Op[bool | None]:
+        """Burn the next attempt of a recovered entry. False: it is not ours any more · None: it was dropped."""
+        call = BEGIN([entry.shard.stream, entry.shard.lost], self.group, self.worker, entry.id, entry.deliveries + 1)
+        return Op([call], lambda replies: None if replies[0] < 0 else bool(replies[0]))
 
     def succeeded(self, shard: Shard, key: str) -> Op[bytes | None]:
         """The id of the entry by which a dedupe key succeeded in this group, or None. Looked for in this shard, and in
@@ -284,7 +289,7 @@ class GroupOps:
         told = [(*each[1:5], aside[each.b] if each.kind == "park" else each.b, each.c) for each in batch]
         packed = msgpack.packb(told, use_bin_type=False, unicode_errors="replace")
         names: list[str | bytes] = [
-            shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group),
+            shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group), shard.lost,
             *(shard.aside(group, key) for key in aside),
         ]  # fmt: skip
         return SETTLE(names, group, self.worker, packed)
@@ -297,7 +302,7 @@ class GroupOps:
             for each in batch
         ], use_bin_type=False)  # fmt: skip
         names = [shard.stream, shard.memo(self.group, "")]
-        names += [name for target in targets for name in (target.stream, target.sealed)]
+        names += [name for target in targets for name in (target.stream, target.sealed, target.size, target.marks)]
         return EMIT(names, self.group, self.worker, packed)
 
     def leave(self) -> Op[int]:

@@ -19,10 +19,16 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:once:<group>:<key>`   | string, TTL            | the entry by which a dedupe key succeeded                   |
 | `S:emitted:<event id>`   | string, TTL            | an event that another server's consumer emitted is stored   |
 | `S:memo:<group>:<id>`    | hash, TTL              | checkpoint and steps of a delivery, gone with its ack       |
+| `S:size`                 | hash                   | what the shard holds and may hold, see limits.lua           |
+| `S:marks`                | zset                   | entry id -> bytes counted before it, one each ~64 KiB       |
+| `S:lost`                 | hash                   | group -> what it lost, see lose.lua; outlives `S`           |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
 | `ns:owner:<stream>`      | string                 | an id: whose the blobs of the stream are, see blobs/owners.py |
 | `ns:members:<stream>:<group>` | zset              | worker -> until when (ms) it takes part in an ordered group |
+| `ns:seen:<stream>`       | hash                   | who lived when, and is silent since when (ms), see weigh.py |
+| `ns:janitor:<stream>`    | string, TTL            | the worker that looks after retention                       |
+| `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
 """
@@ -124,6 +130,18 @@ class Shard:
     def sealed(self) -> str:
         return f"{self.stream}:sealed"
 
+    @property
+    def size(self) -> str:
+        return f"{self.stream}:size"
+
+    @property
+    def marks(self) -> str:
+        return f"{self.stream}:marks"
+
+    @property
+    def lost(self) -> str:
+        return f"{self.stream}:lost"
+
     def seq(self, producer: str) -> str:
         return f"{self.stream}:seq:{producer}"
 
@@ -192,6 +210,18 @@ def owner(namespace: str, stream: str) -> str:
 
 def members(namespace: str, stream: str, group: str) -> str:
     return f"{namespace}:members:{stream}:{group}"
+
+
+def seen(namespace: str, stream: str) -> str:
+    return f"{namespace}:seen:{stream}"
+
+
+def janitor(namespace: str, stream: str) -> str:
+    return f"{namespace}:janitor:{stream}"
+
+
+def swept(namespace: str, stream: str) -> str:
+    return f"{namespace}:swept:{stream}"
 
 
 def bell(namespace: str) -> str:

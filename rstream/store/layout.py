@@ -1,4 +1,4 @@
-"""The truth about a stream, as stored in `ns:stream:<name>`: generations, shard counts, key field, schemas.
+"""The truth about a stream, as stored in `ns:stream:<name>`: generations, shard counts, key field, schemas, retention.
 
 What is stored wins over what a process declares.
 """
@@ -14,10 +14,11 @@ from typing import Any
 
 from rstream.compat import digest
 from rstream.errors import GroupMissing, MemoryFull, StoreError
+from rstream.retention import NONE, Retention
 from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.link import Op
-from rstream.store.scripts import DECLARE, GENERATIONS, RESTORE
+from rstream.store.scripts import DECLARE, GENERATIONS, RESTORE, Call
 
 MAX_SHARDS = 1024
 
@@ -28,8 +29,8 @@ class Layout:
     version: the schema version that this process writes; 0 where its schema was not stored · older: (generation,
     number of shards) of those that were written to before and are still there, oldest first · planned: the same of
     one that a resharding has begun to make · removed: the same of those that are not there any more · schema: JSON
-    Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded · new: it
-    was declared just now, by this process.
+    Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded ·
+    retention: None where everything is kept · new, limited: it, or its retention, was stored just now, by this process.
     """
 
     namespace: str
@@ -43,7 +44,9 @@ class Layout:
     removed: tuple[tuple[int, int], ...] = ()
     schema: Mapping[str, Any] | None = None
     schemas: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    retention: Retention | None = None
     new: bool = field(default=False, compare=False)
+    limited: bool = field(default=False, compare=False)
 
     @cached_property
     def current(self) -> tuple[Shard, ...]:
@@ -84,12 +87,19 @@ COMPARED = 2**31
 
 
 def declare(
-    namespace: str, name: str, shards: int, key: str | None, schema: Mapping[str, Any], compared: int = COMPARED
+    namespace: str,
+    name: str,
+    shards: int,
+    key: str | None,
+    schema: Mapping[str, Any],
+    compared: int = COMPARED,
+    retention: Retention | None = None,
 ) -> Op[Layout]:
     """Store the declaration, unless there is one; either way, what is stored. One round trip.
 
     compared: how many versions of the schema the caller has compared with its own. A new one is not stored where there
-    are more; the layout then has version 0, and those others as its `schemas`.
+    are more; the layout then has version 0, and those others as its `schemas`. retention: stored where nobody has
+    declared one before.
     """
     text = json.dumps(schema, separators=(",", ":"))  # fields stay in the model's order
 
@@ -99,15 +109,15 @@ def declare(
             raise declared
         if isinstance(listed, StoreError) and not isinstance(listed, MemoryFull):
             raise listed  # a full memory refuses also what is listed already; the next declaration lists the others
-        generation, stored_key, version, *kinds, others = declared
+        generation, stored_key, version, *kinds, others, kept, limited = declared
         stored, removed = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in kinds)
         layout = _layout(namespace, name, generation, stored, removed, stored_key, version, schema)
         schemas = {number: json.loads(text) for number, text in zip(others[::2], others[1::2], strict=True)}
-        return replace(layout, new=listed == 1, schemas=schemas)
+        return replace(layout, new=listed == 1, schemas=schemas, retention=_retention(kept), limited=bool(limited))
 
     meta = keys.stream(namespace, name)
     calls = (
-        DECLARE([meta], shards, key or "", text, digest(schema), compared),
+        DECLARE([meta], shards, key or "", text, digest(schema), compared, retention.to_json() if retention else ""),
         ("SADD", keys.streams(namespace), name),
     )
     return Op(calls, parse, partial=True)
@@ -135,9 +145,25 @@ def load(namespace: str, name: str) -> Op[Layout | None]:
         schemas = {n: json.loads(stored[b"schema:%d" % n]) for n in range(1, version + 1)}
         generations, removed = _counts(stored, b"shards"), _counts(stored, b"retired", b"gone")
         layout = _layout(namespace, name, generation, generations, removed, stored[b"key"], version, schemas[version])
-        return replace(layout, schemas=schemas)
+        return replace(layout, schemas=schemas, retention=_retention(stored.get(b"retention", b"")))
 
     return Op([("HGETALL", keys.stream(namespace, name))], parse)
+
+
+def _retention(stored: bytes) -> Retention | None:
+    return Retention.from_json(stored.decode()) if stored else None
+
+
+def retain(namespace: str, name: str, retention: Retention | None) -> Op[None]:
+    """Store another retention, or that there is none; it wins over what is declared."""
+    text = NONE if retention is None else retention.to_json()
+    return Op([("HSET", keys.stream(namespace, name), "retention", text)], lambda replies: None)
+
+
+def retentions(namespace: str, names: Sequence[str]) -> Op[list[Retention | None]]:
+    """Of several streams."""
+    calls: list[Call] = [("HGET", keys.stream(namespace, name), "retention") for name in names]
+    return Op(calls, lambda replies: [_retention(reply or b"") for reply in replies])
 
 
 def _counts(stored: Mapping[bytes, bytes], *kinds: bytes) -> dict[int, int]:

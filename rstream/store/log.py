@@ -63,7 +63,7 @@ def publish_once(shards: Records, ttl_ms: int) -> Op[list[Record]]:
     for shard, records in shards.items():
         markers = [shard.emitted(record.event_id) for record in records]
         packed = msgpack.packb([part for record in records for part in record], use_bin_type=False)
-        calls.append(ONCE([shard.stream, shard.sealed, *markers], ttl_ms, packed))
+        calls.append(ONCE([shard.stream, shard.sealed, shard.size, shard.marks, *markers], ttl_ms, packed))
 
     def parse(replies: list[Any]) -> list[Record]:
         return [batch[n] for batch, left in zip(shards.values(), replies, strict=True) for n in left]

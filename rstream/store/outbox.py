@@ -3,6 +3,9 @@
 A producer numbers its flushes per shard and has one write in flight; Redis remembers the last number beside the
 entries. So a resend gets the first answer back, and a packet that arrives late is refused. Where a stream is
 resharded, what its shards refuse goes to those of the new generation, in order and before anything newer.
+
+What a full shard refuses is sent again, with the same number, and what is behind it waits; so does what goes to a shard
+that is nearly full. The other shards go on.
 """
 
 from __future__ import annotations
@@ -10,14 +13,16 @@ from __future__ import annotations
 import copy
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgpack
 
-from rstream.errors import PublishUncertain, ShardSealed, StoreError
+from rstream.errors import PublishUncertain, ShardSealed, StoreError, StreamFull
 from rstream.event import EntryId
+from rstream.process import clock
+from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
@@ -30,6 +35,12 @@ WRITE_BYTES = 1024 * 1024
 SEQ_TTL_MS = 15 * 60 * 1000
 """How long Redis remembers a producer's last flush; far more than `publish_timeout` allows a resend to take."""
 
+TRY_AGAIN = 0.25
+"""Seconds, at most, after which it is tried again to add to a shard that was full."""
+
+
+DEFAULT_SOFT = Retention().soft
+
 
 class Promise(Protocol):
     """A future, of asyncio or of concurrent.futures."""
@@ -41,15 +52,20 @@ class Promise(Protocol):
 
 @dataclass(slots=True)
 class Parcel:
-    """Records that go to one shard together; `promise` gets the EntryId of each."""
+    """Records that go to one shard together; `promise` gets the EntryId of each. until: when to give up waiting for
+    room, by the process's clock.
+    """
 
     shard: Shard
     records: Sequence[Record]
     promise: Promise
     size: int
+    until: float = 0.0
 
     @classmethod
-    def pack(cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise]) -> list[Parcel]:
+    def pack(
+        cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise], until: float = 0.0
+    ) -> list[Parcel]:
         """Cut records into parcels of at most one flush each."""
         parcels: list[Parcel] = []
         batch: list[Record] = []
@@ -57,12 +73,12 @@ class Parcel:
         for record in records:
             weight = _weight(record)
             if batch and (len(batch) >= FLUSH_ENTRIES or size + weight > FLUSH_BYTES):
-                parcels.append(cls(shard, batch, promise(), size))
+                parcels.append(cls(shard, batch, promise(), size, until))
                 batch, size = [], 0
             batch.append(record)
             size += weight
         if batch:
-            parcels.append(cls(shard, batch, promise(), size))
+            parcels.append(cls(shard, batch, promise(), size, until))
         return parcels
 
     def cut(self, layout: Layout) -> Iterator[Parcel]:
@@ -73,7 +89,7 @@ class Parcel:
         whole = _Whole(self.promise, len(self.records), len(by_shard))
         for shard, places in by_shard.items():
             records = [self.records[n] for n in places]
-            yield Parcel(shard, records, _Piece(whole, places), sum(map(_weight, records)))
+            yield Parcel(shard, records, _Piece(whole, places), sum(map(_weight, records)), self.until)
 
 
 def _weight(record: Record) -> int:
@@ -125,9 +141,13 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Flush:
+    """tries: how often its shard was full · unsure: an earlier packet of it may yet arrive."""
+
     shard: Shard
     seq: int
     parcels: list[Parcel]
+    tries: int = 0
+    unsure: bool = False
 
     @property
     def size(self) -> int:
@@ -136,8 +156,8 @@ class _Flush:
     def call(self, producer: str) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
         flat = [part for parcel in self.parcels for record in parcel.records for part in record]
-        packed = msgpack.packb(flat, use_bin_type=False)
-        return PUBLISH([self.shard.stream, self.shard.seq(producer)], self.seq, SEQ_TTL_MS, packed)
+        packed, shard = msgpack.packb(flat, use_bin_type=False), self.shard
+        return PUBLISH([shard.stream, shard.seq(producer), shard.size, shard.marks], self.seq, SEQ_TTL_MS, packed)
 
 
 @dataclass
@@ -145,7 +165,8 @@ class Outbox:
     """What a producer has yet to send, per shard of one layout. No I/O: `take` gives an Op, its driver sends it.
 
     A producer id is never shared: whoever forks makes a new Outbox. Where a shard took nothing, for it is sealed or not
-    there, it is `refused`: the driver finds out what has become of the stream, and then calls `go_on`.
+    there, it is `refused`: the driver finds out what has become of the stream, and then calls `go_on`. Where a shard is
+    full, it `needs` room: the driver makes some, if it can, and then calls `resend`.
     """
 
     layout: Layout
@@ -155,6 +176,8 @@ class Outbox:
     _taken: list[_Flush] = field(default_factory=list)
     _refused: list[_Flush] = field(default_factory=list)
     _again: list[_Flush] = field(default_factory=list)
+    _full: list[_Flush] = field(default_factory=list)
+    _hold: dict[Shard, float] = field(default_factory=dict)  # nothing goes there before that time
 
     def add(self, parcels: Iterable[Parcel]) -> None:
         """Also such as another layout has them: nothing goes to a newer generation before what is held is refused."""
@@ -167,15 +190,18 @@ class Outbox:
 
     def take(self, replicas: int = 0) -> Op[None] | None:
         """One flush of every shard that has something waiting, in one write, which so many replicas have to confirm.
-        None when nothing waits.
+        None when nothing waits, or all that does has to wait for some more seconds: see `pause`.
 
         The Op must end, by `finish` or by `fail`, before the next `take`; so must a refusal, by `go_on` or by `fail`.
         """
-        self._taken, self._again = self._again, []
-        busy = {flush.shard for flush in self._taken}
+        held = self._held() if self._hold else ()
+        again, self._again = self._again, []
+        for flush in again:
+            (self._again if flush.shard in held else self._taken).append(flush)
+        busy = {flush.shard for flush in again}.union(held)
         size = sum(flush.size for flush in self._taken)
         for shard in [shard for shard in self._waiting if shard not in busy]:
-            if size >= WRITE_BYTES:
+            if size >= WRITE_BYTES or self._refused:
                 break
             flush = self._cut(shard)
             self._taken.append(flush)
@@ -183,6 +209,16 @@ class Outbox:
         if not self._taken:
             return None
         return Op([flush.call(self.producer) for flush in self._taken], self._finish, partial=True, replicas=replicas)
+
+    def _held(self) -> set[Shard]:
+        now = clock()
+        self._hold = {shard: until for shard, until in self._hold.items() if until > now}
+        return set(self._hold)
+
+    def pause(self) -> float | None:
+        """Seconds until there is something to take; None when nothing waits."""
+        waiting = {flush.shard for flush in self._again} | self._waiting.keys()
+        return max(0.0, min(self._hold.get(shard, 0.0) for shard in waiting) - clock()) if waiting else None
 
     def _cut(self, shard: Shard) -> _Flush:
         waiting = self._waiting.pop(shard)
@@ -200,14 +236,67 @@ class Outbox:
         for flush, reply in zip(self._taken, replies, strict=True):
             if isinstance(reply, ShardSealed):
                 self._refused.append(flush)
+            elif isinstance(reply, StreamFull):
+                flush.unsure = flush.unsure or reply.sent
+                self._full.append(flush)
             elif isinstance(reply, StoreError):
                 _reject(flush.parcels, reply)
+            elif isinstance(reply, list):
+                _answer(flush, reply[0])
+                self._hold[flush.shard] = clock() + slowdown(reply[1], self._soft)
             else:
                 _answer(flush, reply)
         self._taken = []
 
     @property
+    def _soft(self) -> float:
+        retention = self.layout.retention
+        return DEFAULT_SOFT if retention is None else retention.soft
+
+    @property
+    def needs(self) -> dict[Shard, tuple[int, int]]:
+        """Shards that were full; entries, and bytes of them, that wait for room there."""
+        return {flush.shard: (sum(len(p.records) for p in flush.parcels), flush.size) for flush in self._full}
+
+    @property
+    def patient(self) -> bool:
+        """Whether all of that was tried once only."""
+        return not any(flush.tries for flush in self._full)
+
+    @property
+    def hopeless(self) -> list[Shard]:
+        """Shards that were full again, and whose callers do not wait any longer."""
+        now = clock()
+        return [f.shard for f in self._full if f.tries and min(parcel.until for parcel in f.parcels) <= now]
+
+    def resend(self, errors: Mapping[Shard, StreamFull]) -> None:
+        """Try it again: what was full for the first time at once. Tell the callers of these shards instead."""
+        full, self._full = self._full, []
+        for flush in full:
+            if error := errors.get(flush.shard):
+                _reject(flush.parcels, _known(error, flush.unsure))
+                self._hold.pop(flush.shard, None)
+                self._turn_away(flush.shard, error)
+            else:
+                if flush.tries:
+                    self._hold[flush.shard] = clock() + min(TRY_AGAIN, 0.02 * 2 ** min(flush.tries, 8))
+                flush.tries += 1
+                self._again.append(flush)
+
+    def _turn_away(self, shard: Shard, error: StreamFull) -> None:
+        """Those behind a flush that was refused, as far as they do not wait for room any longer either."""
+        now = clock()
+        waiting = self._waiting.pop(shard, deque())
+        _reject([parcel for parcel in waiting if parcel.until <= now], error)
+        if left := deque(parcel for parcel in waiting if parcel.until > now):
+            self._waiting[shard] = left
+
+    @property
     def refused(self) -> Shard | None:
+        """A shard that took nothing. What was full there before has to be tried first: it is ahead of all others."""
+        if self._refused and self._again:
+            self._hold.clear()
+            return None
         return self._refused[0].shard if self._refused else None
 
     def go_on(self, layout: Layout) -> None:
@@ -229,17 +318,22 @@ class Outbox:
 
     def fail(self, error: BaseException) -> None:
         """The Op raised: its callers learn it, and so does everybody still waiting (order would break)."""
-        for flush in (*self._taken, *self._again):
+        for flush in self._taken:
             _reject(flush.parcels, error)
-        unsent = copy.copy(error)
-        if isinstance(unsent, StoreError):
-            unsent.sent = False
-        for flush in self._refused:
-            _reject(flush.parcels, unsent)
+        for flush in (*self._refused, *self._full, *self._again):
+            _reject(flush.parcels, _known(error, flush.unsure))
         for waiting in self._waiting.values():
-            _reject(waiting, unsent)
-        self._taken, self._refused, self._again = [], [], []
+            _reject(waiting, _known(error, False))
+        self._taken, self._refused, self._again, self._full = [], [], [], []
         self._waiting.clear()
+
+
+def _known(error: BaseException, sent: bool) -> BaseException:
+    """The same error, for what may have been sent, or surely has not."""
+    twin: BaseException = copy.copy(error)
+    if isinstance(twin, StoreError):
+        twin.sent = sent
+    return twin
 
 
 def _answer(flush: _Flush, reply: bytes) -> None:

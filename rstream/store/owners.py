@@ -161,6 +161,7 @@ class OwnerOps:
         """Bring back the first entries that are put aside of a key; None where the shard is not owned by that token."""
         group = self._ops.group
         names: list[str | bytes] = [shard.stream, shard.owner(group), shard.parked(group), shard.aside(group, key)]
+        names.append(shard.lost)
         call = UNPARK(names, group, self._ops.worker, token, key, limit, READ_BYTES)
 
         def parse(replies: list[Any]) -> Unparked | None:

@@ -29,6 +29,7 @@ from rstream.store.link import Op, backoff
 from rstream.store.scripts import GROUP, RESHARD, RETIRE, SEAL, SHARD
 from rstream.store.stats import group_stats
 from rstream.store.steps import Paced, Steps
+from rstream.store.trim import limit_new
 
 log = logging.getLogger("rstream")
 
@@ -139,6 +140,9 @@ def _finish(place: _Place, generation: int, before: int, after: int, tell: Tell)
     tell(f"opened {_shards(new)} for {len(groups)} group{'s' * (len(groups) != 1)}")
     sealed: list[tuple[Rank, bool]] = yield _seal(old, generation + 1)
     yield _shape(new, max(last for last, _ in sealed))
+    layout: Layout | None = yield layouts.load(*place)
+    if layout is not None:
+        yield from limit_new(layout, new)
     state: _State = yield place.step("flip", generation + 1)
     if state.generation <= generation:
         raise UnknownStream(
@@ -238,7 +242,7 @@ def _seal(shards: Sequence[Shard], following: int) -> Op[list[tuple[Rank, bool]]
     def parse(replies: list[Any]) -> list[tuple[Rank, bool]]:
         return [(keys.rank_of(last), bool(new)) for last, new in replies]
 
-    return Op([SEAL([shard.stream, shard.sealed], following) for shard in shards], parse)
+    return Op([SEAL([shard.stream, shard.sealed, shard.size], following) for shard in shards], parse)
 
 
 def _shape(shards: Sequence[Shard], floor: Rank) -> Op[int]:
@@ -248,7 +252,11 @@ def _shape(shards: Sequence[Shard], floor: Rank) -> Op[int]:
 
 def _retire(shards: Sequence[Shard], groups: Sequence[str], *, remove: bool) -> Op[bool]:
     """Whether nothing is left in any of these; what is empty is removed."""
-    return Op([RETIRE([shard.stream, shard.sealed], int(remove), SEAL_TTL_MS, *groups) for shard in shards], all)
+    calls = [
+        RETIRE([shard.stream, shard.sealed, shard.size, shard.marks], int(remove), SEAL_TTL_MS, *groups)
+        for shard in shards
+    ]
+    return Op(calls, all)
 
 
 def _undone(place: _Place, *, all_of_it: bool = False) -> Steps[dict[str, int | None]]:

@@ -76,7 +76,7 @@ def _take(run: ConsumerRun, entry: Fetched, term: int, owned: Tokens) -> None:
         run.take([entry], term, owned)
     else:
         lost(run, entry.shard, entry.id)
-        run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "ack"))
+        run.settle(Outcome(entry.shard, entry.id, entry.deliveries, "lost"))
 
 
 def lost(run: ConsumerRun, shard: Shard, id: bytes) -> None:

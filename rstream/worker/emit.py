@@ -14,7 +14,16 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from rstream.delivery import Delivery
-from rstream.errors import EventTooLarge, MemoryFull, StoreRefused, StoreUnavailable, StreamMismatch, UnknownStream
+from rstream.errors import (
+    EventTooLarge,
+    MemoryFull,
+    StoreError,
+    StoreRefused,
+    StoreUnavailable,
+    StreamFull,
+    StreamMismatch,
+    UnknownStream,
+)
 from rstream.event import derived_event_id
 from rstream.reference import Uploads
 from rstream.store.connect import Endpoint
@@ -22,8 +31,9 @@ from rstream.store.deliveries import Emit, Outcome
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import backoff, together
-from rstream.store.log import Record, new_ones, place_of, publish_once
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, new_ones, place_of, publish_once
 from rstream.store.reshard import follow
+from rstream.store.room import make_room
 from rstream.store.steps import drive
 from rstream.stream import Stream
 
@@ -100,6 +110,9 @@ class Emitter:
                 if not any(left := await self.store(left)):
                     return
                 await self.follow()
+            except StreamFull as error:
+                log.warning("what %d deliveries emit to stream %r waits: %s", len(left), self._target.name, error)
+                await self.make_room()
             except (StoreUnavailable, MemoryFull) as error:
                 log.warning("what %d deliveries emit to stream %r waits: %s", len(left), self._target.name, error)
             await asyncio.sleep(pause)
@@ -131,6 +144,15 @@ class Emitter:
         except (StreamMismatch, UnknownStream) as error:  # Redis lost data, and has others now
             raise StoreRefused(str(error)) from None
         self._layout = layout
+
+    async def make_room(self) -> None:
+        """Some shard of the target is full: trim what may be trimmed, where Redis lets us."""
+        target, wait = self._target, self._target.app.settings.publish_timeout
+        needs = dict.fromkeys(self._layout.current, (FLUSH_ENTRIES, 2 * FLUSH_BYTES))
+        try:
+            await drive(target.app.link, make_room(self._layout, needs, (), known=False), wait)
+        except StoreError as error:
+            log.warning("stream %r: no room was made: %s", target.name, error)
 
     def moved(self, outcome: Outcome) -> Outcome:
         """What it emits, for the shards that the target has now."""

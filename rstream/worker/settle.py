@@ -10,10 +10,11 @@ import asyncio
 import logging
 from dataclasses import replace
 
-from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable
-from rstream.store.deliveries import PSEUDO, Outcome, Refusal
+from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable, StreamFull
+from rstream.store.deliveries import LOST, PSEUDO, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
+from rstream.worker.adopt import lost
 from rstream.worker.order import Now, Place
 from rstream.worker.outcomes import Outcomes
 from rstream.worker.own import tell
@@ -46,7 +47,7 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
 
 def _now(run: ConsumerRun, outcome: Outcome) -> Now:
     """What has become of an entry by this outcome."""
-    if outcome.kind in ("ack", "dead"):
+    if outcome.kind in ("ack", "dead", "lost"):
         return "ended"
     if outcome.kind == "retry" and run.consumer.on_retry == "skip":
         return "passed"
@@ -78,6 +79,13 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
             resent = sealed = True
             await asyncio.sleep(pause)
             continue
+        except StreamFull as error:
+            resent = True
+            log.warning("%s: what %d outcomes emit waits for room: %s", run.name, len(batch), error)
+            assert run.emitter is not None
+            await run.emitter.make_room()
+            await asyncio.sleep(pause)
+            continue
         except StoreError as error:
             # A refused call may have been one of several, and the others were done.
             resent = resent or error.sent or not isinstance(error, StoreUnavailable)
@@ -86,7 +94,10 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
             continue
         refusals = [refusal for refusal in refusals if not (resent and _looks_done(refusal))]
         for refusal in refusals:
-            _tell(run, refusal)
+            if refusal.owner == LOST:
+                lost(run, refusal.outcome.shard, refusal.outcome.id)
+            else:
+                _tell(run, refusal)
         return {(refusal.outcome.shard, refusal.outcome.id) for refusal in refusals}
     raise AssertionError("backoff never ends")
 
@@ -123,4 +134,4 @@ def _tell(run: ConsumerRun, refusal: Refusal) -> None:
 def _looks_done(refusal: Refusal) -> bool:
     """Whether an earlier sending of this outcome did it, and only its answer was lost."""
     kind = refusal.outcome.kind
-    return refusal.owner == "" if kind in ("ack", "dead") else refusal.owner in PSEUDO
+    return refusal.owner == "" if kind in ("ack", "dead", "lost") else refusal.owner in PSEUDO

@@ -16,6 +16,7 @@ from rstream.store.deliveries import Fetched, Outcome
 from rstream.store.link import Op, together
 from rstream.store.memo import StoredMemo
 from rstream.worker import failures
+from rstream.worker.adopt import lost
 from rstream.worker.run import ConsumerRun
 
 T = TypeVar("T")
@@ -92,6 +93,9 @@ async def _begin(run: ConsumerRun, entries: list[Fetched]) -> list[Fetched]:
     for entry, ours in zip(taken, begun, strict=True):
         if ours:
             fresh.append(entry)
+        elif ours is None:
+            lost(run, entry.shard, entry.id)
+            run.let_go(entry.shard, entry.id, "ended")
         else:
             _refused(run, entry)
     return fresh
@@ -100,8 +104,8 @@ async def _begin(run: ConsumerRun, entries: list[Fetched]) -> list[Fetched]:
 def _refused(run: ConsumerRun, entry: Fetched) -> None:
     run.counts.refused += 1
     where = entry.shard.entry_id(entry.id)
-    lost = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
-    log.warning("%s: LeaseLost: %s", run.name, lost)
+    refused = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
+    log.warning("%s: LeaseLost: %s", run.name, refused)
     run.give_up(entry)
 
 

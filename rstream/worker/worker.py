@@ -28,6 +28,7 @@ from rstream.worker.execute import slot
 from rstream.worker.fetch import fetch_loop
 from rstream.worker.gate import Gate
 from rstream.worker.hoard import hoard_loop
+from rstream.worker.janitor import janitor_loop
 from rstream.worker.lease import LeaseKeeper
 from rstream.worker.listen import listen_loop
 from rstream.worker.load import LOADERS, load_loop
@@ -192,6 +193,7 @@ class Worker:
                     intake.start_soon(own_loop, run)
                     intake.start_soon(park_loop, run)
             intake.start_soon(listen_loop, self.app, runs)
+            intake.start_soon(janitor_loop, self.app, self.id)
             log.info("worker %s ready: %s", self.id, ", ".join(run.name for run in runs))
             intake.start_soon(recycle_loop, self._limits, self.counts, self._recycle)
             if self.burst:

@@ -3,20 +3,23 @@
 -- could not start then could not drain either.
 --
 -- KEYS[1] ns:stream:<name>  hash: generation, shards:<g>, retired:<g>, gone:<g>, key, versions, schema:<v>,
---                           version:<digest>
+--                           version:<digest>, retention (JSON)
 -- ARGV[1] shards  of the first generation
 -- ARGV[2] key     the key field, "" = none
 -- ARGV[3] schema  JSON Schema of the events
 -- ARGV[4] digest  of the schema: a schema that is stored already keeps its version
 -- ARGV[5] compared  how many versions the caller has compared its schema with: a new one is stored only if there are
 --                 no more, so that of two who declare at once the second compares itself with the first
+-- ARGV[6] retention  JSON, "" = none declared: of several who declare one, the first counts
 -- returns         {generation, key, version of this schema (0: not stored), {generation, its shards, …} of all that
---                  are stored, the same of those that were removed, {version, schema, …} of those not compared yet}
+--                  are stored, the same of those that were removed, {version, schema, …} of those not compared yet,
+--                  the retention that is stored or "", 1 if it was stored by this call}
 -- cost            O(fields)
 redis.call('HSETNX', KEYS[1], 'generation', 1)
 local generation = redis.call('HGET', KEYS[1], 'generation')
 redis.call('HSETNX', KEYS[1], 'shards:' .. generation, ARGV[1])
 redis.call('HSETNX', KEYS[1], 'key', ARGV[2])
+local kept = ARGV[6] ~= '' and redis.call('HSETNX', KEYS[1], 'retention', ARGV[6]) or 0
 local version = redis.call('HGET', KEYS[1], 'version:' .. ARGV[4])
 local compared, versions = tonumber(ARGV[5]), tonumber(redis.call('HGET', KEYS[1], 'versions') or 0)
 local others = {}
@@ -39,4 +42,5 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
     into[#into + 1] = tonumber(redis.call('HGET', KEYS[1], field))
   end
 end
-return {tonumber(generation), redis.call('HGET', KEYS[1], 'key'), tonumber(version), stored, removed, others}
+return {tonumber(generation), redis.call('HGET', KEYS[1], 'key'), tonumber(version), stored, removed, others,
+  redis.call('HGET', KEYS[1], 'retention') or '', kept}

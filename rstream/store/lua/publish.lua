@@ -3,16 +3,24 @@
 --
 -- KEYS[1] S                 stream: the shard
 -- KEYS[2] S:seq:<producer>  string: the last flush applied, "seq first-id count"
+-- KEYS[3] S:size            hash: what the shard holds and may hold, see limits.lua; not there where nothing limits it
+-- KEYS[4] S:marks           zset: entry id -> bytes that were counted before it
 -- ARGV[1] seq    number of this flush; a resend carries the same one
 -- ARGV[2] ttl    milliseconds to remember the flush for
 -- ARGV[3] flush  msgpack array: payload, key, event id, headers (raw strings, "" = none), payload, ...
--- returns        the first id; the others follow it without a gap (ms-seq, ms-(seq+1), ...)
+-- returns        the first id; the others follow it without a gap (ms-seq, ms-(seq+1), ...). Above the soft limit
+--                {first id, level}: what is not processed, in 1/1000 of the limit
 -- errors         nothing is added:
 --                STALE: a later flush was applied already, so this one is a late packet
 --                SEALED: there is no such shard
+--                FULL: it would pass a limit, and what is not processed is in the way
 --                ERR … exhausted the last possible ID: Redis's own, of a shard that is sealed
--- cost           O(entries), one XADD each
+-- cost           O(entries), one XADD each; with limits, and where the shard is full, what room.lua says
 -- include: append
+-- include: padded
+-- include: floors
+-- include: base
+-- include: room
 local last = redis.call('GET', KEYS[2])
 if last then
   local seq, first = string.match(last, '^(%d+) (%S+)')
@@ -28,6 +36,14 @@ if last then
 end
 
 local flush = cmsgpack.unpack(ARGV[3])
+local tally
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  local size = 0
+  for n = 1, #flush, 4 do size = size + weight(flush[n], flush[n + 1], flush[n + 2], flush[n + 3]) end
+  tally = room(KEYS[1], KEYS[3], KEYS[4], #flush / 4, size, 0)
+end
+if tally and tally.full then return redis.error_reply('FULL shard ' .. KEYS[1]) end
+
 local at, first = '*', nil
 for n = 1, #flush, 4 do
   local id = append(KEYS[1], at, flush[n], flush[n + 1], flush[n + 2], flush[n + 3])
@@ -37,6 +53,9 @@ for n = 1, #flush, 4 do
     -- Redis 7.0 reads the clock anew for every '*' in a script; fixing the milliseconds keeps ids consecutive.
     at = string.match(id, '^(%d+)') .. '-*'
   end
+  if tally then tally.add(id, weight(flush[n], flush[n + 1], flush[n + 2], flush[n + 3])) end
 end
+if tally then tally.close() end
 redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. first .. ' ' .. (#flush / 4), 'PX', ARGV[2])
+if tally and tally.level > 0 then return {first, tally.level} end
 return first

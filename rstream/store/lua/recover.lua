@@ -11,7 +11,7 @@
 -- told of may not have come yet, and whoever lives would look dead. For those that are given Redis then waits.
 --
 -- KEYS    per shard: S (stream), S:retry:<group> (zset id -> due), S:owner:<group> (string), S:parked:<group> (set; with
---         ":<key>" behind it, the zset of each); and with a lease S:alive:<group>:<name> (string) of the worker itself,
+--         ":<key>" behind it, the zset of each), S:lost (hash, see lose.lua); and with a lease S:alive:<group>:<name> (string) of the worker itself,
 --         and of the others that are judged
 -- ARGV[1] group
 -- ARGV[2] worker  the one that takes over
@@ -28,6 +28,8 @@
 --         next = ms until the next retry is due, -1 = none waits; left = 1 where suspects were left to others
 -- cost    O(shards + claimed), with a lease O(shards · consumers + claimed); at most PAGES · PAGE suspects are passed
 --         over on the way
+-- include: padded
+-- include: lose
 local group, worker, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
@@ -127,6 +129,14 @@ local function judged(key, from, to)
   return alive
 end
 
+local function write_down(shard, record)
+  local ranges = {}
+  for _, each in ipairs(lost) do
+    if each[1] == shard then ranges[#ranges + 1] = {each[2], each[2], 1} end
+  end
+  if ranges[1] then lose(record, group, ranges, '') end
+end
+
 local at, shard = 1, 0
 while at <= #KEYS do
   local key, retries, owner, parked = KEYS[at], KEYS[at + 1], KEYS[at + 2], KEYS[at + 3]
@@ -136,13 +146,14 @@ while at <= #KEYS do
     held_by(shard, key, '~released', true)
     held_by(shard, key, '~again', false)
     if token == '' then put_aside(shard, key, parked) end
-    if lease > 0 then silent_workers(shard, key, retries, judged(key, at + 4, at + 3 + others)) end
+    if lease > 0 then silent_workers(shard, key, retries, judged(key, at + 5, at + 4 + others)) end
+    write_down(shard, KEYS[at + 4])
     local first = redis.call('ZRANGE', retries, 0, 0, 'WITHSCORES')
     if first[2] then
       local wait = math.max(0, tonumber(first[2]) - now)
       if next_due < 0 or wait < next_due then next_due = wait end
     end
   end
-  at, shard = at + 4 + others, shard + 1
+  at, shard = at + 5 + others, shard + 1
 end
 return {claimed, lost, next_due, passed_over}

@@ -5,13 +5,15 @@
 --
 -- KEYS[1] S         stream; per group also S:dead:, S:retry:, S:parked:, S:owner:, S:epoch:<group>
 -- KEYS[2] S:sealed  string
+-- KEYS[3] S:size    hash
+-- KEYS[4] S:marks   zset
 -- ARGV[1] remove    1 = if it is empty, remove it; 0 = only look
 -- ARGV[2] ttl       ms, of the seal
 -- ARGV[3...]        groups of the stream, for a shard whose stream was deleted
 -- returns           1 where nothing is left, else 0
 -- cost              O(groups)
 local key = KEYS[1]
-local names = {key}
+local names = {key, KEYS[3], KEYS[4]}
 for n = 3, #ARGV do
   if redis.call('XLEN', key .. ':dead:' .. ARGV[n]) > 0 then return 0 end
 end

@@ -6,6 +6,7 @@
 --
 -- KEYS[1] S         stream
 -- KEYS[2] S:sealed  string: "<next generation> <last id before it was sealed>"
+-- KEYS[3] S:size    hash: its limits are for who adds to it
 -- ARGV[1] next      generation
 -- returns {last id before it was sealed, 1 if it was sealed by this call}; sent twice, the second gets the same id
 -- cost    O(1)
@@ -31,5 +32,6 @@ else -- S:sealed is lost: what the stream still shows
   last = newest(info['max-deleted-entry-id'], info['last-entry'] and info['last-entry'][1] or '0-0')
 end
 redis.call('XSETID', KEYS[1], LAST)
+redis.call('HDEL', KEYS[3], 'maxlen', 'maxbytes')
 redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. last)
 return {last, 1}

@@ -6,22 +6,26 @@
 -- KEYS[3] S:dead:<group>   stream: dead letters
 -- KEYS[4] S:memo:<group>:  with an id behind it, the hash of that delivery's checkpoint and steps
 -- KEYS[5] S:parked:<group>  set of keys
--- KEYS[6...] S:parked:<group>:<key>  per key of what is parked, zset: the ids that are put aside of it
+-- KEYS[6] S:lost           hash: group -> what it lost, see lose.lua
+-- KEYS[7...] S:parked:<group>:<key>  per key of what is parked, zset: the ids that are put aside of it
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] outcomes  msgpack array of {id, attempt, kind, a, b, c}:
 --           ack      a = marker, b = ttl in ms -> where a marker is given, it is set to the id
 --           retry    a = delay in ms         -> pending for ~retry, due then; b = attempts begun, "" = this one, too
 --           dead     a = reason, b = error, c = traceback -> a dead letter, and acked
+--           lost     the entry is not there any more -> written down as lost, and acked
 --           release  a = attempts begun, b = ~released or ~again -> pending for that one: nothing is burnt
---           park     a = attempts begun, b = which of KEYS[6...], c = "!" for one that a dead worker may have been
+--           park     a = attempts begun, b = which of KEYS[7...], c = "!" for one that a dead worker may have been
 --                    killed by, else "" -> pending for ~parked, until its key's turn: see unpark.lua
--- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them
+-- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them; the owner is
+--          ~lost where an entry that was to stay pending is not stored any more, which is written down
 -- cost     O(outcomes · log pending)
 -- include: padded
+-- include: lose
 local key, retries, graveyard, group, worker = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
 local now
-local acks, refused = {}, {}
+local acks, lost, refused = {}, {}, {}
 
 local function clock()
   if not now then
@@ -31,8 +35,13 @@ local function clock()
   return now
 end
 
-local function hand_to(name, id, count)
-  redis.call('XCLAIM', key, group, name, 0, id, 'RETRYCOUNT', count, 'JUSTID')
+-- False where the entry is not stored any more: XCLAIM then drops it from what is pending, and it is lost.
+local function hand_to(n, name, id, count)
+  if redis.call('XCLAIM', key, group, name, 0, id, 'RETRYCOUNT', count, 'JUSTID')[1] then return true end
+  lost[#lost + 1] = {id, id, 1}
+  acks[#acks + 1] = id
+  refused[#refused + 1] = {n - 1, '~lost', count}
+  return false
 end
 
 local PARTS = 100 -- fields and values copied of an entry: rstream's own have at most 8, and unpack() has a limit
@@ -56,21 +65,27 @@ for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
     acks[#acks + 1] = id
     if outcome[4] ~= '' then redis.call('SET', key .. ':once:' .. group .. ':' .. outcome[4], id, 'PX', outcome[5]) end
   elseif kind == 'retry' then
-    hand_to('~retry', id, outcome[5] == '' and attempt or outcome[5])
-    redis.call('ZADD', retries, clock() + outcome[4], id)
+    if hand_to(n, '~retry', id, outcome[5] == '' and attempt or outcome[5]) then
+      redis.call('ZADD', retries, clock() + outcome[4], id)
+    end
   elseif kind == 'dead' then
     bury(id, attempt, outcome[4], outcome[5], outcome[6])
     acks[#acks + 1] = id
+  elseif kind == 'lost' then
+    lost[#lost + 1] = {id, id, 1}
+    acks[#acks + 1] = id
   elseif kind == 'park' then
-    hand_to('~parked', id, outcome[4])
-    local aside = KEYS[5 + outcome[5]]
-    redis.call('SADD', KEYS[5], string.sub(aside, #KEYS[5] + 2))
-    redis.call('ZADD', aside, 0, padded(id) .. outcome[6])
+    if hand_to(n, '~parked', id, outcome[4]) then
+      local aside = KEYS[6 + outcome[5]]
+      redis.call('SADD', KEYS[5], string.sub(aside, #KEYS[5] + 2))
+      redis.call('ZADD', aside, 0, padded(id) .. outcome[6])
+    end
   else
-    hand_to(outcome[5], id, outcome[4])
+    hand_to(n, outcome[5], id, outcome[4])
   end
 end
 
+if lost[1] then lose(KEYS[6], group, lost, '') end
 -- unpack() is bounded by Lua's C stack
 for from = 1, #acks, 1000 do
   local to, memos = math.min(from + 999, #acks), {}

@@ -6,6 +6,7 @@
 -- KEYS[3] S:parked:<group>        set: keys of which entries are put aside
 -- KEYS[4] S:parked:<group>:<key>  zset: ids, padded so that they sort, with "!" behind those that a dead worker may have
 --                                 been killed by
+-- KEYS[5] S:lost                  hash: group -> what it lost, see lose.lua
 -- ARGV[1] group
 -- ARGV[2] worker
 -- ARGV[3] worker|epoch  by which the shard is owned
@@ -16,6 +17,7 @@
 --         lost = {id, ...}: no longer in the stream, and now acked; false where the shard is not owned by that
 -- cost    O(limit · log pending)
 -- include: padded
+-- include: lose
 local key, group, budget, claimed, lost = KEYS[1], ARGV[1], tonumber(ARGV[6]), {}, {}
 if redis.call('GET', KEYS[2]) ~= ARGV[3] then return false end
 for _, member in ipairs(redis.call('ZRANGE', KEYS[4], 0, ARGV[5] - 1)) do
@@ -35,6 +37,9 @@ for _, member in ipairs(redis.call('ZRANGE', KEYS[4], 0, ARGV[5] - 1)) do
     end
   end
 end
+local ranges = {}
+for n, id in ipairs(lost) do ranges[n] = {id, id, 1} end
+if ranges[1] then lose(KEYS[5], group, ranges, '') end
 local first = redis.call('ZRANGE', KEYS[4], 0, 0)[1]
 if not first then redis.call('SREM', KEYS[3], ARGV[4]) end
 return {claimed, lost, first and plain(first) or ''}

@@ -1,0 +1,102 @@
+"""What keeps shards from being trimmed further: which group, by which entry, and whose delivery that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rstream.event import EntryId
+from rstream.store.keys import Shard, rank_of
+from rstream.store.layout import Layout
+from rstream.store.link import Op
+from rstream.store.scripts import COUNT, Call
+from rstream.store.stats import GroupStats, ShardGroupStats, group_stats
+from rstream.store.steps import Steps
+
+LOOK = 1000
+LOOK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The group of a shard that is behind all others there. entry: the oldest that it has not processed; None where it
+    is unread, for then it is the first behind what was delivered last · age: seconds, of the oldest entry · holder: the
+    worker that has it, or a pseudo-consumer; alive, attempt: of that · unread: None where Redis cannot tell.
+    """
+
+    shard: Shard
+    group: str
+    entry: EntryId | None
+    age: float
+    holder: str | None
+    alive: bool
+    attempt: int
+    unread: int | None
+
+
+def pins(layout: Layout) -> Steps[list[Pin]]:
+    """Of shards in which some group has something to do. Two round trips."""
+    found: list[GroupStats] = yield group_stats(layout)
+    alive = {(group.name, worker.worker) for group in found for worker in group.workers if worker.alive}
+    behind: dict[Shard, tuple[str, ShardGroupStats]] = {}
+    for group in found:
+        for one in group.shards:
+            if _busy(one) and (one.shard not in behind or _floor(one) < _floor(behind[one.shard][1])):
+                behind[one.shard] = group.name, one
+    attempts: dict[Shard, int] = yield _attempts(list(behind.values()))
+    return [
+        Pin(
+            shard,
+            name,
+            one.oldest if _is_pending(one) else None,
+            one.behind,
+            one.holder if _is_pending(one) else None,
+            (name, one.holder) in alive,
+            attempts.get(shard, 0),
+            one.lag,
+        )
+        for shard, (name, one) in behind.items()
+    ]
+
+
+def _busy(one: ShardGroupStats) -> bool:
+    return bool(one.pending or one.lag is None or one.lag)
+
+
+def _is_pending(one: ShardGroupStats) -> bool:
+    """Whether the oldest that is not processed is pending: it comes before all that is unread, as a rule."""
+    return one.oldest is not None and (one.position is None or one.oldest <= one.position)
+
+
+def _floor(one: ShardGroupStats) -> EntryId:
+    if _is_pending(one):
+        assert one.oldest is not None
+        return one.oldest
+    return one.position or EntryId(0, 0, one.shard.generation, one.shard.number)
+
+
+def _attempts(behind: list[tuple[str, ShardGroupStats]]) -> Op[dict[Shard, int]]:
+    asked = [(name, one) for name, one in behind if _is_pending(one)]
+    calls: list[Call] = []
+    for name, one in asked:
+        assert one.oldest is not None
+        calls.append(("XPENDING", one.shard.stream, name, one.oldest.redis, one.oldest.redis, 1))
+
+    def parse(replies: list[Any]) -> dict[Shard, int]:
+        return {one.shard: reply[0][3] for (_, one), reply in zip(asked, replies, strict=True) if reply}
+
+    return Op(calls, parse)
+
+
+def count_before(shard: Shard, before: bytes) -> Steps[int]:
+    """How many entries a shard has before an id: a call for every thousand."""
+    ms, seq = rank_of(before)
+    last = f"{ms}-{seq - 1}" if seq else f"{ms - 1}-{2**64 - 1}"
+    after, total = "0-0", 0
+    while True:
+        count: int
+        count, looked = yield Op([COUNT([shard.stream], after, last, LOOK, LOOK_BYTES)], lambda replies: replies[0])
+        total += count
+        if not looked:
+            return total
+        after = looked.decode()

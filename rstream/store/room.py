@@ -1,0 +1,70 @@
+"""Making room in full shards, and saying why there is none. Producers do this where they met one, so that a stream
+without workers is trimmed, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rstream.errors import StreamFull
+from rstream.retention import Retention, size_text, text_of
+from rstream.store import layout as layouts
+from rstream.store.keys import Shard, rank_of
+from rstream.store.layout import Layout
+from rstream.store.steps import Steps
+from rstream.store.trim import Needs, over, tidy
+from rstream.store.weigh import Group, Weight, limit, weigh
+
+
+def make_room(
+    layout: Layout, needs: Needs, hopeless: Sequence[Shard], *, known: bool
+) -> Steps[dict[Shard, StreamFull]]:
+    """Trim what full shards may lose. Of those in which that was in vain before, and nobody waits: what to tell.
+
+    known: the retention in the layout counts, which saves a round trip; somebody may have changed it.
+    """
+    retention = layout.retention
+    if not known or retention is None:
+        now: Layout | None = yield layouts.load(layout.namespace, layout.name)
+        layout = layout if now is None else now
+        retention = layout.retention
+    if retention is not None:
+        yield from tidy(layout, retention, needs=needs)
+    else:  # somebody has just taken it away, and was killed
+        for shard in needs:
+            yield limit(shard, None, None)
+    if not hopeless:
+        return {}
+    weights: list[Weight] = yield weigh(hopeless)
+    # Where there is room by now, others were faster: then it is only a matter of trying.
+    full = [weight for weight in weights if _does_not_fit(weight, *needs[weight.shard])]
+    return {weight.shard: StreamFull(_told(layout, retention, weight)) for weight in full}
+
+
+def _does_not_fit(weight: Weight, entries: int, counted: int) -> bool:
+    return over(weight.held.entries + entries, weight.held.counted + counted, weight.limits)
+
+
+def _told(layout: Layout, retention: Retention | None, weight: Weight) -> str:
+    held = weight.held
+    holds = f"{held.entries:,} entries, {size_text(held.memory)}"
+    part = f"one of {layout.shards}; all: {retention}"
+    head = f"stream {layout.name!r} is full, nothing was added: shard {weight.shard} ({part}) holds {holds}"
+    pinning = min(weight.groups, key=lambda group: rank_of(group.floor), default=None)
+    if pinning is None:
+        return f"{head}. Raise the limits: rstream streams retention {layout.name} --bytes … --entries …"
+    return (
+        f"{head}. Group {pinning.name!r} keeps it from being trimmed: {_lag(weight, pinning)}. "
+        f"Have its workers go on (rstream groups {layout.name}), or raise the limits or drop what is not processed: "
+        f"rstream streams retention {layout.name} --help"
+    )
+
+
+def _lag(weight: Weight, group: Group) -> str:
+    oldest = max(rank_of(group.floor), rank_of(weight.first or b"0-0"))
+    age = max(0.0, (weight.now - oldest[0]) / 1000)
+    workers = "its workers live" if group.lives else "no worker of it lives"
+    return (
+        f"its oldest entry that is not processed is {oldest[0]}-{oldest[1]}, {text_of(age)} old, "
+        f"{group.pending:,} are pending, {workers}"
+    )

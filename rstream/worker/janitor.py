@@ -1,0 +1,99 @@
+"""Looks after retention: trims what is processed and beyond a limit, brings the limits of shards up to date, removes
+old generations that are empty then, and now and then has the blob store swept.
+
+Every worker has this loop, and of a stream one looks at a time. Cost: every `INTERVAL` one small read for all streams
+of the app; of those with a retention some calls a shard. (Producers that meet a limit trim by themselves, at once.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from typing import Any
+
+from rstream.app import RStream
+from rstream.blobs.gc import collect
+from rstream.errors import RStreamError, StoreError
+from rstream.retention import Retention, text_of
+from rstream.store import layout as layouts
+from rstream.store.layout import Layout
+from rstream.store.reshard import retire
+from rstream.store.steps import drive
+from rstream.store.trim import Alarm, Standing, tidy
+from rstream.store.weigh import office, sweep
+from rstream.stream import Stream
+
+log = logging.getLogger("rstream")
+
+INTERVAL = 5.0
+"""Seconds between two looks, about."""
+
+
+class Janitor:
+    """alarms: those that were told, by stream and group."""
+
+    def __init__(self, app: RStream, worker: str) -> None:
+        self._app, self._worker = app, worker
+        self._alarms: dict[tuple[str, str], Alarm] = {}
+        self._sweeping: threading.Thread | None = None
+
+    async def look(self) -> None:
+        """At all streams of the app, one after the other. Raises `StoreError`."""
+        streams = list(self._app.streams.values())
+        namespace, link = self._app.settings.namespace, self._app.link
+        stored = await link.run(layouts.retentions(namespace, [stream.name for stream in streams]))
+        for stream, retention in zip(streams, stored, strict=True):
+            ttl_ms = int(3 * INTERVAL * 1000)
+            if retention is None or not await link.run(office(namespace, stream.name, self._worker, ttl_ms)):
+                continue
+            layout = await link.run(layouts.load(namespace, stream.name))
+            if layout is not None:
+                await self._tidy(stream, layout, retention)
+
+    async def _tidy(self, stream: Stream[Any], layout: Layout, retention: Retention) -> None:
+        link, wait = self._app.link, self._app.settings.publish_timeout
+        done = await drive(link, tidy(layout, retention), wait)
+        for standing in done.groups:
+            self._tell(stream.name, standing, retention)
+        if layout.older:
+            await drive(link, retire(layout.namespace, layout.name), wait)
+        sweeping = self._sweeping is not None and self._sweeping.is_alive()
+        if stream.claims.source is not None and not sweeping and await link.run(sweep(layout)):
+            # Not a thread of the event loop's: nobody has to wait for it at the end.
+            self._sweeping = threading.Thread(target=_sweep, args=(stream,), name="rstream-sweep", daemon=True)
+            self._sweeping.start()
+
+    def _tell(self, stream: str, group: Standing, retention: Retention) -> None:
+        before = self._alarms.get((stream, group.name), "")
+        self._alarms[stream, group.name] = group.alarm
+        if group.alarm == before:
+            return
+        idle, ttl = text_of(group.idle), text_of(retention.ttl_seconds)
+        if group.alarm == "soon":
+            text = "%s/%s: no worker for %s: after %s (group_ttl) it loses what retention trims. Start one, or reset it"
+            log.warning(text, stream, group.name, idle, ttl)
+        elif group.alarm == "ignored":
+            text = "%s/%s: no worker for %s, longer than group_ttl (%s): what it has not processed is trimmed now"
+            log.error(text, stream, group.name, idle, ttl)
+
+
+def _sweep(stream: Stream[Any]) -> None:
+    try:
+        done = collect(stream)
+    except RStreamError as error:
+        log.warning("stream %r: the blob store was not swept: %s", stream.name, error)
+    else:
+        log.info("stream %r: deleted %d blobs to which nothing refers", stream.name, done.deleted)
+
+
+async def janitor_loop(app: RStream, worker: str) -> None:
+    """Runs until cancelled."""
+    janitor = Janitor(app, worker)
+    while True:
+        try:
+            await janitor.look()
+        except StoreError as error:
+            log.warning("retention was not looked after: %s", error)
+        await asyncio.sleep(INTERVAL * random.uniform(0.8, 1.2))
