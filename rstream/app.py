@@ -66,17 +66,28 @@ class RStream:
     def __repr__(self) -> str:
         return f"RStream({self.endpoint.label!r}, namespace={self.settings.namespace!r})"
 
-    def stream(self, name: str, model: type[M], *, key: str | None = None, shards: int = 8) -> Stream[M]:
+    def stream(
+        self,
+        name: str,
+        model: type[M],
+        *,
+        key: str | None = None,
+        shards: int = 8,
+        archive: bool | float = False,
+    ) -> Stream[M]:
         """Declare a stream of `model` events.
 
         key: the field that says which entity an event belongs to; events of one key stay in one shard, in order ·
-        shards: how many Redis Streams the stream is cut into when it is first used; later the stored number wins.
+        shards: how many Redis Streams the stream is cut into when it is first used; later the stored number wins ·
+        archive: have workers write its entries to the blob store before they may be trimmed; a number says after how
+        many seconds also little is written (True: 60).
         Raises `ConfigError`.
         """
         if name in self.streams:
             raise ConfigError(f"stream {name!r} is declared already in this app: declare it once and import it")
         schema = describe(model, key)
-        self.streams[name] = Stream(self, name, ModelCodec(model, Upgrades(name, schema)), schema, key, shards)
+        codec = ModelCodec(model, Upgrades(name, schema))
+        self.streams[name] = Stream(self, name, codec, schema, key, shards, archive)
         return self.streams[name]
 
     def open(self, name: str) -> Stream[Any]:

@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
+from rstream.archive.archive import Archive
 from rstream.blobs.claims import Claims
 from rstream.codec import Codec, ModelCodec, key_text, pack_headers
 from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters, SyncDeadLetters
-from rstream.declaring import check_key, declare
+from rstream.declaring import archive_of, check_key, declare
 from rstream.errors import ConfigError, EventInvalid
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
@@ -50,6 +51,7 @@ class Stream(Generic[E]):
         schema: Mapping[str, Any],
         key: str | None,
         shards: int,
+        archive: bool | float = False,
     ) -> None:
         check_name("stream", name)
         if not 1 <= shards <= MAX_SHARDS:
@@ -58,6 +60,8 @@ class Stream(Generic[E]):
             raise ConfigError(f"stream {name!r}: its events have no field {key!r} to be the key")
         self.app, self.name, self.codec, self.key, self.shards = app, name, codec, key, shards
         self.claims = Claims(app.settings, name)
+        self.past = Archive.of(app.settings, name)
+        self.archive = archive_of(self, archive)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
         self._schema = schema
@@ -181,7 +185,7 @@ class Stream(Generic[E]):
             self.shards = layout.shards
         if not layout.schemas and self._layout is not None:
             layout = replace(layout, schemas=self._layout.schemas)
-        self._layout = layout
+        self._layout = layout if layout.past is self.past else replace(layout, past=self.past)
 
     async def reshard(
         self, shards: int, *, dry_run: bool = False, progress: Callable[[str], None] = log.info

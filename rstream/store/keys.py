@@ -24,6 +24,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `ns:members:<stream>:<group>` | zset              | worker -> until when (ms) it takes part in an ordered group |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
+| `ns:archiver:<stream>`   | string, TTL            | who archives it, or that nobody shall, see archiving.py     |
 """
 
 from __future__ import annotations
@@ -195,3 +196,7 @@ def bell(namespace: str) -> str:
 
 def replay(namespace: str, stream: str, name: str) -> str:
     return f"{namespace}:replay:{stream}:{name}"
+
+
+def archiver(namespace: str, stream: str) -> str:
+    return f"{namespace}:archiver:{stream}"

@@ -16,6 +16,7 @@ from rstream.errors import GroupMissing, MemoryFull, StoreError
 from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.link import Op
+from rstream.store.past import Past
 from rstream.store.scripts import DECLARE, GENERATIONS
 
 MAX_SHARDS = 1024
@@ -28,7 +29,7 @@ class Layout:
     number of shards) of those that were written to before and are still there, oldest first · planned: the same of
     one that a resharding has begun to make · removed: the same of those that are not there any more · schema: JSON
     Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded · new: it
-    was declared just now, by this process.
+    was declared just now, by this process · past: the stream's archive, where the app has a blob store.
     """
 
     namespace: str
@@ -43,6 +44,7 @@ class Layout:
     schema: Mapping[str, Any] | None = None
     schemas: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     new: bool = field(default=False, compare=False)
+    past: Past | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def current(self) -> tuple[Shard, ...]:
