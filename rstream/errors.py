@@ -133,11 +133,13 @@ class BlobRefused(BlobError):
 
 
 class ArchiveDamaged(RStreamError):
-    """An object of the archive is missing, or is not what was archived; `object` is its key in the blob store."""
+    """An object of the archive is missing, or is not what was archived; `object` is its key in the blob store, `why` what
+    is wrong with it.
+    """
 
-    def __init__(self, message: str, object: str) -> None:
+    def __init__(self, message: str, object: str, why: str) -> None:
         super().__init__(message)
-        self.object = object
+        self.object, self.why = object, why
 
 
 class MemoInvalid(RStreamError):

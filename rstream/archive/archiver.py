@@ -23,10 +23,9 @@ from rstream.event import MAX_PART, EntryId
 from rstream.process import clock
 from rstream.store import archiving, keys
 from rstream.store.archiving import Standing
-from rstream.store.keys import Rank, Shard
+from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import END
 from rstream.store.scripts import SHARD
 from rstream.store.steps import Steps
 

@@ -55,12 +55,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """A page, or the rows up to the end of it. first, last: ids · segments, entries, payload, size: of this page and all
+    """A page. begins: the first id of all pages · first, last: ids of this one · segments, entries, payload, size: of this page and all
     before it.
     """
 
     key: str
     sha256: str
+    begins: str
     first: str
     last: str
     segments: int
@@ -93,9 +94,18 @@ class Manifest:
     rows: tuple[Row, ...] = field(default=())
 
     @property
+    def first(self) -> str | None:
+        """The first id that is archived."""
+        return self.page.begins if self.page else self.rows[0].first if self.rows else None
+
+    @property
     def last(self) -> str:
         """Up to which id all is archived, "0-0" for nothing."""
         return self.rows[-1].last if self.rows else self.page.last if self.page else "0-0"
+
+    @property
+    def first_rank(self) -> Rank:
+        return rank_of((self.first or "0-0").encode())
 
     @property
     def last_rank(self) -> Rank:
@@ -136,8 +146,8 @@ class Manifest:
 
     def rolled(self, key: str, sha256: str) -> Manifest:
         """As it is once its rows are in that page."""
-        first = self.rows[0].first
-        pointer = Pointer(key, sha256, first, self.last, self.segments, self.entries, self.payload, self.size)
+        begins, first = self.first or "", self.rows[0].first
+        pointer = Pointer(key, sha256, begins, first, self.last, self.segments, self.entries, self.payload, self.size)
         return replace(self, page=pointer, before=self.sha256, rows=())
 
 

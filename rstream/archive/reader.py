@@ -47,12 +47,13 @@ class SegmentReader:
         self._start, self._end, self._before = start, end, before
         self._key = None if key is None else key.encode()
         self._decode, self._window = decode, window
-        self._left = self._entries()
+        self._left = self.pages()
 
     def next(self) -> Future[list[Entry[Any]] | None]:
         return self._vault.shelf.submit(lambda: next(self._left, None))
 
-    def _entries(self) -> Iterator[list[Entry[Any]]]:
+    def pages(self) -> Iterator[list[Entry[Any]]]:
+        """A block at a time. Blocks."""
         for columns in self.blocks():
             yield self._between(_entries(self._shard, columns, self._key, self._decode))
 

@@ -96,5 +96,5 @@ class ArchiveRun:
             raise errors.exceptions[0] from None
         if clock() - self._swept > SWEEP_EVERY:
             self._swept = clock()
-            await link.run(self._past.ask(lambda: sweep(self._past.vault)))
+            await link.run(self._past.do(lambda: sweep(self._past.vault)))
         return found, holder

@@ -187,9 +187,8 @@ class Vault:
             raise self.damaged(key, str(error) or type(error).__name__) from None
 
     def damaged(self, key: str, why: str) -> ArchiveDamaged:
-        return ArchiveDamaged(
-            f"the archive of stream {self.stream!r} is damaged: {key} in {self.store.label}: {why}", key
-        )
+        told = f"the archive of stream {self.stream!r} is damaged: {key} in {self.store.label}: {why}"
+        return ArchiveDamaged(told, key, why)
 
 
 def prefix(namespace: str, stream: str) -> str:

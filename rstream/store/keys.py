@@ -37,7 +37,7 @@ from functools import cache
 
 import xxhash
 
-from rstream.event import EntryId
+from rstream.event import MAX_PART, EntryId
 from rstream.store.scripts import Arg
 
 SLOTS = 16384
@@ -45,6 +45,9 @@ SLOTS = 16384
 
 Rank = tuple[int, int]
 """An id as Redis has it (ms, seq), as numbers: they compare as entries lie in a shard."""
+
+END: Rank = (MAX_PART + 1, 0)
+"""After all ids."""
 
 
 def number_of(key: str, shards: int) -> int:

@@ -16,7 +16,7 @@ from rstream.event import MAX_PART, Entry, EntryId
 from rstream.position import Position, bound
 from rstream.store import keys
 from rstream.store import layout as layouts
-from rstream.store.keys import Rank, Shard
+from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op, aside
 from rstream.store.past import Archived, Reading
@@ -35,9 +35,6 @@ READ_BYTES = 8 * 1024 * 1024
 
 PAST_BYTES = 32 * 1024 * 1024
 """What is fetched of the archive and not given yet, of all shards together: 256 KiB each at least."""
-
-END: Rank = (MAX_PART + 1, 0)
-"""After all ids."""
 
 CLOCK_TICK = 0.0015
 """Seconds after which Redis's clock surely shows another millisecond; see `Cursor`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rstream.event import Entry, EntryId
 from rstream.store.keys import Rank, Shard
@@ -12,10 +12,21 @@ from rstream.store.link import Op
 
 
 class Archived(Protocol):
-    """What is archived of a shard. last_rank: up to which id, (0, 0) for nothing."""
+    """What is archived of a shard. first_rank, last_rank: the ids of the first entry and the last, (0, 0) for nothing."""
 
     @property
+    def first_rank(self) -> Rank: ...
+    @property
     def last_rank(self) -> Rank: ...
+
+
+class Extent(NamedTuple):
+    """first, last: ids, None where there are none · payload: bytes of it."""
+
+    first: EntryId | None
+    last: EntryId | None
+    entries: int
+    payload: int
 
 
 class Reading(Protocol):
@@ -48,3 +59,8 @@ class Past(Protocol):
         window: int,
     ) -> Reading:
         """What is between two bounds, both included, and before an id. window: bytes that may be fetched at once."""
+
+    def measure(
+        self, shard: Shard, archived: Archived, start: EntryId, end: EntryId, before: Rank, key: str | None
+    ) -> Op[Extent]:
+        """How much of it that is."""

@@ -16,9 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 from rstream.event import EntryId
 from rstream.store import keys
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
+from rstream.store.past import Archived
 from rstream.store.scripts import REPLAY, Arg, Call
+from rstream.store.steps import Steps
 
 Outcome = Literal["handled", "failed", "invalid"]
 OUTCOMES: tuple[Outcome, ...] = ("handled", "failed", "invalid")
@@ -171,3 +174,21 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
         return Window(max(start, min(ids)), min(end, max(ids)))
 
     return Op(calls, parse)
+
+
+def find_window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None) -> Steps[Window | None]:
+    """As `window`, over the archive, too; of that, a LIST and a GET a shard. Raises `StoreError`, `BlobError`,
+    `ArchiveDamaged`.
+    """
+    here: Window | None = yield window(layout, start, end, key)
+    if layout.past is None:
+        return here
+    found: Mapping[Shard, Archived] = yield layout.past.survey(key)
+    ends = [here] if here is not None else []
+    for shard, archived in found.items():
+        first, last = (
+            EntryId(*rank, shard.generation, shard.number) for rank in (archived.first_rank, archived.last_rank)
+        )
+        if first <= end and last >= start and last[:2] > (0, 0):
+            ends.append(Window(max(start, first), min(end, last)))
+    return Window(min(each.start for each in ends), max(each.end for each in ends)) if ends else None
