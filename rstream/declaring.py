@@ -116,7 +116,7 @@ def archive_of(stream: Stream[Any], wanted: bool | float) -> float | None:
         return None
     if stream.past is None:
         raise ConfigError(
-            f"stream {stream.name!r}: archive needs a blob store to write to: name it by RStream(blobs=…) or RSTREAM_BLOBS"
+            f"stream {stream.name!r}: archive needs a blob store to write to: set RStream(blobs=…) or RSTREAM_BLOBS"
         )
     every = EVERY if wanted is True else float(wanted)
     if not 0 < every <= 86_400:

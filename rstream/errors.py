@@ -133,8 +133,8 @@ class BlobRefused(BlobError):
 
 
 class ArchiveDamaged(RStreamError):
-    """An object of the archive is missing, or is not what was archived; `object` is its key in the blob store, `why` what
-    is wrong with it.
+    """An object of the archive is missing, or is not what was archived; `object` is its key in the blob store, `why`
+    what is wrong with it.
     """
 
     def __init__(self, message: str, object: str, why: str) -> None:

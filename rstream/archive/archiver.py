@@ -1,9 +1,9 @@
 """Writes the entries of a stream to its archive, shard by shard.
 
-A segment is stored, then the manifest is replaced by one that names it, if it still is the one that was read, then Redis
-is told that these entries may be trimmed. Whoever is killed in between leaves a segment that nobody names (see sweep.py),
-or a group that stands too early, which the next cycle moves. Of two at once one loses at the manifest, reads it again
-and goes on from there. So there is no hole and no double, whoever holds the lease.
+A segment is stored, then the manifest is replaced by one that names it, if it still is the one that was read, then
+Redis is told that these entries may be trimmed. Whoever is killed in between leaves a segment that nobody names (see
+sweep.py), or a group that stands too early, which the next cycle moves. Of two at once one loses at the manifest, reads
+it again and goes on from there. So there is no hole and no double, whoever holds the lease.
 
 Where Redis lost data it says so, never rewrites what is archived, and never lets anything be trimmed that is not there.
 Memory: SEGMENT_BYTES and a page a shard. Cost: a look a second; a full shard is read once.
@@ -39,23 +39,23 @@ TOO_LONG = 3600.0
 
 
 BEHIND = (
-    "Redis says that all up to {} is archived, but in {} only what is up to {} is. Is it another blob store, or did it lose "
-    "something? What Redis still has is archived again; what was trimmed since is not in this archive"
+    "Redis says that all up to {} is archived, but in {} only what is up to {} is. Is it another blob store, or did it "
+    "lose something? What Redis still has is archived again; what was trimmed since is not in this archive"
 )
 LOST = (
-    "Redis lost data (FLUSHALL, a stale replica, a deleted key): the last id that it has given is {}, and all up to {} is "
-    "archived. What is archived stays; new entries get ids after it"
+    "Redis lost data (FLUSHALL, a stale replica, a deleted key): the last id that it has given is {}, and all up to {} "
+    "is archived. What is archived stays; new entries get ids after it"
 )
 STRAY = (
-    "Redis lost data and then gave ids that are archived already to other entries: {:,}, the first is {}. They cannot be "
-    "archived, and stay in Redis untrimmed; docs/archive.md says what to do"
+    "Redis lost data and then gave ids that are archived already to other entries: {:,}, the first is {}. They cannot "
+    "be archived, and stay in Redis untrimmed; docs/archive.md says what to do"
 )
 
 
 @dataclass
 class _Known:
-    """What is known of a shard's backlog. added: entries that had ever been added when it was read · each: bytes of an entry, about · stray: entries that cannot be archived, and the first · told: errors that were
-    logged.
+    """What is known of a shard's backlog. added: entries that had ever been added when it was read · each: bytes of an
+    entry, about · stray: entries that cannot be archived, and the first · told: errors that were logged.
     """
 
     added: int = 0
@@ -198,7 +198,7 @@ class Archiver:
             log.error("stream %s, shard %s: %s", layout.name, shard, text)
 
     def _strays(self, shard: Shard, manifest: Manifest, after: Rank) -> Steps[tuple[int, str] | None]:
-        """What Redis has between an id and the end of the archive that is not in it: how many entries, and the first."""
+        """What Redis has between an id and the end of the archive that is not in it: how many, and the first."""
         low, high = EntryId(*after, MAX_PART, MAX_PART), EntryId(*manifest.last_rank, MAX_PART, MAX_PART)
         reader = SegmentReader(self._vault, shard, manifest, low, high, END, None, bytes, self._segment_bytes)
         blocks, known, upto = reader.blocks(), dict[Rank, list[bytes]](), after

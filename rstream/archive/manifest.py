@@ -4,8 +4,8 @@ that older rows were rolled into. Pure.
     manifest → the newest page → the page before it → …          each named with its SHA-256
     a row → its segment, with the SHA-256 of that; a segment's header has the SHA-256 of the segment before
 
-A manifest has its own SHA-256 in its last line. So everything is checked by what names it, and the chain has an end that
-moves by conditional writes alone.
+A manifest has its own SHA-256 in its last line. So everything is checked by what names it, and the chain has an end
+that moves by conditional writes alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PAGE_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A segment. key: of its object · size: of that, in bytes · first, last: ids · entries · payload: bytes of it · head,
-    head_sha256: size and digest of all before its blocks · tail, tail_sha256: where its index begins, and the digest ·
-    references: how many different ones it has into the blob store.
+    """A segment. key: of its object · size: of that, in bytes · first, last: ids · entries · payload: bytes of it ·
+    head, head_sha256: size and digest of all before its blocks · tail, tail_sha256: where its index begins, and the
+    digest · references: how many different ones it has into the blob store.
     """
 
     key: str
@@ -55,8 +55,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """A page. begins: the first id of all pages · first, last: ids of this one · segments, entries, payload, size: of this page and all
-    before it.
+    """A page. begins: the first id of all pages · first, last: ids of this one · segments, entries, payload, size: of
+    this page and all before it.
     """
 
     key: str

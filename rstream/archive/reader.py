@@ -101,8 +101,8 @@ class SegmentReader:
 
 
 class _Task(Generic[T]):
-    """A call that is done ahead where a thread is free, and else when its result is wanted: a thread of the pool must not
-    wait for another that has not begun.
+    """A call that is done ahead where a thread is free, and else when its result is wanted: a thread of the pool must
+    not wait for another that has not begun.
     """
 
     def __init__(self, vault: Vault, call: Callable[[], T]) -> None:

@@ -10,8 +10,8 @@ from rstream.store.keys import Rank, Shard
 
 
 def archived_references(vault: Vault, positions: Mapping[Shard, Rank]) -> Iterator[Reference]:
-    """All of them, some more than once. positions: up to which id Redis says that shards are archived, asked for before.
-    Raises `ArchiveDamaged` where not all of them can be told.
+    """All of them, some more than once. positions: up to which id Redis says that shards are archived, asked for
+    before. Raises `ArchiveDamaged` where not all of them can be told.
     """
     ends = dict[Shard, Rank]()
     for shard in vault.shards():

@@ -1,5 +1,5 @@
-"""The loop that archives a stream: in workers, for the streams that are declared with `archive`, and in `rstream archive
-run`. One archiver at a time is at work, by a short lease; see archiver.py for why none is needed.
+"""The loop that archives a stream: in workers, for the streams that are declared with `archive`, and in `rstream
+archive run`. One archiver at a time is at work, by a short lease; see archiver.py for why none is needed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ArchiveRun:
         found, holder = await self._cycle(layout, everything=True)
         if holder == archiving.STOPPED:
             raise ConfigError(
-                f"archiving stream {layout.name!r} was switched off: `rstream archive start {layout.name}` switches it on"
+                f"archiving stream {layout.name!r} was switched off: first run `rstream archive start {layout.name}`"
             )
         return found
 

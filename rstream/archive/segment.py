@@ -2,8 +2,8 @@
 
     MAGIC · size of the header, 4 bytes · header, JSON · blocks · index
 
-A block is a few hundred entries in columns, deflated, and has its digest in the header, as the header and the index have
-theirs in the row of the manifest (see manifest.py): so any part of a segment can be read, and checked, alone.
+A block is a few hundred entries in columns, deflated, and has its digest in the header, as the header and the index
+have theirs in the row of the manifest (see manifest.py): so any part of a segment can be read, and checked, alone.
 """
 
 from __future__ import annotations
@@ -162,7 +162,12 @@ def _text(entry: Raw) -> str:
     return entry[0].decode()
 
 
-_SHAPES = {(b"e", b"k", b"i"): (3, 5, 0), (b"e", b"i"): (0, 3, 0), (b"e", b"k", b"i", b"h"): (3, 5, 7), (b"e", b"i", b"h"): (0, 3, 5)}  # fmt: skip
+_SHAPES = {
+    (b"e", b"k", b"i"): (3, 5, 0),
+    (b"e", b"i"): (0, 3, 0),
+    (b"e", b"k", b"i", b"h"): (3, 5, 7),
+    (b"e", b"i", b"h"): (0, 3, 5),
+}
 """Where key, event id and headers are, by the names of the fields; 0 for what is not there."""
 
 

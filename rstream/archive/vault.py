@@ -114,8 +114,8 @@ class Vault:
         return manifest.rolled(key, digest(data))
 
     def rows(self, manifest: Manifest, after: Rank = (0, 0)) -> Iterator[tuple[Row, str]]:
-        """From the segment that has what comes after an id on: its row, and the SHA-256 of the one before it. Two GETs a
-        page at most.
+        """From the segment that has what comes after an id on: its row, and the SHA-256 of the one before it. Two GETs
+        a page at most.
         """
         for pointer in reversed([*self.pointers(manifest, after)]):
             page = self.page(pointer)

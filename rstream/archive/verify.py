@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TypeVar
 
 from rstream.archive.manifest import Manifest, Page, Row
@@ -33,8 +33,8 @@ class Problem:
 
 @dataclass
 class Verified:
-    """What was gone through, and what is wrong with it. orphans: objects that nothing names, left by a killed archiver or
-    just being written.
+    """What was gone through, and what is wrong with it. orphans: objects that nothing names, left by a killed archiver
+    or just being written.
     """
 
     shards: int = 0
@@ -89,7 +89,7 @@ class _Check:
         if self._position > manifest.last_rank:
             self._found(
                 self._vault.manifest_key(self._shard),
-                f"it ends with {manifest.last}, and Redis was told that all up to {self._position[0]}-{self._position[1]} "
+                f"it ends with {manifest.last}, and Redis was told that all up to {'{}-{}'.format(*self._position)} "
                 "is archived: it is missing, or an older one",
             )
         rows = self._rows(manifest)
@@ -108,7 +108,7 @@ class _Check:
         self._done.orphans += len(self._there)
 
     def _rows(self, manifest: Manifest) -> Iterator[tuple[Row, str]]:
-        """All rows, the oldest first, with the digest of the segment before; those that a damaged page had are missing."""
+        """All rows, the oldest first, with the digest of the segment before; those of a damaged page are missing."""
         pages, pointer = list[Page](), manifest.page
         while pointer is not None:
             self._there.discard(pointer.key)
@@ -156,8 +156,4 @@ def _segment(vault: Vault, shard: Shard, row: Row, previous: str) -> None:
 def _in_order(header: Header, blocks: Iterator[Columns]) -> bool:
     ids = [id for columns in blocks for id in zip(columns.ms, columns.seq, strict=True)]
     ends = [(rank_of(header.first.encode()), rank_of(header.last.encode()))]
-    return (
-        len(ids) == header.entries
-        and ends == [(ids[0], ids[-1])]
-        and all(one < other for one, other in zip(ids, ids[1:], strict=False))
-    )
+    return len(ids) == header.entries and ends == [(ids[0], ids[-1])] and all(a < b for a, b in pairwise(ids))

@@ -45,8 +45,8 @@ def archive() -> None:
 def start(stream: str) -> None:
     """Have a stream be archived from the oldest entry that Redis still has.
 
-    From then on nothing is trimmed that is not archived. Somebody has to do it: `rstream archive run`, or the workers of
-    an app that declares the stream with archive=True.
+    From then on nothing is trimmed that is not archived. Somebody has to do it: `rstream archive run`, or the workers
+    of an app that declares the stream with archive=True.
     """
     from rstream.store import archiving
 
@@ -80,7 +80,7 @@ def stop(stream: str) -> None:
 @archive.command()
 @click.argument("streams", nargs=-1, required=True, metavar="STREAM...")
 @click.option("--once", is_flag=True, help="Archive everything there is, and end.")
-@click.option("--every", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, metavar="SECONDS",
+@click.option("--every", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, metavar="S",
               help="After so many seconds also what fills no segment is archived.")  # fmt: skip
 @target_options
 def run(streams: tuple[str, ...], once: bool, every: float) -> None:
@@ -185,9 +185,10 @@ def verify(stream: str, as_json: bool) -> int:
 def _tell(stream: str, done: Verified) -> None:
     for problem in done.problems:
         click.echo(f"shard {problem.shard}: {problem.object}: {problem.what}")
+    verdict = f"{len(done.problems):,} problems" if done.problems else "all as it was archived"
     click.echo(
-        f"{stream}: {done.segments:,} segments of {done.shards:,} shards, {done.entries:,} entries, {done.size:,} bytes: "
-        + (f"{len(done.problems):,} problems" if done.problems else "all as it was archived")
+        f"{stream}: {done.segments:,} segments of {done.shards:,} shards, {done.entries:,} entries, "
+        f"{done.size:,} bytes: {verdict}"
     )
     if done.orphans:
         click.echo(f"{done.orphans:,} objects that nothing names; `rstream archive sweep {stream}` deletes old ones")

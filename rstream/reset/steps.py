@@ -31,7 +31,7 @@ def plan(layout: Layout, group: str, to: Position, key: str | None = None) -> St
     """
     if group == GROUP_NAME:
         raise ConfigError(
-            f"{group!r} is the archive of stream {layout.name!r}, which never reads again: `rstream archive` is about it"
+            f"{group!r} is the archive of stream {layout.name!r}, which never reads again: see `rstream archive --help`"
         )
     ops = ResetOps(layout, group)
     stream, groups = yield survey(layout)

@@ -24,8 +24,8 @@ PAGE, PAGE_BYTES = 1000, 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class Standing:
     """now: ms, by Redis's clock · there: whether the shard is · last: id that was given last · added: entries, ever ·
-    first: id, None where it is empty · position: up to which it is archived, None: it is not to be · following: the first
-    id after that.
+    first: id, None where it is empty · position: up to which it is archived, None: it is not to be · following: the
+    first id after that.
     """
 
     now: int

@@ -1,7 +1,7 @@
 """How much is in a window of a stream, over archive and Redis, without reading it.
 
-Cost: of the archive, the rows of manifests, and the segments that lie across a bound; with a key, the indexes of all, and
-the blocks that may have it. Of Redis, every entry is looked at there, LOOK or LOOK_BYTES a call.
+Cost: of the archive, the rows of manifests, and the segments that lie across a bound; with a key, the indexes of all,
+and the blocks that may have it. Of Redis, every entry is looked at there, LOOK or LOOK_BYTES a call.
 """
 
 from __future__ import annotations

@@ -268,7 +268,7 @@ class Cursor(Generic[E]):
             self._fix_end()
 
     def _survey(self, found: Mapping[Shard, Archived]) -> None:
-        """What is archived from the start of the window on and not in Redis, also of shards that Redis knows no more."""
+        """What is archived from the start of the window on and not in Redis, also of shards that are gone there."""
         self._surveying = False
         for shard, archived in found.items():
             if shard not in self._feeds:

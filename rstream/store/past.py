@@ -12,7 +12,7 @@ from rstream.store.link import Op
 
 
 class Archived(Protocol):
-    """What is archived of a shard. first_rank, last_rank: the ids of the first entry and the last, (0, 0) for nothing."""
+    """What is archived of a shard. first_rank, last_rank: ids of the first entry and the last, (0, 0) for nothing."""
 
     @property
     def first_rank(self) -> Rank: ...
