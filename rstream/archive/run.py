@@ -63,9 +63,10 @@ class ArchiveRun:
                 await self._cycle(await self._stream.layout(fresh=True))
                 pauses, failed = backoff(cap=10.0), ""
                 await asyncio.sleep(LOOK_EVERY)
-            except RStreamError as error:
+            except Exception as error:  # whatever it is, it must not end a worker
                 if type(error).__name__ != failed:
-                    log.error("stream %s: archiving waits: %s", self._stream.name, error)
+                    unknown = None if isinstance(error, RStreamError) else error
+                    log.error("stream %s: archiving waits: %s", self._stream.name, error, exc_info=unknown)
                 failed = type(error).__name__
                 await asyncio.sleep(next(pauses))
 
@@ -85,7 +86,9 @@ class ArchiveRun:
         async def some() -> None:
             nonlocal found
             while waiting:
-                found += await drive(link, self._archiver.shard(layout, waiting.pop(0), everything=everything), within)
+                steps = self._archiver.shard(layout, waiting.pop(0), everything=everything)
+                number = await drive(link, steps, within)
+                found += number
                 await link.run(archiving.hold(layout, "take", self._me, int(LEASE * 1000)))
 
         try:
