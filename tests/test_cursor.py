@@ -55,7 +55,8 @@ class Log:
         assert (command, keys) == ("EVALSHA", 1)
         if sha == EDGES.sha:
             found = self._between(stream, low, high)
-            return found[-1][0] if found else b"", b""
+            assert rest == [""]
+            return found[-1][0] if found else b"", b"", 0
         limit, budget = rest
         assert sha == RANGE.sha and limit >= 1
         found = []

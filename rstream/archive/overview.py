@@ -8,7 +8,7 @@ from typing import cast
 
 from rstream.archive.archive import Archive
 from rstream.archive.manifest import Manifest
-from rstream.store import archiving
+from rstream.store import archiving, keys
 from rstream.store.archiving import Standing
 from rstream.store.keys import Rank, Shard
 from rstream.store.layout import Layout
@@ -42,7 +42,7 @@ def overview(archive: Archive, layout: Layout) -> Steps[list[ShardArchive]]:
     groups: list[GroupStats] = yield group_stats(layout)
     standings: list[Standing] = yield archiving.standings(layout.every)
     found: Mapping[Shard, Archived] = yield archive.survey(None)
-    group = next((each for each in groups if each.name == archiving.GROUP_NAME), None)
+    group = next((each for each in groups if each.name == keys.ARCHIVE), None)
     at = dict(zip(layout.every, standings, strict=True))
     lags = {} if group is None else {each.shard: each for each in group.shards}
     shards = sorted({*found, *at}, key=lambda each: (each.generation, each.count, each.number))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rstream.blobs.blob import Blob
 from rstream.codec import Codec
 from rstream.errors import BlobError, BlobRefused, EntryInvalid, EventTooLarge
-from rstream.reference import SOURCE, Media, Reference, Source, Uploads, whole
+from rstream.reference import SOURCE, WHOLE, Media, Reference, Source, Uploads, whole
 from rstream.store.link import backoff
 
 if TYPE_CHECKING:
@@ -161,14 +161,14 @@ class Claims:
     async def opened(self, entries: Sequence[Entry[E]]) -> AsyncIterator[Entry[E]]:
         """Entries that were read, with their payloads, which are fetched in parallel."""
         for window in _windows(entries):
-            if any(size_of(entry.payload) != len(entry.payload) for entry in window):
+            if any(entry.payload[:1] == WHOLE for entry in window):
                 await asyncio.gather(*map(self.open, window))
             for entry in window:
                 yield entry
 
     def opened_sync(self, entries: Sequence[Entry[E]]) -> Iterator[Entry[E]]:
         for window in _windows(entries):
-            if self.source is not None and any(size_of(entry.payload) != len(entry.payload) for entry in window):
+            if self.source is not None and any(entry.payload[:1] == WHOLE for entry in window):
                 self._shelf.all_sync([partial(self.open_sync, entry) for entry in window])
             yield from window
 
@@ -191,7 +191,10 @@ def size_of(payload: bytes) -> int:
     return len(payload) if reference is None else reference.size
 
 
-def _windows(entries: Sequence[Entry[E]]) -> Iterator[list[Entry[E]]]:
+def _windows(entries: Sequence[Entry[E]]) -> Iterator[Sequence[Entry[E]]]:
+    if not any(entry.payload[:1] == WHOLE for entry in entries):  # as nearly always: nothing is to be fetched
+        yield entries
+        return
     window: list[Entry[E]] = []
     count = held = 0
     for entry in entries:

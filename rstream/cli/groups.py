@@ -124,14 +124,14 @@ def _shard_row(stats: ShardGroupStats) -> dict[str, Any]:
 
 
 def _show_groups(found: Sequence[GroupStats]) -> None:
-    from rstream.store.archiving import GROUP_NAME
+    from rstream.store.keys import ARCHIVE
 
     rows = []
     for stats in found:
         counts = ["?" if stats.lag is None else f"{stats.lag:,}"]
         counts += [f"{number:,}" for number in (stats.pending, stats.retries, stats.dead)]
         alive = sum(worker.alive for worker in stats.workers)
-        who = "the archiver" if stats.name == GROUP_NAME else f"{alive} of {len(stats.workers)} alive"
+        who = "the archiver" if stats.name == ARCHIVE else f"{alive} of {len(stats.workers)} alive"
         rows.append([stats.name, *counts, ago(stats.behind), who])
     table(["GROUP", "UNREAD", "PENDING", "RETRIES", "DEAD", "BEHIND", "WORKERS"], rows, right={1, 2, 3, 4, 5})
     waiting = [[stats.name, f"{n:,}", _WAITING[why]] for stats in found for why, n in stats.waiting.items() if n]

@@ -13,8 +13,7 @@ from rstream.errors import ConfigError, GroupLive
 from rstream.event import EntryId
 from rstream.position import Position
 from rstream.reset.plan import LAST, Move, Plan, Reset, read_up_to, start_of
-from rstream.store.archiving import GROUP_NAME
-from rstream.store.keys import Shard
+from rstream.store.keys import ARCHIVE, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import together
 from rstream.store.reset import Given, ResetOps, Settled
@@ -29,7 +28,7 @@ def plan(layout: Layout, group: str, to: Position, key: str | None = None) -> St
 
     Raises `PositionError`, and `ConfigError` where there is no such group.
     """
-    if group == GROUP_NAME:
+    if group == ARCHIVE:
         raise ConfigError(
             f"{group!r} is the archive of stream {layout.name!r}, which never reads again: see `rstream archive --help`"
         )

@@ -14,9 +14,6 @@ from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.scripts import ARCHIVED, ARCHIVER, GROUP, RANGE, STANDING
 
-GROUP_NAME = "~archive"
-"""No user's group can be called that."""
-
 STOPPED = "~stopped"
 PAGE, PAGE_BYTES = 1000, 1024 * 1024
 
@@ -39,7 +36,7 @@ class Standing:
 
 def standings(shards: Sequence[Shard]) -> Op[list[Standing]]:
     """One round trip."""
-    return Op([STANDING([shard.stream], GROUP_NAME) for shard in shards], lambda replies: [*map(_standing, replies)])
+    return Op([STANDING([shard.stream], keys.ARCHIVE) for shard in shards], lambda replies: [*map(_standing, replies)])
 
 
 def _standing(reply: Sequence[Any]) -> Standing:
@@ -62,18 +59,18 @@ def page(shard: Shard, after: str) -> Op[tuple[list[tuple[bytes, list[bytes]]], 
 
 def make(layout: Layout, shards: Iterable[Shard]) -> Op[int]:
     """Have these be archived from the start of what is there; how many were not before."""
-    calls = [GROUP([shard.stream], GROUP_NAME, "0", int(layout.writes(shard)), "") for shard in shards]
+    calls = [GROUP([shard.stream], keys.ARCHIVE, "0", int(layout.writes(shard)), "") for shard in shards]
     return Op(calls, lambda replies: sum(reply == 1 for reply in replies))
 
 
 def advance(shard: Shard, to: str) -> Op[bool]:
     """Up to this id it is archived. False where it is not to be any more."""
-    return Op([ARCHIVED([shard.stream], GROUP_NAME, to)], lambda replies: bool(replies[0]))
+    return Op([ARCHIVED([shard.stream], keys.ARCHIVE, to)], lambda replies: bool(replies[0]))
 
 
 def destroy(shards: Iterable[Shard]) -> Op[int]:
     """Have these, which are there, not be archived any more; how many were."""
-    return Op([("XGROUP", "DESTROY", shard.stream, GROUP_NAME) for shard in shards], sum)
+    return Op([("XGROUP", "DESTROY", shard.stream, keys.ARCHIVE) for shard in shards], sum)
 
 
 def hold(layout: Layout, step: str, archiver: str = "", lease_ms: int = 1) -> Op[str]:

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rstream.event import EntryId
-from rstream.store import keys
 from rstream.store.keys import END, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.past import Archived, Extent
-from rstream.store.scripts import EDGES, MEASURE
+from rstream.store.past import Archived, Extent, begin_of, edges, may_be_archived
+from rstream.store.scripts import MEASURE
 from rstream.store.steps import Steps
 
 LOOK, LOOK_BYTES = 5000, 4 * 1024 * 1024
@@ -34,18 +33,18 @@ class Measured(NamedTuple):
 def measure(layout: Layout, start: EntryId, end: EntryId, key: str | None = None) -> Steps[Measured]:
     """start, end: inclusive bounds. Raises `StoreError`, `BlobError`, `ArchiveDamaged`."""
     shards, past = layout.holding(key), layout.past
-    calls = [EDGES([shard.stream], start.redis, end.redis, 1) for shard in shards]
-    edges: list[Any] = yield Op(calls, list)
-    begins = {shard: keys.rank_of(first) if first else END for shard, (_, first) in zip(shards, edges, strict=True)}
+    calls = [edges(shard, start, end, archive=True) for shard in shards]
+    told: list[Any] = yield Op(calls, list)
+    begins = {shard: begin_of(first) for shard, (_, first, _) in zip(shards, told, strict=True)}
     found: Mapping[Shard, Archived] = {}
-    if past is not None and (layout.removed or any(first > start[:2] for first in begins.values())):
+    if past is not None and may_be_archived(layout, start, told):
         found = yield past.survey(key)
     parts = list[Extent]()
     for shard in {**begins, **found}:
         if past is not None and (archived := found.get(shard)) is not None:
             parts.append((yield past.measure(shard, archived, start, end, begins.get(shard, END), key)))
     taken = sum(part.entries for part in parts)
-    for shard, (newest, _) in zip(shards, edges, strict=True):
+    for shard, (newest, _, _) in zip(shards, told, strict=True):
         if newest:
             parts += yield from _in_redis(shard, start, end, key)
     firsts, lasts = [p.first for p in parts if p.first], [p.last for p in parts if p.last]

@@ -43,6 +43,9 @@ from rstream.store.scripts import Arg
 SLOTS = 16384
 """Hash slots of a Redis Cluster."""
 
+ARCHIVE = "~archive"
+"""The group that nobody reads by: what it has behind it is archived. No user's can be called that."""
+
 Rank = tuple[int, int]
 """An id as Redis has it (ms, seq), as numbers: they compare as entries lie in a shard."""
 

@@ -19,8 +19,8 @@ from rstream.store import layout as layouts
 from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op, aside
-from rstream.store.past import Archived, Reading
-from rstream.store.scripts import EDGES, ONCE, RANGE, Call
+from rstream.store.past import Archived, Reading, begin_of, edges, may_be_archived
+from rstream.store.scripts import ONCE, RANGE, Call
 from rstream.store.steps import Finding
 
 E = TypeVar("E")
@@ -206,8 +206,9 @@ class Cursor(Generic[E]):
     where the window reaches up to it: see `_fix_end` · limit: entries that will be taken at most.
 
     What Redis has no more comes from the archive, where the layout knows of one: that is looked into where a shard in
-    Redis begins after the window does, and wherever a trim overtakes the reading. (What is trimmed was archived before;
-    so what is found missing is found there.) Memory: READ_BYTES, and PAST_BYTES where the archive is read.
+    Redis begins after the window does and something may have been before, and wherever a trim overtakes the reading.
+    (What is trimmed was archived before; so what is found missing is found there.) Memory: READ_BYTES, and PAST_BYTES
+    where the archive is read.
     """
 
     def __init__(
@@ -229,7 +230,7 @@ class Cursor(Generic[E]):
         self._feeds = {shard: _Feed[E](shard, start) for shard in shards}
         self._bounded = False
         self._newest = [(0, 0)]
-        self._past, self._removed = layout.past, bool(layout.removed)
+        self._layout, self._past = layout, layout.past
         self._firsts: dict[Shard, Rank] = {}  # where shards begin in Redis, of those whose archive is to be asked
         self._surveying = False
 
@@ -253,17 +254,20 @@ class Cursor(Generic[E]):
     # -- the window -------------------------------------------------------------------------------------------------
 
     def _edges(self, shard: Shard) -> Call:
-        return EDGES([shard.stream], self._start.redis, self._end.redis, int(self._past is not None))
+        return edges(shard, self._start, self._end, archive=self._past is not None)
 
     def _bound(self, replies: list[Any]) -> None:
         self._bounded = True
-        for feed, (newest, first) in zip(self._feeds.values(), replies, strict=True):
+        self._surveying = self._past is not None and may_be_archived(self._layout, self._start, replies)
+        for feed, (newest, first, _) in zip(self._feeds.values(), replies, strict=True):
             if newest:
                 self._newest.append(keys.rank_of(newest))
             feed.over = not newest
-            if self._past is not None and (begins := _rank(first)) > feed.floor:
-                self._firsts[feed.shard] = begins
-        self._surveying = self._past is not None and (bool(self._firsts) or self._removed)
+            if self._past is not None and (begins := begin_of(first)) > feed.floor:
+                if self._surveying:
+                    self._firsts[feed.shard] = begins
+                else:
+                    feed.floor = begins
         if not self._surveying:
             self._fix_end()
 
@@ -313,7 +317,7 @@ class Cursor(Generic[E]):
 
     def _feed(self, feeds: list[_Feed[E]], replies: list[Any]) -> None:
         for feed, (found, more, *first) in zip(feeds, replies, strict=True):
-            if first and (begins := _rank(first[0])) > feed.floor:
+            if first and (begins := begin_of(first[0])) > feed.floor:
                 self._firsts[feed.shard] = begins  # a trim was faster: what it took comes before this page
                 continue
             page = make_entries(feed.shard, found, self._decode)
@@ -352,11 +356,6 @@ class Cursor(Generic[E]):
         found = [entry for part in parts for entry in part]
         found.sort(key=_id_of)  # of runs that are in order: merges them
         return found
-
-
-def _rank(id: bytes) -> Rank:
-    """Where a shard begins; an empty one nowhere."""
-    return keys.rank_of(id) if id else END
 
 
 def _after(id: Rank) -> Rank:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rstream.event import Entry, EntryId
-from rstream.store.keys import Rank, Shard
+from rstream.store import keys
+from rstream.store.keys import END, Rank, Shard
 from rstream.store.link import Op
+from rstream.store.scripts import EDGES, Call
+
+if TYPE_CHECKING:
+    from rstream.store.layout import Layout
+
+
+def edges(shard: Shard, start: EntryId, end: EntryId, *, archive: bool) -> Call:
+    """The newest id of a window of a shard; and where there may be an archive also the first id of the shard, and
+    whether the archive is to be asked for what comes before that.
+    """
+    return EDGES([shard.stream], start.redis, end.redis, keys.ARCHIVE if archive else "")
+
+
+def begin_of(first: bytes) -> Rank:
+    """Where a shard begins; an empty one nowhere."""
+    return keys.rank_of(first) if first else END
 
 
 class Archived(Protocol):
@@ -64,3 +81,11 @@ class Past(Protocol):
         self, shard: Shard, archived: Archived, start: EntryId, end: EntryId, before: Rank, key: str | None
     ) -> Op[Extent]:
         """How much of it that is."""
+
+
+def may_be_archived(layout: Layout, start: EntryId, edges: Sequence[tuple[bytes, bytes, int]]) -> bool:
+    """Whether something of a window that begins there may be in the archive alone: something was removed from Redis, or
+    may have been. (A shard that never held anything is nothing special; where none ever did, Redis may have lost all.)
+    """
+    told = [doubt for _, first, doubt in edges if begin_of(first) > start[:2]]
+    return bool(layout.removed) or 1 in told or (bool(told) and {2} == {doubt for _, _, doubt in edges})

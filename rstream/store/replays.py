@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from rstream.event import EntryId
@@ -19,7 +19,7 @@ from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.past import Archived
+from rstream.store.past import Archived, edges, may_be_archived
 from rstream.store.scripts import REPLAY, Arg, Call
 from rstream.store.steps import Steps
 
@@ -157,7 +157,8 @@ _OUTCOME: dict[str, Outcome] = {outcome: outcome for outcome in OUTCOMES}
 
 
 def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None) -> Op[Window | None]:
-    """The window between the bounds, narrowed to what is stored there now; None where nothing is.
+    """The window between the bounds, narrowed to what is stored there now; None where nothing is. Where there may be an
+    archive, its start is not narrowed, see `find_window`.
 
     Two XRANGE COUNT 1 a shard.
     """
@@ -171,7 +172,8 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
         ids = [shards[n // 2].entry_id(reply[0][0]) for n, reply in enumerate(replies) if reply]
         if not ids:
             return None
-        return Window(max(start, min(ids)), min(end, max(ids)))
+        first = start if layout.past is not None else min(ids)
+        return Window(max(start, first), min(end, max(ids)))
 
     return Op(calls, parse)
 
@@ -180,10 +182,14 @@ def find_window(layout: Layout, start: EntryId, end: EntryId, key: str | None = 
     """As `window`, over the archive, too; of that, a LIST and a GET a shard. Raises `StoreError`, `BlobError`,
     `ArchiveDamaged`.
     """
-    here: Window | None = yield window(layout, start, end, key)
+    here: Window | None = yield window(replace(layout, past=None), start, end, key)
     if layout.past is None:
         return here
-    found: Mapping[Shard, Archived] = yield layout.past.survey(key)
+    shards = layout.holding(key)
+    told: list[Any] = yield Op([edges(shard, start, end, archive=True) for shard in shards], list)
+    found: Mapping[Shard, Archived] = {}
+    if may_be_archived(layout, start, told):
+        found = yield layout.past.survey(key)
     ends = [here] if here is not None else []
     for shard, archived in found.items():
         first, last = (
