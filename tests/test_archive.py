@@ -18,13 +18,14 @@ from rstream.archive.archiver import Archiver
 from rstream.archive.run import ArchiveRun
 from rstream.archive.sweep import sweep
 from rstream.archive.verify import verify
-from rstream.errors import ArchiveDamaged, BlobUnavailable, ConfigError
+from rstream.errors import ArchiveDamaged, BlobUnavailable, ConfigError, MemoryFull
 from rstream.store import archiving, keys
 from rstream.store.extent import measure
 from rstream.store.replays import find_window
 from rstream.store.stats import group_stats
 from rstream.worker.worker import Worker
 from tests.archives import Bits, Log, dies_at
+from tests.fleets import Cluster
 from tests.objects import Objects
 from tests.servers import Server
 from tests.waiting import eventually_async
@@ -263,7 +264,7 @@ def test_how_much_is_in_a_window(local: Log, small_blocks: None, small_pages: No
 # -- archiving ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("done", [False, True], ids=["before the step", "after it"])
+@pytest.mark.parametrize(("bits", "done"), [("directory", False), ("directory", True), ("s3", True)], indirect=["bits"])
 def test_an_archiver_that_dies_at_any_step_leaves_no_hole_and_no_double(
     log: Log, small_pages: None, done: bool
 ) -> None:
@@ -531,3 +532,48 @@ def test_damage_is_not_read_over(local: Log) -> None:
     with pytest.raises(ArchiveDamaged) as raised:
         local.read()
     assert raised.value.object.endswith(key) and "not there" in str(raised.value)
+
+
+# -- on every kind of server ------------------------------------------------------------------------------------------
+
+
+def through_it_all(app: RStream) -> None:
+    log = Log(app, shards=4)
+    for share in (0.4, 1.0, 0.0):
+        log.publish(200)
+        assert log.archive() == 200
+        log.trim(share)
+        check(log)
+    log.publish(50)
+    check(log)
+    assert log.drive(measure(log.layout, log.ids[0], log.ids[-1])).entries == 650
+    log.stream.sync.reshard(2)
+    log.publish(50)
+    log.archive()
+    log.trim()
+    check(log)
+    assert log.in_redis() == 0
+
+
+def test_every_server(server: Server, namespace: str, tmp_path: Path) -> None:
+    with RStream(server.url, namespace=namespace, blobs=f"file://{tmp_path}") as app:
+        through_it_all(app)
+
+
+def test_a_cluster(cluster: Cluster, namespace: str, tmp_path: Path) -> None:
+    with RStream(cluster.url, namespace=namespace, blobs=f"file://{tmp_path}") as app:
+        through_it_all(app)
+
+
+def test_a_full_memory_does_not_stop_the_archiving(own_server: Server, namespace: str, tmp_path: Path) -> None:
+    with RStream(own_server.url, namespace=namespace, blobs=f"file://{tmp_path}") as app:
+        log = Log(app)
+        log.publish(100)
+        log.archive()
+        log.publish(100)
+        log.ask(("CONFIG", "SET", "maxmemory", 1))
+        with pytest.raises(MemoryFull):
+            log.publish(1)
+        assert log.archive() == 100 and log.trim() == 200
+        log.ask(("CONFIG", "SET", "maxmemory", 0))
+        check(log)

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from rstream.archive.archiver import Archiver
 from rstream.archive.sweep import sweep
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rstream")
 
 LOOK_EVERY = 1.0
-LEASE = 10.0
+LEASE, LEAVE = 10.0, 2.0
 ABREAST = 4
 """Shards that are archived at once."""
 
@@ -49,6 +52,7 @@ class ArchiveRun:
         """
         layout = await self._stream.layout(fresh=True)
         found, holder = await self._cycle(layout, everything=True)
+        await self.leave()
         if holder == archiving.STOPPED:
             raise ConfigError(
                 f"archiving stream {layout.name!r} was switched off: first run `rstream archive start {layout.name}`"
@@ -57,6 +61,13 @@ class ArchiveRun:
 
     async def forever(self) -> None:
         """Until cancelled; what fails is tried again."""
+        try:
+            await self._go_on()
+        finally:
+            with anyio.move_on_after(LEAVE, shield=True), suppress(RStreamError):
+                await self.leave()
+
+    async def _go_on(self) -> None:
         pauses, failed = backoff(cap=10.0), ""
         while True:
             try:

@@ -115,8 +115,6 @@ async def _archive(streams: list[Stream[Any]], once: bool, every: float) -> None
         with suppress(asyncio.CancelledError):
             await task
     finally:
-        for each in runs:
-            await each.leave()
         await streams[0].app.aclose()
 
 
