@@ -79,6 +79,7 @@ class RStream:
         shards: int = 8,
         retention: Retention | None = None,
         full_wait: float | None = None,
+        archive: bool | float = False,
     ) -> Stream[M]:
         """Declare a stream of `model` events.
 
@@ -86,14 +87,14 @@ class RStream:
         shards: how many Redis Streams the stream is cut into when it is first used; later the stored number wins ·
         retention: what is kept; the first one that is declared is stored, and wins until `rstream streams retention`
         stores another. Without one, nothing is ever trimmed · full_wait: seconds to wait for room where it is full
-        (default: the app's). Raises `ConfigError`.
+        (default: the app's) · archive: have workers write its entries to the blob store before they may be trimmed; a
+        number says after how many seconds also little is written (True: 60). Raises `ConfigError`.
         """
         if name in self.streams:
             raise ConfigError(f"stream {name!r} is declared already in this app: declare it once and import it")
         schema = describe(model, key)
-        self.streams[name] = Stream(
-            self, name, ModelCodec(model, Upgrades(name, schema)), schema, key, shards, retention, full_wait
-        )
+        codec = ModelCodec(model, Upgrades(name, schema))
+        self.streams[name] = Stream(self, name, codec, schema, key, shards, retention, full_wait, archive)
         return self.streams[name]
 
     def open(self, name: str) -> Stream[Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rstream.codec import ModelCodec
 from rstream.compat import differences, digest
-from rstream.errors import SchemaIncompatible, StreamMismatch
+from rstream.errors import ConfigError, SchemaIncompatible, StreamMismatch
 from rstream.store import layout as layouts
 from rstream.store.layout import Layout
 from rstream.store.steps import Steps
@@ -122,3 +122,22 @@ def unreadable(schema: Mapping[str, Any], stored: Schemas, upgrades: Upgrades) -
 
 def _name(schema: Mapping[str, Any]) -> str:
     return str(schema.get("title", "the model"))
+
+
+EVERY = 60.0
+
+
+def archive_of(stream: Stream[Any], wanted: bool | float) -> float | None:
+    """After how many seconds also little is archived, None for not at all. Raises `ConfigError`."""
+    if wanted is False:
+        return None
+    if stream.past is None:
+        raise ConfigError(
+            f"stream {stream.name!r}: archive needs a blob store to write to: set RStream(blobs=…) or RSTREAM_BLOBS"
+        )
+    every = EVERY if wanted is True else float(wanted)
+    if not 0 < every <= 86_400:
+        raise ConfigError(
+            f"stream {stream.name!r}: archive is {wanted}, it must be True, or seconds between 0 and a day"
+        )
+    return every

@@ -17,6 +17,7 @@
 ├── `BlobError`          the blob store
 │   ├── `BlobUnavailable`   it did not answer in time, or failed in a way that passes
 │   └── `BlobRefused`    wrong credentials or bucket, or no blob store is set
+├── `ArchiveDamaged`     an object of the archive is not there, or not what was archived
 ├── `MemoInvalid`        a checkpoint or the result of a step that cannot be stored, or be read again
 │   └── `MemoTooLarge`
 ├── `LeaseLost`          the delivery belongs to somebody else by now; nothing was changed
@@ -130,6 +131,16 @@ class BlobUnavailable(BlobError):
 
 class BlobRefused(BlobError):
     """The blob store refused: credentials, rights, a bucket that is not there; or there is none."""
+
+
+class ArchiveDamaged(RStreamError):
+    """An object of the archive is missing, or is not what was archived; `object` is its key in the blob store, `why`
+    what is wrong with it.
+    """
+
+    def __init__(self, message: str, object: str, why: str) -> None:
+        super().__init__(message)
+        self.object, self.why = object, why
 
 
 class MemoInvalid(RStreamError):

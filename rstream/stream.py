@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
+from rstream.archive.archive import Archive
 from rstream.blobs.claims import Claims
 from rstream.codec import Codec, ModelCodec, key_text, pack_headers
 from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters, SyncDeadLetters
-from rstream.declaring import check_key, declare
+from rstream.declaring import archive_of, check_key, declare
 from rstream.errors import ConfigError, EventInvalid
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
@@ -54,6 +55,7 @@ class Stream(Generic[E]):
         shards: int,
         retention: Retention | None = None,
         full_wait: float | None = None,
+        archive: bool | float = False,
     ) -> None:
         check_name("stream", name)
         if full_wait is not None and full_wait < 0:
@@ -66,6 +68,8 @@ class Stream(Generic[E]):
         self.retention = retention
         self._full_wait = app.settings.full_wait if full_wait is None else full_wait
         self.claims = Claims(app, name)
+        self.past = Archive.of(app.settings, name)
+        self.archive = archive_of(self, archive)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
         self._schema = schema
@@ -199,7 +203,7 @@ class Stream(Generic[E]):
             log.warning(text, self.name, layout.retention or "everything", self.retention, how)
         if not layout.schemas and self._layout is not None:
             layout = replace(layout, schemas=self._layout.schemas)
-        self._layout = layout
+        self._layout = layout if layout.past is self.past else replace(layout, past=self.past)
 
     async def reshard(
         self, shards: int, *, dry_run: bool = False, progress: Callable[[str], None] = log.info

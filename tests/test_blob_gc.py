@@ -16,13 +16,15 @@ import pytest
 import redis
 
 from rstream import Blob, Event, Retention, RetryPolicy, RStream
+from rstream.archive.archiver import Archiver
 from rstream.blobs import Directory, claims, gc
 from rstream.blobs import shelf as shelves
 from rstream.blobs.gc import Collected, collect
-from rstream.errors import ConfigError, MemoryFull
+from rstream.errors import ArchiveDamaged, ConfigError, MemoryFull
 from rstream.schema import unbase64
 from rstream.store import layout as layouts
 from rstream.store import references
+from rstream.store.steps import drive_sync
 from rstream.worker.janitor import Janitor
 from tests.commands import Commands
 from tests.fleets import Cluster
@@ -374,3 +376,25 @@ def test_the_command_line(rs: Commands, tmp_path: Path) -> None:
     assert "RSTREAM_BLOBS" in error
     assert "--blobs" in rs.run("blobs", "gc").stderr
     assert rs.run("blobs", "gc", "--blobs", f"file://{folder}").returncode == 0
+
+
+async def test_what_only_the_archive_refers_to_is_spared(app: RStream, folder: Path, now: Any) -> None:
+    scans = app.stream("scans", Scan, key="who", shards=1, archive=True)
+    await scans.publish_many([Scan(who="a", n=n, pixels=noise(n)) for n in range(4)])
+    now()
+    assert scans.past is not None
+    archiver = Archiver(scans.past, 60)
+    assert drive_sync(app.sync_link, archiver.cycle(scans.sync.layout(), everything=True), 5) == 4
+    lose(app, scans, 4)
+    assert (collect(scans).kept, collect(scans).deleted) == (4, 0)
+    assert [entry.event.pixels async for entry in scans.read()] == [noise(n) for n in range(4)]
+    (manifest,) = (path for path in files(folder) if path.parent.name == "manifests" and path.suffix != ".lock")
+    stored = manifest.read_bytes()
+    manifest.write_bytes(stored.replace(b"references", b"referencez"))
+    with pytest.raises(ArchiveDamaged):
+        collect(scans)
+    manifest.unlink()
+    with pytest.raises(ArchiveDamaged, match="Redis was told"):
+        collect(scans)
+    manifest.write_bytes(stored)
+    assert collect(scans).deleted == 0

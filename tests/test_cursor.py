@@ -16,7 +16,7 @@ from rstream.event import MAX_PART
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.log import Cursor
-from rstream.store.scripts import RANGE
+from rstream.store.scripts import EDGES, RANGE
 
 GENERATION = 2
 KEYS = ["ada", "bob", "eve", None]
@@ -51,13 +51,15 @@ class Log:
         op.parse([self._answer(*call) for call in op.calls])
 
     def _answer(self, command: Any, *rest: Any) -> Any:
-        if command == "XREVRANGE":
-            stream, high, low, count, limit = rest
-            assert (count, limit) == ("COUNT", 1)
-            return self._between(stream, low, high)[::-1][:1]
-        sha, keys, stream, low, high, limit, budget = rest
-        assert (command, sha, keys) == ("EVALSHA", RANGE.sha, 1) and limit >= 1
-        found: list[Any] = []
+        sha, keys, stream, low, high, *rest = rest
+        assert (command, keys) == ("EVALSHA", 1)
+        if sha == EDGES.sha:
+            found = self._between(stream, low, high)
+            assert rest == [""]
+            return found[-1][0] if found else b"", b"", 0
+        limit, budget = rest
+        assert sha == RANGE.sha and limit >= 1
+        found = []
         for entry in self._between(stream, low, high):
             if len(found) == limit or budget <= 0:
                 return found, 1
@@ -89,11 +91,11 @@ def drive(cursor: Cursor[str], log: Log, page: int, between: Any = None) -> list
     found: list[Entry[str]] = []
     while op := cursor.op():
         log.run(op)
-        assert all(len(held) <= page for held in cursor._pages.values())
+        assert all(len(feed.page) <= page for feed in cursor._feeds.values())
         found += cursor.ready()
         if between:
             between()
-    assert not any(cursor._pages.values())
+    assert all(feed.empty and feed.over for feed in cursor._feeds.values())
     return found
 
 

@@ -43,6 +43,9 @@ class BlobStore(Protocol):
     def get(self, key: str, most: int | None = None) -> bytes:
         """All of it, or the first `most` bytes."""
 
+    def part(self, key: str, start: int, size: int) -> bytes:
+        """So many bytes of it from there; fewer where it ends before."""
+
     def get_tagged(self, key: str) -> tuple[bytes, str]:
         """Also the tag by which `put_if` knows it again."""
 

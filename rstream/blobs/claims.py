@@ -21,7 +21,7 @@ from rstream.blobs import owners
 from rstream.blobs.blob import Blob
 from rstream.codec import Codec
 from rstream.errors import BlobError, BlobRefused, EntryInvalid, EventTooLarge
-from rstream.reference import LARGEST, SOURCE, Media, Reference, Source, Uploads, whole
+from rstream.reference import LARGEST, SOURCE, WHOLE, Media, Reference, Source, Uploads, whole
 from rstream.store import layout as layouts
 from rstream.store.link import Op, backoff
 
@@ -187,14 +187,14 @@ class Claims:
         nobody but their reader holds what was fetched.
         """
         for window in _windows(entries):
-            if any(size_of(entry.payload) != len(entry.payload) for entry in window):
+            if any(entry.payload[:1] == WHOLE for entry in window):
                 await asyncio.gather(*map(self.open, window))
             while window:
                 yield window.popleft()
 
     def opened_sync(self, entries: list[Entry[E]]) -> Iterator[Entry[E]]:
         for window in _windows(entries):
-            if self.source is not None and any(size_of(entry.payload) != len(entry.payload) for entry in window):
+            if self.source is not None and any(entry.payload[:1] == WHOLE for entry in window):
                 self._shelf.all_sync([partial(self.open_sync, entry) for entry in window])
             while window:
                 yield window.popleft()
@@ -221,6 +221,9 @@ def size_of(payload: bytes) -> int:
 def _windows(entries: list[Entry[E]]) -> Iterator[deque[Entry[E]]]:
     left = deque(entries)
     entries.clear()
+    if not any(entry.payload[:1] == WHOLE for entry in left):  # as nearly always: nothing is to be fetched
+        yield left
+        return
     window: deque[Entry[E]] = deque()
     count = held = 0
     while left:

@@ -53,6 +53,11 @@ class Directory:
         with self._failing("read", key), self._path(key).open("rb") as file:
             return file.read(-1 if most is None else most)
 
+    def part(self, key: str, start: int, size: int) -> bytes:
+        with self._failing("read", key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
     def get_tagged(self, key: str) -> tuple[bytes, str]:
         data = self.get(key)
         return data, _tag(data)

@@ -5,9 +5,10 @@ Why no reference can dangle: a publish refers only to blobs that it has stored i
 whoever stored it has published by then or never will, and nobody else will refer to it. What refers to it already is
 looked for after it was listed. So the producers need not be asked, if none needs longer than the grace between the
 upload and the entry, and clocks differ by less. The blob's own time is read once more before it is deleted, for those
-whose do.
+whose do. What only the archive refers to is referred to; where the archive is damaged, nothing is deleted.
 
-Memory: `MANY` candidates. Cost: for each so many, everything that is stored of the stream is looked through.
+Memory: `MANY` candidates. Cost: for each so many, everything that is stored of the stream is looked through, and the
+index of each archived segment that has references.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
+from rstream.archive.overview import positions
+from rstream.archive.references import archived_references
 from rstream.blobs import owners
 from rstream.blobs.base import BlobStore, Found
 from rstream.blobs.shelf import shelf
 from rstream.errors import ConfigError
 from rstream.reference import Source
+from rstream.store import archiving
 from rstream.store.references import references
 from rstream.store.steps import flow_sync
 from rstream.stream import Stream
@@ -53,7 +57,9 @@ def collect(
     now: datetime | None = None,
     progress: Callable[[Collected], None] = lambda _: None,
 ) -> Collected:
-    """forget: the mark of another Redis, see owners.py. Blocks. Raises `ConfigError`, `BlobError`, `StoreError`."""
+    """forget: the mark of another Redis, see owners.py. Blocks. Raises `ConfigError`, `BlobError`, `StoreError`,
+    `ArchiveDamaged`.
+    """
     source = stream.claims.source
     if source is None:
         raise ConfigError("there is no blob store to look into: name it by --blobs, RSTREAM_BLOBS or RStream(blobs=…)")
@@ -96,11 +102,15 @@ def _day(name: str) -> datetime | None:
 
 
 def _spare(stream: Stream[Any], source: Source, candidates: dict[str, Found]) -> None:
-    """Take out what is referred to."""
-    app = stream.app
-    steps = references(stream.sync.layout(fresh=True))
+    """Take out what is referred to. The archive last: what is trimmed while we look was archived before."""
+    app, layout = stream.app, stream.sync.layout(fresh=True)
+    steps = references(layout)
     for some in flow_sync(app.sync_link, steps, app.settings.publish_timeout):
         for reference in some:
+            candidates.pop(source.key(reference), None)
+    if candidates and stream.past is not None:
+        told = app.sync_link.run(archiving.standings(layout.every), within=app.settings.publish_timeout)
+        for reference in archived_references(stream.past.vault, positions(layout, told)):
             candidates.pop(source.key(reference), None)
 
 

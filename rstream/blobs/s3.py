@@ -36,6 +36,10 @@ class _Unmet(Exception):
     """The condition of a conditional put does not hold."""
 
 
+class _Beyond(Exception):
+    """The blob ends before what was asked for."""
+
+
 class S3:
     """See `BlobStore`. patience: seconds that a call goes on trying. Credentials: as boto3 finds them."""
 
@@ -89,12 +93,18 @@ class S3:
     def get(self, key: str, most: int | None = None) -> bytes:
         return self._get(key, most)[0]
 
+    def part(self, key: str, start: int, size: int) -> bytes:
+        try:
+            return self._get(key, None, Range=f"bytes={start}-{start + size - 1}")[0]
+        except _Beyond:
+            return b""
+
     def get_tagged(self, key: str) -> tuple[bytes, str]:
         return self._get(key, None)
 
-    def _get(self, key: str, most: int | None) -> tuple[bytes, str]:
+    def _get(self, key: str, most: int | None, **wanted: str) -> tuple[bytes, str]:
         def get(s3: Any) -> tuple[bytes, str]:
-            answer = s3.get_object(Bucket=self.bucket, Key=self.prefix + key)
+            answer = s3.get_object(Bucket=self.bucket, Key=self.prefix + key, **wanted)
             with contextlib.closing(answer["Body"]) as body:
                 data = body.read(most)
             if len(data) < min(answer["ContentLength"], answer["ContentLength"] if most is None else most):
@@ -196,6 +206,8 @@ class S3:
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _CONDITION:
             return _Unmet(told)
+        if code == "InvalidRange":
+            return _Beyond(told)
         if code in _GONE:
             return BlobMissing(f"there is no blob {key} in {self.label}")
         passing = status >= 500 or status in (408, 429) or code.startswith(_PASSING)

@@ -1,18 +1,21 @@
 """A blob store in use: the threads that talk with it, and the check of what it gives.
 
 Stores block, so an event loop has their calls run by threads, a bounded number of them, which end when they are idle or
-the loop does. Code without one calls them directly, or, for many at once, by threads that end with the call.
+the loop does. Code without one calls them directly, or, for many at once, by threads that end with the call. Who reads
+ahead has its calls begun before it waits for them, by threads that end when nothing is left to do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -38,11 +41,35 @@ class Shelf:
     def __init__(self, store: BlobStore) -> None:
         self.store = store
         self._limits: PerLoop[CapacityLimiter] = PerLoop()
+        self._renew()
+
+    def _renew(self) -> None:
+        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun = 0
 
     async def run(self, call: Callable[[], T]) -> T:
         """Who is cancelled does not wait for the call to end."""
         limit = self._limits.get(lambda: CapacityLimiter(THREADS))
         return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=limit)
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Begin it where a thread is free. Who waits for it in such a thread has to cancel it first."""
+        if self._pid != os.getpid():  # threads do not survive a fork
+            self._renew()
+        with self._lock:
+            self._pool = self._pool or ThreadPoolExecutor(THREADS, "rstream-blobs")
+            self._begun += 1
+            future = self._pool.submit(call)
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._begun -= 1
+            if not self._begun and self._pool is not None:
+                self._pool.shutdown(wait=False)
+                self._pool = None
 
     async def all(self, calls: Iterable[Callable[[], None]]) -> None:
         """So many at once; raises the first error once all of them have ended."""

@@ -133,12 +133,15 @@ def _dropped(group: str, lost: Sequence[Loss]) -> dict[str, Any]:
 
 
 def _show_groups(found: Sequence[GroupStats]) -> None:
+    from rstream.store.keys import ARCHIVE
+
     rows = []
     for stats in found:
         counts = ["?" if stats.lag is None else f"{stats.lag:,}"]
         counts += [f"{number:,}" for number in (stats.pending, stats.retries, stats.dead)]
         alive = sum(worker.alive for worker in stats.workers)
-        rows.append([stats.name, *counts, _ago(stats.behind), f"{alive} of {len(stats.workers)} alive"])
+        who = "the archiver" if stats.name == ARCHIVE else f"{alive} of {len(stats.workers)} alive"
+        rows.append([stats.name, *counts, ago(stats.behind), who])
     table(["GROUP", "UNREAD", "PENDING", "RETRIES", "DEAD", "BEHIND", "WORKERS"], rows, right={1, 2, 3, 4, 5})
     waiting = [[stats.name, f"{n:,}", _WAITING[why]] for stats in found for why, n in stats.waiting.items() if n]
     if waiting:
@@ -189,16 +192,16 @@ def _shard_cells(stats: ShardGroupStats) -> list[str]:
         str(stats.epoch or "-"),
         place(stats.position),
         unread,
-        _ago(stats.behind),
+        ago(stats.behind),
         f"{stats.pending:,}",
         stats.oldest.redis if stats.oldest else "-",
-        _ago(stats.oldest_age),
+        ago(stats.oldest_age),
         stats.holder or "-",
         f"{stats.parked:,}",
     ]
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

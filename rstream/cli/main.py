@@ -27,6 +27,7 @@ COMMANDS = {
     "schema": ("rstream.cli.schema", "Show the schema of a stream, or check a model against it."),
     "groups": ("rstream.cli.groups", "Show how far the groups of a stream are, or have one read again."),
     "blobs": ("rstream.cli.blobs", "Delete what is in the blob store and nothing refers to."),
+    "archive": ("rstream.cli.archive", "Keep the entries of streams in the blob store, and check them."),
     "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
 }
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from rstream.errors import GroupLive
+from rstream.errors import ConfigError, GroupLive
 from rstream.event import EntryId
 from rstream.position import Position
 from rstream.reset.plan import LAST, Move, Plan, Reset, read_up_to, start_of
-from rstream.store.keys import Shard
+from rstream.store.keys import ARCHIVE, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import together
 from rstream.store.reset import Given, ResetOps, Settled
@@ -28,6 +28,10 @@ def plan(layout: Layout, group: str, to: Position, key: str | None = None) -> St
 
     Raises `PositionError`, and `ConfigError` where there is no such group.
     """
+    if group == ARCHIVE:
+        raise ConfigError(
+            f"{group!r} is the archive of stream {layout.name!r}, which never reads again: see `rstream archive --help`"
+        )
     ops = ResetOps(layout, group)
     stream, groups = yield survey(layout)
     stats = find(groups, group, layout)

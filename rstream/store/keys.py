@@ -31,6 +31,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
+| `ns:archiver:<stream>`   | string, TTL            | who archives it, or that nobody shall, see archiving.py     |
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ from functools import cache
 
 import xxhash
 
-from rstream.event import EntryId
+from rstream.event import MAX_PART, EntryId
 from rstream.store.scripts import Arg
 
 SLOTS = 16384
 """Hash slots of a Redis Cluster."""
 
+ARCHIVE = "~archive"
+"""The group that nobody reads by: what it has behind it is archived. No user's can be called that."""
+
 Rank = tuple[int, int]
 """An id as Redis has it (ms, seq), as numbers: they compare as entries lie in a shard."""
+
+END: Rank = (MAX_PART + 1, 0)
+"""After all ids."""
 
 
 def number_of(key: str, shards: int) -> int:
@@ -230,3 +237,7 @@ def bell(namespace: str) -> str:
 
 def replay(namespace: str, stream: str, name: str) -> str:
     return f"{namespace}:replay:{stream}:{name}"
+
+
+def archiver(namespace: str, stream: str) -> str:
+    return f"{namespace}:archiver:{stream}"

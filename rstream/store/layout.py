@@ -18,6 +18,7 @@ from rstream.retention import NONE, Retention
 from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.link import Op
+from rstream.store.past import Past
 from rstream.store.scripts import DECLARE, GENERATIONS, RESTORE, Call
 
 MAX_SHARDS = 1024
@@ -30,7 +31,8 @@ class Layout:
     number of shards) of those that were written to before and are still there, oldest first · planned: the same of
     one that a resharding has begun to make · removed: the same of those that are not there any more · schema: JSON
     Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded ·
-    retention: None where everything is kept · new, limited: it, or its retention, was stored just now, by this process.
+    retention: None where everything is kept · new, limited: it, or its retention, was stored just now, by this process
+    · past: the stream's archive, where the app has a blob store.
     """
 
     namespace: str
@@ -47,6 +49,7 @@ class Layout:
     retention: Retention | None = None
     new: bool = field(default=False, compare=False)
     limited: bool = field(default=False, compare=False)
+    past: Past | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def current(self) -> tuple[Shard, ...]:

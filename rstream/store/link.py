@@ -14,7 +14,8 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from rstream.errors import StoreError, StoreUnavailable
@@ -23,6 +24,7 @@ from rstream.store.lines import ClusterLines, Lines
 from rstream.store.scripts import Call
 from rstream.store.sync_lines import SyncClusterLines, SyncLines
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 log = logging.getLogger("rstream")
@@ -45,6 +47,25 @@ class Op(Generic[T]):
     parse: Callable[[list[Any]], T]
     partial: bool = False
     replicas: int = 0
+
+    def then(self, go_on: Callable[[T], R]) -> Op[R]:
+        """The same, and what is made of what it comes to."""
+        parse = self.parse
+        return replace(self, parse=lambda replies: go_on(parse(replies)))  # type: ignore[arg-type, return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Aside(Op[T]):
+    """What has to be done elsewhere, by blocking calls in threads, between operations on Redis.
+
+    begin: has them started · parse: gets what they return. What one raises is raised.
+    """
+
+    begin: Callable[[], Sequence[Future[Any]]] = tuple
+
+
+def aside(begin: Callable[[], Sequence[Future[Any]]], parse: Callable[[list[Any]], T]) -> Aside[T]:
+    return Aside((), parse, begin=begin)
 
 
 def together(ops: Sequence[Op[T]]) -> Op[list[T]]:
@@ -160,6 +181,9 @@ class Link:
         `timeout`: seconds to wait for the replies (default: the endpoint's). Raises `StoreUnavailable`,
         `StoreRefused`, `MemoryFull`, `GroupMissing`, and what `op.parse` raises.
         """
+        if isinstance(op, Aside):
+            done: T = op.parse([await asyncio.wrap_future(call) for call in op.begin()])
+            return done
         effort = _Effort(op, self.endpoint, within, timeout or self.endpoint.patience)
         for delay in backoff():
             try:
@@ -193,6 +217,9 @@ class SyncLink:
 
     def run(self, op: Op[T], *, within: float = 0.0) -> T:
         """As `Link.run`."""
+        if isinstance(op, Aside):
+            done: T = op.parse([call.result() for call in op.begin()])
+            return done
         effort = _Effort(op, self.endpoint, within, self._timeout)
         for delay in backoff():
             try:

@@ -11,14 +11,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from rstream.event import EntryId
 from rstream.store import keys
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
+from rstream.store.past import Archived, edges, may_be_archived
 from rstream.store.scripts import REPLAY, Arg, Call
+from rstream.store.steps import Steps
 
 Outcome = Literal["handled", "failed", "invalid"]
 OUTCOMES: tuple[Outcome, ...] = ("handled", "failed", "invalid")
@@ -154,7 +157,8 @@ _OUTCOME: dict[str, Outcome] = {outcome: outcome for outcome in OUTCOMES}
 
 
 def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None) -> Op[Window | None]:
-    """The window between the bounds, narrowed to what is stored there now; None where nothing is.
+    """The window between the bounds, narrowed to what is stored there now; None where nothing is. Where there may be an
+    archive, its start is not narrowed, see `find_window`.
 
     Two XRANGE COUNT 1 a shard.
     """
@@ -168,6 +172,29 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
         ids = [shards[n // 2].entry_id(reply[0][0]) for n, reply in enumerate(replies) if reply]
         if not ids:
             return None
-        return Window(max(start, min(ids)), min(end, max(ids)))
+        first = start if layout.past is not None else min(ids)
+        return Window(max(start, first), min(end, max(ids)))
 
     return Op(calls, parse)
+
+
+def find_window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None) -> Steps[Window | None]:
+    """As `window`, over the archive, too; of that, a LIST and a GET a shard. Raises `StoreError`, `BlobError`,
+    `ArchiveDamaged`.
+    """
+    here: Window | None = yield window(replace(layout, past=None), start, end, key)
+    if layout.past is None:
+        return here
+    shards = layout.holding(key)
+    told: list[Any] = yield Op([edges(shard, start, end, archive=True) for shard in shards], list)
+    found: Mapping[Shard, Archived] = {}
+    if may_be_archived(layout, start, told):
+        found = yield layout.past.survey(key)
+    ends = [here] if here is not None else []
+    for shard, archived in found.items():
+        first, last = (
+            EntryId(*rank, shard.generation, shard.number) for rank in (archived.first_rank, archived.last_rank)
+        )
+        if first <= end and last >= start and last[:2] > (0, 0):
+            ends.append(Window(max(start, first), min(end, last)))
+    return Window(min(each.start for each in ends), max(each.end for each in ends)) if ends else None

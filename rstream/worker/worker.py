@@ -14,6 +14,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from rstream.app import RStream
+from rstream.archive.run import ArchiveRun
 from rstream.calling import LEFT
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
@@ -194,6 +195,9 @@ class Worker:
                     intake.start_soon(park_loop, run)
             intake.start_soon(listen_loop, self.app, runs)
             intake.start_soon(janitor_loop, self.app, self.id)
+            for stream in self.app.streams.values():
+                if stream.archive is not None:
+                    intake.start_soon(ArchiveRun(stream).forever)
             log.info("worker %s ready: %s", self.id, ", ".join(run.name for run in runs))
             intake.start_soon(recycle_loop, self._limits, self.counts, self._recycle)
             if self.burst:

@@ -1,0 +1,121 @@
+"""The archive of a stream, for those who read the stream: see `rstream.store.past`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from rstream.archive.manifest import Manifest
+from rstream.archive.reader import SegmentReader
+from rstream.archive.vault import Vault, prefix
+from rstream.event import EntryId
+from rstream.reference import Source
+from rstream.store import keys
+from rstream.store.keys import Rank, Shard
+from rstream.store.link import Op, aside
+from rstream.store.past import Archived, Extent
+
+if TYPE_CHECKING:
+    from rstream.settings import Settings
+
+T = TypeVar("T")
+
+WINDOW = 4 * 1024 * 1024
+"""Bytes that are fetched at once."""
+
+
+class Archive:
+    """Of one stream. Nothing is asked of the blob store before it is read."""
+
+    def __init__(self, url: str, namespace: str, stream: str) -> None:
+        self.vault = Vault(Source(url, prefix(namespace, stream)), namespace, stream)
+
+    @classmethod
+    def of(cls, settings: Settings, stream: str) -> Archive | None:
+        """None where the app has no blob store."""
+        return None if settings.blobs is None else cls(settings.blobs, settings.namespace, stream)
+
+    def do(self, call: Callable[[], T]) -> Op[T]:
+        """Have a blocking call done in a thread."""
+        return aside(lambda: [self.vault.shelf.submit(call)], _first)
+
+    def survey(self, key: str | None) -> Op[dict[Shard, Archived]]:
+        """One LIST, and a GET for each shard that it names."""
+
+        def call() -> dict[Shard, Archived]:
+            found = [s for s in self.vault.shards() if key is None or s.number == keys.number_of(key, s.count)]
+            return self._loaded(found)
+
+        return self.do(call)
+
+    def look(self, shards: Iterable[Shard]) -> Op[dict[Shard, Archived]]:
+        """A GET each."""
+        return self.do(partial(self._loaded, [*shards]))
+
+    def _loaded(self, shards: Sequence[Shard]) -> dict[Shard, Archived]:
+        """Side by side where threads are free; here, in one of them, where none is."""
+        begun = [(shard, self.vault.shelf.submit(partial(self.vault.load, shard))) for shard in shards[1:]]
+        found = {shard: self.vault.load(shard)[0] for shard in shards[:1]}
+        for shard, future in begun:
+            found[shard] = (self.vault.load(shard) if future.cancel() else future.result())[0]
+        return {**found}
+
+    def read(
+        self,
+        shard: Shard,
+        archived: Archived,
+        start: EntryId,
+        end: EntryId,
+        before: Rank,
+        key: str | None,
+        decode: Callable[[bytes], Any],
+        window: int,
+    ) -> SegmentReader:
+        """See `rstream.store.past.Past.read`."""
+        manifest = cast(Manifest, archived)
+        return SegmentReader(self.vault, shard, manifest, start, end, before, key, decode, window)
+
+    def measure(
+        self, shard: Shard, archived: Archived, start: EntryId, end: EntryId, before: Rank, key: str | None
+    ) -> Op[Extent]:
+        """See `rstream.store.past.Past.measure`."""
+        manifest = cast(Manifest, archived)
+        return self.do(partial(self._measured, shard, manifest, start, end, before, key))
+
+    def _measured(
+        self, shard: Shard, manifest: Manifest, start: EntryId, end: EntryId, before: Rank, key: str | None
+    ) -> Extent:
+        if key is not None:
+            return self._read_through(shard, manifest, start, end, before, key)
+        parts = list[Extent]()
+        for row, _ in self.vault.rows(manifest, (start.ms, start.seq - 1)):
+            first, last = (shard.entry_id(id.encode()) for id in (row.first, row.last))
+            if first > end or first[:2] >= before:
+                break
+            if start <= first and last <= end and last[:2] < before:
+                parts.append(Extent(first, last, row.entries, row.payload))
+            else:
+                bounds = max(start, first), min(end, last)
+                parts.append(self._read_through(shard, manifest, *bounds, before, None))
+        return _sum(parts)
+
+    def _read_through(
+        self, shard: Shard, manifest: Manifest, start: EntryId, end: EntryId, before: Rank, key: str | None
+    ) -> Extent:
+        reader = SegmentReader(self.vault, shard, manifest, start, end, before, key, bytes, WINDOW)
+        pages = (page for page in reader.pages() if page)
+        return _sum([Extent(p[0].id, p[-1].id, len(p), sum(len(each.payload) for each in p)) for p in pages])
+
+
+def _sum(parts: Sequence[Extent]) -> Extent:
+    """Of parts that follow each other."""
+    some = [part for part in parts if part.entries]
+    if not some:
+        return Extent(None, None, 0, 0)
+    entries, payload = (sum(numbers) for numbers in zip(*(part[2:] for part in some), strict=True))
+    return Extent(some[0].first, some[-1].last, entries, payload)
+
+
+def _first(results: list[T]) -> T:
+    return results[0]

@@ -1,0 +1,230 @@
+"""Writes the entries of a stream to its archive, shard by shard.
+
+A segment is stored, then the manifest is replaced by one that names it, if it still is the one that was read, then
+Redis is told that these entries may be trimmed. Whoever is killed in between leaves a segment that nobody names (see
+sweep.py), or a group that stands too early, which the next cycle moves. Of two at once one loses at the manifest, reads
+it again and goes on from there. So there is no hole and no double, whoever holds the lease.
+
+Where Redis lost data it says so, never rewrites what is archived, and never lets anything be trimmed that is not there.
+Memory: SEGMENT_BYTES and a page a shard. Cost: a look a second; a full shard is read once.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+
+from rstream.archive.archive import Archive
+from rstream.archive.manifest import Manifest, Row
+from rstream.archive.reader import SegmentReader
+from rstream.archive.segment import Raw, Sealed, build
+from rstream.event import MAX_PART, EntryId
+from rstream.process import clock
+from rstream.store import archiving, keys
+from rstream.store.archiving import Standing
+from rstream.store.keys import END, Rank, Shard
+from rstream.store.layout import Layout
+from rstream.store.link import Op
+from rstream.store.scripts import SHARD
+from rstream.store.steps import Steps
+
+log = logging.getLogger("rstream")
+
+SEGMENT_BYTES, SEGMENT_ENTRIES = 4 * 1024 * 1024, 50_000
+"""What makes a segment full: bytes of all values, or entries."""
+
+TOO_LONG = 3600.0
+"""Seconds after which a segment that was stored is not named any more: it may have been swept away."""
+
+
+BEHIND = (
+    "Redis says that all up to {} is archived, but in {} only what is up to {} is. Is it another blob store, or did it "
+    "lose something? What Redis still has is archived again; what was trimmed since is not in this archive"
+)
+LOST = (
+    "Redis lost data (FLUSHALL, a stale replica, a deleted key): the last id that it has given is {}, and all up to {} "
+    "is archived. What is archived stays; new entries get ids after it"
+)
+STRAY = (
+    "Redis lost data and then gave ids that are archived already to other entries: {:,}, the first is {}. They cannot "
+    "be archived, and stay in Redis untrimmed; docs/archive.md says what to do"
+)
+
+
+@dataclass
+class _Known:
+    """What is known of a shard's backlog. added: entries that had ever been added when it was read · each: bytes of an
+    entry, about · stray: entries that cannot be archived, and the first · told: errors that were logged.
+    """
+
+    added: int = 0
+    each: float = 1024.0
+    stray: tuple[int, str] | None = None
+    told: set[str] = field(default_factory=set)
+
+
+class Archiver:
+    """every: seconds after which also what fills no segment is archived · segment_bytes: see SEGMENT_BYTES."""
+
+    def __init__(self, archive: Archive, every: float, segment_bytes: int = SEGMENT_BYTES) -> None:
+        self._archive, self._vault = archive, archive.vault
+        self._every, self._segment_bytes = every, segment_bytes
+        self._known: dict[Shard, _Known] = {}
+
+    def cycle(self, layout: Layout, *, everything: bool = False) -> Steps[int]:
+        """Archive what is due, or everything there is; how many entries. Raises `StoreError`, `BlobError`,
+        `ArchiveDamaged`.
+        """
+        found = 0
+        for shard in (yield from self.due(layout, everything=everything)):
+            found += yield from self.shard(layout, shard, everything=everything)
+        return found
+
+    def due(self, layout: Layout, *, everything: bool = False) -> Steps[list[Shard]]:
+        """The shards that have something to be archived now. Makes the group where it is missing."""
+        shards = layout.every
+        standings: list[Standing] = yield archiving.standings(shards)
+        lacking = [shard for shard, at in zip(shards, standings, strict=True) if at.position is None]
+        if lacking and (yield archiving.make(layout, lacking)):
+            log.info("stream %s: archived from now on", layout.name)
+            standings = yield archiving.standings(shards)
+        return [
+            shard
+            for shard, at in zip(shards, standings, strict=True)
+            if at.position is not None and (everything or self._is_due(shard, at, layout.writes(shard)))
+        ]
+
+    def _is_due(self, shard: Shard, at: Standing, written: bool) -> bool:
+        if shard not in self._known:
+            return True  # its manifest may be ahead, or behind
+        if at.following is None:
+            return False
+        known = self._known[shard]
+        if known.stray is None and (not written or self._is_old(at, at.following)):
+            return True
+        return (at.added - known.added) * known.each >= self._segment_bytes
+
+    def _is_old(self, at: Standing, id: Rank) -> bool:
+        return at.now - id[0] >= self._every * 1000
+
+    def _is_full(self, entries: list[Raw]) -> bool:
+        return len(entries) >= SEGMENT_ENTRIES or sum(map(_size, entries)) >= self._segment_bytes
+
+    # -- one shard ----------------------------------------------------------------------------------------------
+
+    def shard(self, layout: Layout, shard: Shard, *, everything: bool = False) -> Steps[int]:
+        """Archive what fills segments, and the rest where it is old enough, or everything is wanted."""
+        known = self._known.setdefault(shard, _Known())
+        (at,) = yield archiving.standings([shard])
+        manifest, tag = yield self._archive.do(partial(self._vault.load, shard))
+        if not (yield from self._agree(layout, shard, at, manifest, known)):
+            return 0
+        archived, full, forced = 0, True, everything or not layout.writes(shard)
+        while full and (entries := (yield from self._gather(shard, manifest.last, known))):
+            known.added = at.added
+            full = self._is_full(entries)
+            if not (full or forced or self._is_old(at, keys.rank_of(entries[0][0]))):
+                break
+            next = yield from self._append(shard, manifest, tag, entries)
+            if next is None:  # somebody else was faster
+                full = True
+                manifest, tag = yield self._archive.do(partial(self._vault.load, shard))
+                continue
+            manifest, tag = next
+            archived += len(entries)
+            if known.stray is None and not (yield archiving.advance(shard, manifest.last)):
+                break  # it was switched off
+        return archived
+
+    def _gather(self, shard: Shard, after: str, known: _Known) -> Steps[list[Raw]]:
+        """A segment of what comes after an id, or what there is."""
+        entries, held, more = list[Raw](), 0, True
+        while more and held < self._segment_bytes and len(entries) < SEGMENT_ENTRIES:
+            page, more = yield archiving.page(shard, after)
+            if not page:
+                break
+            entries += page
+            held += sum(map(_size, page))
+            after = page[-1][0].decode()
+        if entries:
+            known.each = held / len(entries)
+        return entries
+
+    def _append(
+        self, shard: Shard, manifest: Manifest, tag: str | None, entries: list[Raw]
+    ) -> Steps[tuple[Manifest, str] | None]:
+        """Store a segment, and have the manifest name it; None where it is another one by now."""
+        began = clock()
+        if manifest.full:
+            manifest = yield self._archive.do(partial(self._vault.roll, shard, manifest))
+        build_it = partial(build, self._vault.stream, shard, entries, manifest.sha256)
+        sealed: Sealed
+        sealed = yield self._archive.do(build_it)
+        row: Row
+        row = yield self._archive.do(partial(self._vault.put, shard, sealed))
+        if clock() - began > TOO_LONG:
+            return None
+        manifest = manifest.with_row(row)
+        new_tag = yield self._archive.do(partial(self._vault.replace, shard, manifest, tag))
+        return None if new_tag is None else (manifest, new_tag)
+
+    # -- where Redis and the archive differ -------------------------------------------------------------------------
+
+    def _agree(self, layout: Layout, shard: Shard, at: Standing, manifest: Manifest, known: _Known) -> Steps[bool]:
+        """Whether the shard is there to be archived; sees to it that Redis and the archive go together."""
+        if at.position is None:
+            return False
+        last = manifest.last_rank
+        if at.position > last:
+            # Redis was asked before the manifest was read: what it says was in there, if it still were what it was.
+            place = f"{at.position[0]}-{at.position[1]}"
+            self._tell(known, layout, shard, BEHIND.format(place, self._vault.store.label, manifest.last))
+        if at.last < last:
+            self._tell(known, layout, shard, LOST.format(f"{at.last[0]}-{at.last[1]}", manifest.last))
+            yield Op([SHARD([shard.stream, shard.sealed], manifest.last)], len)
+        known.stray = None
+        if at.position < last:
+            known.stray = yield from self._strays(shard, manifest, at.position)
+            if known.stray is None:
+                return bool((yield archiving.advance(shard, manifest.last)))
+            self._tell(known, layout, shard, STRAY.format(*known.stray))
+        return True
+
+    def _tell(self, known: _Known, layout: Layout, shard: Shard, text: str) -> None:
+        """Once."""
+        if text not in known.told:
+            known.told.add(text)
+            log.error("stream %s, shard %s: %s", layout.name, shard, text)
+
+    def _strays(self, shard: Shard, manifest: Manifest, after: Rank) -> Steps[tuple[int, str] | None]:
+        """What Redis has between an id and the end of the archive that is not in it: how many, and the first."""
+        low, high = EntryId(*after, MAX_PART, MAX_PART), EntryId(*manifest.last_rank, MAX_PART, MAX_PART)
+        reader = SegmentReader(self._vault, shard, manifest, low, high, END, None, bytes, self._segment_bytes)
+        blocks, known, upto = reader.blocks(), dict[Rank, list[bytes]](), after
+        count, first, at, more = 0, "", f"{after[0]}-{after[1]}", True
+        while more:
+            page, more = yield archiving.page(shard, at)
+            for id, flat in page:
+                rank = keys.rank_of(id)
+                if rank > high[:2]:
+                    more = False
+                    break
+                while rank > upto:
+                    columns = yield self._archive.do(lambda: next(blocks, None))
+                    known, upto = (
+                        ({}, high[:2]) if columns is None else (dict(columns.raw()), _last(columns.ms, columns.seq))
+                    )
+                if known.get(rank) != list(flat):
+                    count, first = count + 1, first or id.decode()
+            at = page[-1][0].decode() if page else at
+            more = more and bool(page)
+        return (count, first) if count else None
+
+
+def _size(entry: Raw) -> int:
+    return sum(map(len, entry[1]))
+
+
+def _last(ms: list[int], seq: list[int]) -> Rank:
+    return ms[-1], seq[-1]
