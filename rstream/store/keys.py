@@ -19,6 +19,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:once:<group>:<key>`   | string, TTL            | the entry by which a dedupe key succeeded                   |
 | `S:emitted:<event id>`   | string, TTL            | an event that another server's consumer emitted is stored   |
 | `S:memo:<group>:<id>`    | hash, TTL              | checkpoint and steps of a delivery, gone with its ack       |
+| `S:given:<group>:<name>` | hash, TTL              | `run`, `upto`: how far a replay has given entries to a group |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
 | `ns:members:<stream>:<group>` | zset              | worker -> until when (ms) it takes part in an ordered group |
@@ -152,6 +153,9 @@ class Shard:
 
     def emitted(self, event_id: bytes) -> str:
         return f"{self.stream}:emitted:{event_id.hex()}"
+
+    def given(self, group: str, name: str) -> str:
+        return f"{self.stream}:given:{group}:{name}"
 
     def memo(self, group: str, id: str) -> str:
         return f"{self.stream}:memo:{group}:{id}"
