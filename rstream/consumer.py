@@ -194,7 +194,9 @@ def batch_of(handler: Handler, wish: int | None = None) -> int | None:
     sizes = [consumer.batch for consumer in declared if consumer.batch]
     takes_batch = bool(sizes) or wants_batch(handler)
     if wish is not None and declared and not takes_batch:
-        raise ConfigError(f"batch is {wish}, but the handler is declared for single events, by group {declared[0].group!r}")
+        raise ConfigError(
+            f"batch is {wish}, but group {declared[0].group!r} has declared the handler for single events"
+        )
     return wish or (max(sizes, default=BATCH) if takes_batch else None)
 
 

@@ -1,9 +1,9 @@
-"""Replay, in three ways: through a handler, into one group in place, as a new group. docs/replay.md says when to use which.
+"""Replay: through a handler, into one group in place, as a new group. docs/replay.md says when to use which.
 
 Of the first two:
 
-- At least once. What is done is stored once a second and when the replay stops: after a kill, a handler gets the entries
-  of the last second again; after `stop()` none. Into a group, each entry is given once also after a kill.
+- At least once. What is done is stored once a second and when the replay stops: after a kill, a handler gets the
+  entries of the last second again; after `stop()` none. Into a group, each entry is given once also after a kill.
 - One runner at a time. The lease is renewed from a thread, so that a handler that blocks the loop does not lose
   it; a runner that lost it begins nothing more, stores nothing more, and raises `ReplayBusy`.
 - The window is resolved when the replay first starts: "2h ago" means the same after a restart.
@@ -119,7 +119,7 @@ async def into_group(
 
 async def as_group(stream: Stream[Any], group: str, start: Position) -> NewGroup:
     """Make a group that begins at `start` ("latest" = with what is published from now on); a consumer that is declared
-    for it catches up, and then follows live. Raises `PositionError`, `StoreError`, and `ConfigError` where there is such
-    a group.
+    for it catches up, and then follows live. Raises `PositionError`, `StoreError`, and `ConfigError` where there is
+    such a group.
     """
     return await Fork(stream, group, start).make()

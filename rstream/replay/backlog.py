@@ -1,4 +1,4 @@
-"""What was read and waits to be handled, in batches of `size`. With `ordered`, of one key no two batches are out at once.
+"""What was read and waits to be handled, in batches. With `ordered`, no two that are out at once have the same key.
 
 A batch has the oldest entries that may be taken: so little is done beyond the first entry that is not. It may have
 several entries of one key, in their order, where none of that key is out or waits before them.

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NewGroup:
-    """A group that was made. positions: the last entry that counts as read, in each shard · plan: what it has to catch up
-    with.
+    """A group that was made. positions: the last entry that counts as read, in each shard · plan: what it has to catch
+    up with.
     """
 
     stream: str

@@ -1,5 +1,5 @@
-"""Replays a window into one group, in place: what it has settled, its workers handle once more. Nothing is published, and
-no other group notices.
+"""Replays a window into one group, in place: what it has settled, its workers handle once more. Nothing is published,
+and no other group notices.
 
 As fast as it goes, entries are gathered, and given in few large calls, during which no worker of an ordered group owns
 their shards: so all that is given together comes before newer entries of its key that have not begun. At a pace, each

@@ -70,8 +70,8 @@ class ReplayPlan:
     entries, bytes (of payload): of the whole window · start, end: its first and last entry · shards: how many hold
     some of it · resume_after: the stored position, None = from the first · left: entries still to be gone through ·
     archived: how many of the entries are not in Redis, and come from the archive · matching: entries of which all
-    conditions hold · seconds: how long what is left takes at least, by `basis`: the rate or speed that was asked for, or
-    the reading, as it was measured just now.
+    conditions hold · seconds: how long what is left takes at least, by `basis`: the rate or speed that was asked for,
+    or the reading, as it was measured just now.
 
     Of what is left and matches, into a group: given, pending, unread, gone, as in the result. Of a new group, that
     begins at `start`: `left` is what it has to catch up with.

@@ -40,8 +40,8 @@ LEASE = 5.0
 
 
 class Runner:
-    """Takes the lease, finds the window, reads and sifts, and stores how far it has come; what becomes of the entries is
-    said by `_work` of the classes below it. Runs once.
+    """Takes the lease, finds the window, reads and sifts, and stores how far it has come; what becomes of the entries
+    is said by `_work` of the classes below it. Runs once.
     """
 
     way: ClassVar[Way]
@@ -209,9 +209,10 @@ class Runner:
         self._mark = Mark(saved.progress)
         self._set_aside = len(saved.progress.aside)
         self._run = saved.run or secrets.token_hex(8)
-        if self._window and not saved.window:
-            if not await self._send(self._ops.open(self._spec, self._window, self._run)):
-                raise self._lost()
+        if self._window is None or saved.window:
+            return
+        if not await self._send(self._ops.open(self._spec, self._window, self._run)):
+            raise self._lost()
 
     async def _resolve(self, layout: Layout, saved: Saved) -> Window | None:
         """The window, as it was resolved when the replay first started; None where nothing is in it."""

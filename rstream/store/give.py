@@ -43,7 +43,7 @@ class Given(NamedTuple):
 
 
 class GiveOps:
-    """The operations by which one run of a replay gives entries to a group. run: "" = only to say what would be done."""
+    """The operations by which one run of a replay gives entries to a group. run: "" = it only says what it would do."""
 
     def __init__(self, layout: Layout, group: str, name: str, run: str) -> None:
         self.layout, self.group = layout, group
@@ -88,8 +88,8 @@ class GiveOps:
         return Op(calls, parse, partial=True)
 
     def release(self) -> Op[None]:
-        """Let the group's workers own all shards again, and have them look now. (Where memory is full they are not told,
-        and look by themselves.)
+        """Let the group's workers own all shards again, and have them look now. (Where memory is full they are not
+        told, and look by themselves.)
         """
         rung = ring(self.layout.namespace, self.layout.name, self.group)
         holder = self._token.rpartition("|")[0]

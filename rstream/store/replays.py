@@ -180,7 +180,7 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
 
 
 def oldest(layout: Layout, key: str | None = None) -> Op[Mapping[tuple[int, int], EntryId]]:
-    """The first entry that each shard has in Redis, by (generation, number): what lies before it is read from elsewhere.
+    """The first entry that each shard has in Redis, by (generation, number): what lies before is elsewhere.
 
     One XRANGE COUNT 1 a shard.
     """
