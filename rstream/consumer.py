@@ -185,8 +185,8 @@ BATCH = 100
 
 
 def batch_of(handler: Handler, wish: int | None = None) -> int | None:
-    """How many events to call a handler with at once: as wished, or as it was declared, where it takes a batch; None for
-    one event at a time. Raises `ConfigError` where a batch is wished for, and the handler takes single events.
+    """How many events to call a handler with at once: as wished, or as it was declared, where it takes a batch; None
+    for one event at a time. Raises `ConfigError` where a batch is wished for, and the handler takes single events.
     """
     declared: list[Consumer] = []
     with contextlib.suppress(TypeError):  # an object that cannot be hashed
@@ -194,9 +194,7 @@ def batch_of(handler: Handler, wish: int | None = None) -> int | None:
     sizes = [consumer.batch for consumer in declared if consumer.batch]
     takes_batch = bool(sizes) or wants_batch(handler)
     if wish is not None and declared and not takes_batch:
-        raise ConfigError(
-            f"batch is {wish}, but group {declared[0].group!r} has declared the handler for single events"
-        )
+        raise ConfigError(f"batch is {wish}, but group {declared[0].group!r} has this handler for single events")
     return wish or (max(sizes, default=BATCH) if takes_batch else None)
 
 
