@@ -64,7 +64,6 @@ def test_each_comes_once_and_of_a_key_in_order(
                 takers.discard(task)
                 batch = task.result()
                 assert len(batch) <= size
-                assert [entry.id for entry in batch] == sorted(entry.id for entry in batch)
                 if ordered:
                     others = {entry.key for other in out for entry in other} - {None}
                     assert not others & {entry.key for entry in batch}
@@ -110,12 +109,12 @@ def test_a_hot_key_that_fills_it_does_not_stop_it() -> None:
         backlog = Backlog(True, 2)
         backlog.put(entries(["hot"] * ENTRIES + ["cold"]))
         first = await backlog.take()
-        assert backlog.full is False or len(first) == 2
+        assert [entry.key for entry in first] == ["hot", "hot"]
         second = asyncio.create_task(backlog.take())
         await asyncio.sleep(0)
         backlog.done(first)
         third = await asyncio.wait_for(second, 5)
-        assert [entry.key for entry in third] in (["cold"], ["hot", "hot"])
+        assert {entry.key for entry in third} == {"cold", "hot"}
 
     asyncio.run(main())
 
