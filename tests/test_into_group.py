@@ -209,26 +209,26 @@ def test_a_group_without_order_gets_all_of_it_again(game: Game) -> None:
     )
 
 
-def test_killed_in_the_midst_it_goes_on_and_gives_nothing_twice(game: Game) -> None:
-    game.publish(["a", "b", "c", "d"], 0, 100)
+def test_killed_in_the_midst_it_goes_on_and_gives_nothing_twice(one: Game) -> None:
+    one.publish(["a", "b", "c", "d"], 0, 100)
     window = ("--from", "earliest", "--to", "latest", "--into-group", "live")
-    with game.commands.started("worker", "game:app", "--group", "live"):
-        eventually(lambda: game.count("live") == 400, timeout=20)
-        game.settled("live")
-        with game.commands.started("replay", "moves", *window, "--rate", "200/s") as replay:
-            eventually(lambda: game.count("live") >= 450 and int(game.stored().get(b"given", 0)), timeout=20)
+    with one.commands.started("worker", "game:app", "--group", "live"):
+        eventually(lambda: one.count("live") == 400, timeout=20)
+        one.settled("live")
+        with one.commands.started("replay", "moves", *window, "--rate", "200/s") as replay:
+            eventually(lambda: one.count("live") >= 450 and int(one.stored().get(b"given", 0)), timeout=20)
             replay.process.kill()
             replay.process.wait()
-        game.settled("live")
-        so_far = game.count("live")
+        one.settled("live")
+        so_far = one.count("live")
         assert so_far < 800
-        told = game.replay(*window)  # as fast as it goes: the pace is no part of what it is
-        eventually(lambda: game.count("live") == 800, timeout=20)
-        game.settled("live")
+        told = one.replay(*window)  # as fast as it goes: the pace is no part of what it is
+        eventually(lambda: one.count("live") == 800, timeout=20)
+        one.settled("live")
     assert (told["finished"], told["given"], told["earlier"] > 0) == (True, 400, True)
-    assert set(Counter(game.handled("live")).values()) == {2}
+    assert set(Counter(one.handled("live")).values()) == {2}
     again: dict[str, list[int]] = defaultdict(list)
-    for player, n in game.handled("live")[400:]:
+    for player, n in one.handled("live")[400:]:
         again[player].append(n)
     assert all(numbers == [*range(100)] for numbers in again.values())
 
