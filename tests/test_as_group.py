@@ -122,8 +122,8 @@ async def test_what_makes_no_sense_is_refused(one_app: RStream) -> None:
 
 
 def test_on_the_command_line(rs: Commands) -> None:
-    for n in range(5):
-        rs.ok("publish", "orders", "--json", f'{{"customer": "c{n}", "total": {n}}}', "--app", "shop:app")
+    lines = "".join(f'{{"customer": "c{n}", "total": {n}}}\n' for n in range(5))
+    rs.ok("publish", "orders", "-", "--app", "shop:app", stdin=lines)
     out = rs.ok("replay", "orders", "--from", "earliest", "--as-group", "shadow", "--dry-run")
     assert "with 5 entries, then it follows live" in out and "no group was made" in out
     out = rs.ok("replay", "orders", "--from", "earliest", "--as-group", "billing")

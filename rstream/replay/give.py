@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from rstream.errors import ConfigError, ReplayBusy, RStreamError, StoreError
+from rstream.errors import ConfigError, RStreamError, StoreError
 from rstream.event import EntryId
 from rstream.position import Position
 from rstream.replay.reading import Page, ahead, chunks
@@ -136,8 +136,8 @@ class Giving(Runner):
         outcomes: dict[EntryId, Outcome] = {}
         async with self._holding(ops):
             for ids in chunks(self._gathered, FAT):
-                if not self._keeper.holds():
-                    raise self._gone()
+                if not await self._held():
+                    return
                 given = await self._send(ops.give(ids, hold=True))
                 outcomes.update(given.outcomes)
         self._gathered = []
@@ -160,8 +160,8 @@ class Giving(Runner):
         self._read_to = None
         others = sorted(found.others.items())
         async for part in self._paced(found.matching, TICK):
-            if not self._keeper.holds():
-                raise self._gone()
+            if not await self._held():
+                return
             last = part[-1].id
             given = await self._send(ops.give([entry.id for entry in part], hold=False))
             await self._send(ops.ring())
@@ -202,5 +202,9 @@ class Giving(Runner):
             await self._pause(0.25)
             waiting = await self._send(ops.waiting())
 
-    def _gone(self) -> ReplayBusy:
-        return self._lost()
+    async def _held(self) -> bool:
+        """Wait until the lease surely holds; False where it was asked to stop before, or lost it."""
+        while not self._keeper.holds():
+            if not await self._pause(0.05):
+                return False
+        return True

@@ -32,7 +32,7 @@ class Sift:
 
     def check(self, layout: Layout) -> None:
         """Raises `ConfigError` for a field that no version of the events has."""
-        schemas = [*layout.schemas.values()] or ([layout.schema] if layout.schema else [])
+        schemas = [*layout.schemas.values(), *([layout.schema] if layout.schema else [])]
         if self._conditions and schemas and not any(schema.get("additionalProperties") for schema in schemas):
             names = dict.fromkeys(name for schema in schemas for name in schema.get("properties", {}))
             self._holds = where(self._conditions, names)
