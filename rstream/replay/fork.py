@@ -14,7 +14,6 @@ from rstream.replay.sift import Sifted
 from rstream.replay.survey import Survey, plan_of
 from rstream.reset.plan import read_up_to, start_of
 from rstream.settings import check_name
-from rstream.store import replays
 from rstream.store.deliveries import GroupOps
 from rstream.store.layout import Layout
 from rstream.store.link import Op, together
@@ -70,7 +69,7 @@ class Fork:
             raise self._exists()
         at = start_of(self._start, stats.shards, stats.now, None)
         positions = [read_up_to(at, shard, None) for shard in stats.shards]
-        counted = Survey(Progress(), await self._send(replays.oldest(layout)))
+        counted = Survey(Progress(), stats)
         if at is not None and stats.last is not None and at <= stats.last:
             async for page in pages(self.stream, layout, at, _end(stats.last), None, _undecoded):
                 counted.add(page, Sifted(page, {}))

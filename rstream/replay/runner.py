@@ -27,6 +27,7 @@ from rstream.store import replays
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.replays import Held, Progress, ReplayOps, Saved, Window
+from rstream.store.stats import stream_stats
 
 if TYPE_CHECKING:
     from rstream.stream import Stream
@@ -156,7 +157,7 @@ class Runner:
         layout = await self._opened()
         saved = Saved({}, None, Progress()) if self._restart else await self._send(self._ops.load())
         window = await self._resolve(layout, saved)
-        survey = Survey(saved.progress, await self._send(replays.oldest(layout, self.key)))
+        survey = Survey(saved.progress, await self._send(stream_stats(layout)))
         found = dict.fromkeys(("given", "pending", "unread", "gone"), 0)
         if window is not None:
             async for page in self._pages(layout, window.start, window.end):

@@ -12,13 +12,17 @@ from rstream.replay.pace import Pace, Rate
 from rstream.replay.result import ReplayPlan, Way
 from rstream.replay.sift import Sifted
 from rstream.store.replays import Progress
+from rstream.store.stats import StreamStats
 
 
 class Survey:
-    """done: by earlier runs · oldest: where each shard begins in Redis; what lies before comes from the archive."""
+    """done: by earlier runs · stats: says where each shard begins in Redis; what lies before comes from the archive."""
 
-    def __init__(self, done: Progress, oldest: Mapping[tuple[int, int], EntryId]) -> None:
-        self.at, self._beyond, self._oldest = done.position, done.beyond, oldest
+    def __init__(self, done: Progress, stats: StreamStats) -> None:
+        self.at, self._beyond = done.position, done.beyond
+        self._oldest = {
+            (each.shard.generation, each.shard.number): each.first for each in stats.shards if each.first is not None
+        }
         self.entries = self.bytes = self.archived = self.matching = self.left = self.left_matching = 0
         self.first: EntryId | None = None
         self.last: EntryId | None = None

@@ -177,18 +177,3 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
         return Window(max(start, min(ids)), min(end, max(ids)))
 
     return Op(calls, parse)
-
-
-def oldest(layout: Layout, key: str | None = None) -> Op[Mapping[tuple[int, int], EntryId]]:
-    """The first entry that each shard has in Redis, by (generation, number): what lies before is elsewhere.
-
-    One XRANGE COUNT 1 a shard.
-    """
-    shards = layout.holding(key)
-    calls: list[Call] = [("XRANGE", shard.stream, "-", "+", "COUNT", 1) for shard in shards]
-
-    def parse(replies: list[Any]) -> Mapping[tuple[int, int], EntryId]:
-        found = zip(shards, replies, strict=True)
-        return {(s.generation, s.number): s.entry_id(reply[0][0]) for s, reply in found if reply}
-
-    return Op(calls, parse)
