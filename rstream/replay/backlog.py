@@ -22,7 +22,7 @@ LINGER = 0.5
 
 
 class _Lane:
-    """A key of which entries are out, or may be taken next.
+    """What waits for a key of which entries are out, or may be taken next.
 
     out: some are being handled · offers: how many may be taken next · back: what was offered, and was not taken before
     another was · rest: what came after.
@@ -35,6 +35,10 @@ class _Lane:
         self.back: deque[Entry[Any]] = deque()
         self.rest: deque[Entry[Any]] = deque()
 
+    @property
+    def empty(self) -> bool:
+        return not (self.offers or self.back or self.rest)
+
 
 class Backlog:
     """One feeder puts, many slots take; whoever took says when it is done. most: entries that wait, about."""
@@ -44,7 +48,7 @@ class Backlog:
         self._limit = max(ENTRIES, 2 * size) if most is None else most
         self._fresh: deque[Entry[Any]] = deque()
         self._offers: list[tuple[EntryId, Entry[Any]]] = []  # a heap
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, _Lane | None] = {}  # None for a key that is out, and nothing waits for it
         self._count = self._bytes = 0
         self._closed = self._dropped = False
         self._forming = asyncio.Lock()
@@ -99,37 +103,41 @@ class Backlog:
 
     def _fill(self, batch: list[Entry[Any]], ours: set[str]) -> None:
         """ours: the keys that the batch has."""
-        offers, fresh, before, size = self._offers, self._fresh, len(batch), 0
+        offers, fresh, lanes, before, size = self._offers, self._fresh, self._lanes, len(batch), 0
         while len(batch) < self._size:
             if offers and (not fresh or offers[0][0] < fresh[0].id):
                 entry = heapq.heappop(offers)[1]
-                takes = self._takes_offer(entry, ours)
+                if not self._takes_offer(entry, ours):
+                    continue
             elif fresh:
                 entry = fresh.popleft()
-                takes = not self._ordered or entry.key is None or self._takes(entry, entry.key, ours)
+                if self._ordered and (key := entry.key) is not None:
+                    if key not in lanes:
+                        lanes[key] = None
+                        ours.add(key)
+                    elif not self._takes(entry, key, ours):
+                        continue
             else:
                 break
-            if takes:
-                batch.append(entry)
-                size += len(entry.payload)
+            batch.append(entry)
+            size += len(entry.payload)
         if len(batch) > before:
             self._count, self._bytes = self._count - len(batch) + before, self._bytes - size
             self._room.set()
 
     def _takes(self, entry: Entry[Any], key: str, ours: set[str]) -> bool:
-        lane = self._lanes.get(key)
+        lane = self._lanes[key]
+        if key in ours and (lane is None or lane.empty):
+            return True
         if lane is None:
-            self._lanes[key] = _Lane()
-            ours.add(key)
-            return True
-        if key in ours and not (lane.offers or lane.back or lane.rest):
-            return True
+            lane = self._lanes[key] = _Lane()
         lane.rest.append(entry)
         return False
 
     def _takes_offer(self, entry: Entry[Any], ours: set[str]) -> bool:
         assert entry.key is not None
         lane = self._lanes[entry.key]
+        assert lane is not None
         lane.offers -= 1
         if lane.out and entry.key not in ours:
             lane.back.append(entry)
@@ -142,9 +150,11 @@ class Backlog:
         """A batch has been handled: the next of its keys may be taken."""
         self._room.set()
         if self._ordered:
-            for key in {entry.key for entry in entries}:
-                if key is not None and (lane := self._lanes.get(key)) is not None:
+            for key in {entry.key for entry in entries if entry.key is not None}:
+                if (lane := self._lanes.get(key)) is not None:
                     self._offer(key, lane)
+                else:
+                    self._lanes.pop(key, None)
 
     def _offer(self, key: str, lane: _Lane) -> None:
         lane.out = False

@@ -12,7 +12,7 @@ from rstream.store.replays import Outcome, Progress
 ASIDE = 100
 """Ids of failed and invalid entries that are kept; more are only counted."""
 
-BAD: tuple[Outcome, ...] = ("failed", "invalid")
+BAD: frozenset[Outcome] = frozenset(("failed", "invalid"))
 
 
 class Mark:
@@ -59,7 +59,7 @@ class Mark:
             self._set_aside(aside)
 
     def _set_aside(self, outcomes: Mapping[EntryId, Outcome]) -> None:
-        if len(self._aside) < ASIDE and any(outcome in BAD for outcome in outcomes.values()):
+        if len(self._aside) < ASIDE and not BAD.isdisjoint(outcomes.values()):
             bad = [pair for pair in outcomes.items() if pair[1] in BAD]
             self._aside.update(bad[: ASIDE - len(self._aside)])
 

@@ -20,9 +20,8 @@ class Survey:
 
     def __init__(self, done: Progress, stats: StreamStats) -> None:
         self.at, self._beyond = done.position, done.beyond
-        self._oldest = {
-            (each.shard.generation, each.shard.number): each.first for each in stats.shards if each.first is not None
-        }
+        begun = [(each.shard, each.first) for each in stats.shards if each.first is not None]
+        self._oldest = {(shard.generation, shard.number): first for shard, first in begun}
         self.entries = self.bytes = self.archived = self.matching = self.left = self.left_matching = 0
         self.first: EntryId | None = None
         self.last: EntryId | None = None
