@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args,
 
 from pydantic import BaseModel
 
-from rstream.batch import Batch, answers
-from rstream.calling import Answer, Call, Handler, RunIn, caller, wants_batch
+from rstream.calling import Call, Handler, RunIn, caller, wants_batch
 from rstream.codec import Codec, ModelCodec
-from rstream.delivery import Delivery
 from rstream.errors import ConfigError, PositionError
 from rstream.position import Position, bound
 from rstream.retry import RetryPolicy
@@ -182,29 +180,22 @@ class Consumer:
         )
 
 
-def one_by_one(handler: Handler, limit: int) -> Call:
-    """How to call any handler with single events: one that was declared for batches, or takes a batch, gets batches of
-    one.
+BATCH = 100
+"""Events that a handler gets at once which takes a batch, and nobody has said how many."""
+
+
+def batch_of(handler: Handler, wish: int | None = None) -> int | None:
+    """How many events to call a handler with at once: as wished, or as it was declared, where it takes a batch; None
+    for one event at a time. Raises `ConfigError` where a batch is wished for, and the handler takes single events.
     """
     declared: list[Consumer] = []
-    with contextlib.suppress(TypeError):
+    with contextlib.suppress(TypeError):  # an object that cannot be hashed
         declared = _declared.get(handler, [])
-    if not (any(consumer.batch for consumer in declared) or wants_batch(handler)):
-        return caller(handler, limit)
-    call = caller(handler, limit, batch=True)
-
-    async def alone(event: Any, delivery: Delivery | Batch) -> Answer:
-        batch = Batch([delivery]) if isinstance(delivery, Delivery) else delivery
-        answer = await call([event], batch)
-        if answer.error is not None:
-            return answer
-        try:
-            (outcome,) = answers(answer.result, batch.failures, 1, wanted=False)
-        except ConfigError as error:
-            return Answer(error=error)
-        return Answer(error=outcome) if isinstance(outcome, BaseException) else answer
-
-    return alone
+    sizes = [consumer.batch for consumer in declared if consumer.batch]
+    takes_batch = bool(sizes) or wants_batch(handler)
+    if wish is not None and declared and not takes_batch:
+        raise ConfigError(f"batch is {wish}, but group {declared[0].group!r} has this handler for single events")
+    return wish or (max(sizes, default=BATCH) if takes_batch else None)
 
 
 def codec_of(handler: Handler) -> Codec[Any] | None:

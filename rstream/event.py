@@ -8,7 +8,6 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -73,6 +72,9 @@ class Entry(Generic[E]):
     headers: str -> str · payload: the encoded event, see docs/wire-format.md.
     """
 
+    # Slots, and no cached_property: readings make hundreds of thousands of these.
+    __slots__ = ("_decode", "_event", "event_id", "headers", "id", "key", "payload")
+
     def __init__(
         self,
         id: EntryId,
@@ -87,12 +89,14 @@ class Entry(Generic[E]):
         self.key = key
         self.event_id = event_id
         self.headers = headers
-        self._decode = decode
+        self._decode: Callable[[bytes], E] | None = decode
 
-    @cached_property
+    @property
     def event(self) -> E:
         """The event. Raises `EntryInvalid` where the payload is undecodable or does not fit the model."""
-        return self._decode(self.payload)
+        if self._decode is not None:
+            self._event, self._decode = self._decode(self.payload), None
+        return self._event
 
     def spoil(self, error: EntryInvalid) -> None:
         """For rstream: have `event` raise this."""

@@ -19,7 +19,8 @@ from rstream import Batch, Delivery, EntryId, Event, RStream, Stream
 from rstream.errors import ConfigError, PositionError, ReplayBusy, StoreUnavailable
 from rstream.replay import Replay, ReplayResult, replay
 from rstream.replay.backlog import ENTRIES
-from rstream.replay.mark import Mark
+from rstream.replay.mark import BAD, Mark
+from rstream.replay.run import CHUNK
 from rstream.store.replays import OUTCOMES, Outcome, Progress, ReplayOps, Window
 from tests.servers import Server
 from tests.waiting import eventually, eventually_async
@@ -286,23 +287,103 @@ def test_a_key_is_handled_in_order_and_keys_in_parallel(bench: Bench, ordered: b
         assert together == 16 and overlaps
 
 
-def test_a_batch_handler_gets_batches_of_one(one: Bench) -> None:
-    one.publish(20)
+def test_a_batch_handler_gets_batches_as_it_was_declared_or_as_asked_for(one: Bench) -> None:
+    one.publish(95)
+    sizes: list[int] = []
     seen: list[int] = []
 
     @one.stream.consumer("live", batch=10)
     async def declared(events: list[Seen]) -> None:
         seen.extend(event.n for event in events)
-        assert len(events) == 1
+        sizes.append(len(events))
 
     async def another(events: list[Seen], batch: Batch) -> None:
-        if events[0].n % 2:
-            batch.fail(0, ValueError("odd"))
+        sizes.append(len(batch))
+        assert [delivery.key for delivery in batch.deliveries] == [event.device for event in events]
+        for index, event in enumerate(events):
+            if event.n % 2:
+                batch.fail(index, ValueError("odd"))
 
-    assert one.play(None, None, handler=declared).handled == 20
-    assert sorted(seen) == [*range(20)]
+    assert one.play(None, None, handler=declared).handled == 95
+    assert sorted(seen) == [*range(95)] and sizes == [10] * 9 + [5]
+    sizes.clear()
+    assert one.play(None, None, handler=declared, batch=50).handled == 95
+    assert sizes == [50, 45]
+    sizes.clear()
     result = one.play(None, None, handler=another)
-    assert (result.handled, result.failed) == (10, 10)
+    assert (result.handled, result.failed, sizes) == (48, 47, [95])
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("devices", [1, 5, 60])
+def test_batches_have_each_key_in_order(one: Bench, devices: int, concurrency: int) -> None:
+    one.publish(600, devices=devices)
+    running: dict[str, int] = defaultdict(int)
+    order: dict[str, list[int]] = defaultdict(list)
+    sizes = []
+
+    async def handler(events: list[Seen]) -> None:
+        keys = {event.device for event in events}
+        sizes.append(len(events))
+        for key in keys:
+            running[key] += 1
+            assert running[key] == 1
+        for _ in range(len(sizes) % 7):
+            await asyncio.sleep(0)
+        for event in events:
+            order[event.device].append(event.n)
+        for key in keys:
+            running[key] -= 1
+
+    result = one.play(None, None, handler=handler, batch=40, concurrency=concurrency)
+    assert result.handled == 600
+    assert all(numbers == sorted(numbers) for numbers in order.values())
+    assert sorted(n for numbers in order.values() for n in numbers) == list(range(600))
+    assert concurrency > 1 or sizes == [40] * 15
+
+
+def test_of_a_batch_that_raises_the_bad_ones_are_found(one: Bench) -> None:
+    one.publish(300)
+    bad = {one.ids[n] for n in (7, 8, 150, 299)}
+    calls = 0
+
+    async def picky(events: list[Seen], batch: Batch) -> None:
+        nonlocal calls
+        calls += 1
+        if any(delivery.id in bad for delivery in batch.deliveries):
+            raise ValueError("one of them")
+        one.handled.extend(delivery.id for delivery in batch.deliveries)
+
+    result = one.play(None, None, handler=picky, batch=100)
+    assert (result.handled, result.failed, set(result.failed_ids)) == (296, 4, bad)
+    assert one.handled == [id for id in one.ids if id not in bad]
+    assert calls < 60
+
+
+def test_a_batch_handler_that_always_raises_is_not_called_for_every_event(one: Bench) -> None:
+    one.publish(256)
+    calls = 0
+
+    async def broken(events: list[Seen], batch: Batch) -> None:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("the database is away")
+
+    result = one.play(None, None, handler=broken, batch=256)
+    assert (result.handled, result.failed) == (0, 256)
+    assert calls < 20
+
+
+def test_what_cannot_be_decoded_is_in_no_batch(one: Bench) -> None:
+    one.publish(50)
+    one.raw.xadd(one.shard_keys()[2], {"e": b"\xc1", "k": "d1"})
+
+    async def handler(events: list[Seen], batch: Batch) -> None:
+        one.handled.extend(delivery.id for delivery in batch.deliveries)
+
+    result = one.play(None, None, handler=handler, batch=20)
+    assert (result.handled, result.invalid) == (50, 1)
+    assert sorted(one.handled) == one.ids
 
 
 def test_no_more_than_the_concurrency_run_at_once_and_reading_waits_for_them(one: Bench) -> None:
@@ -320,7 +401,7 @@ def test_no_more_than_the_concurrency_run_at_once_and_reading_waits_for_them(one
         run = Replay(one.stream, blocked, None, None, concurrency=4)
         task = asyncio.create_task(run.run())
         await eventually_async(lambda: run._backlog.full and begun == 4)
-        assert run._mark.open <= ENTRIES + 4 + 1
+        assert run._mark.open <= ENTRIES + 4 + 2 * CHUNK
         gate.set()
         await task
 
@@ -491,25 +572,24 @@ def test_what_is_stored_at_any_moment_misses_nothing_and_repeats_only_what_came_
     for _ in range(data.draw(st.integers(0, 50))):
         if todo and (not running or data.draw(st.booleans())):
             running.append(todo.pop(0))
-            assert mark.begin(running[-1])
+            assert not mark.begin([running[-1]])
         elif running:
             id = running.pop(data.draw(st.integers(0, len(running) - 1)))
             done[id] = data.draw(st.sampled_from(OUTCOMES))
-            mark.end(id, done[id])
+            mark.end({id: done[id]})
 
     told = mark.progress()
     assert {id for id in ids if told.position and id <= told.position} | told.beyond.keys() == done.keys()
     assert sum(told.counts.values()) + len(told.beyond) == len(done)
 
     again = Mark(told)
-    left = [id for id in ids if (told.position is None or id > told.position) and again.begin(id)]
+    left = [id for id in ids if (told.position is None or id > told.position) and not again.begin([id])]
     assert left == [id for id in ids if id not in done]
-    for id in left:
-        again.end(id, "handled")
+    again.end(dict.fromkeys(left, "handled"))
     end = again.progress()
     assert (end.position, end.beyond, again.open) == (ids[-1], {}, 0)
     assert sum(end.counts.values()) == len(ids)
-    assert set(end.aside) == {id for id, outcome in done.items() if outcome != "handled"}
+    assert set(end.aside) == {id for id, outcome in done.items() if outcome in BAD}
 
 
 def test_bounds_are_stored_whole(one: Bench) -> None:

@@ -37,6 +37,12 @@ def picky(event):
     if event["n"] == 7:
         raise ValueError("not this one")
 
+def batches(events, batch):
+    if client.incrby(prefix + ":begun", len(events)) > free:
+        while not client.exists(prefix + ":gate"):
+            time.sleep(0.005)
+    client.rpush(prefix + ":handled", *[str(delivery.id) for delivery in batch.deliveries])
+
 async def nothing(event, delivery):
     assert delivery.group == "by-name"
 
@@ -161,6 +167,86 @@ def test_killed_at_half_and_started_again_all_is_handled_and_no_group_is_touched
     assert shell.handled() == shell.window  # each once: what ran when it was killed had handled nothing yet
     assert shell.groups() == before
     assert shell.stored() == {}
+
+
+def test_a_batch_handler_is_killed_at_half_and_all_is_handled(one: Shell) -> None:
+    """With conditions and at a rate, which is another one afterwards."""
+    batches = ("handlers:batches", "--batch", "10", "--where", "n=-1")  # nothing of it matches
+    assert "skipped: 200 that do not match" in one.run(*one.command(*batches[:-1], "device=nobody"))[1]
+    batches = ("handlers:batches", "--batch", "10")
+    command = ["--rate" if word == "-c" else word for word in one.command(*batches)]
+    command[command.index("--rate") + 1] = "2000/s"
+    first = one.start(*command)
+    eventually(lambda: int(one.raw.get(f"{one.prefix}:begun") or 0) > HALF, timeout=20)
+    eventually(lambda: one.done_in_redis() == len(one.handled()))
+    first.kill()
+    first.wait()
+    one.open_gate()
+    command[command.index("2000/s")] = "3000/s"
+    code, out, errors = one.run(*command)
+    assert code == 0, errors
+    assert "handled 200 of window" in out and "resumed: " in out
+    assert one.handled() == one.window  # each once: the batch that ran had handled nothing yet
+    assert one.stored() == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "say where the entries go, by one of: --handler MODULE:FUNC"),
+        (["--handler", "handlers:picky", "--into-group", "g"], "say where the entries go, by one of"),
+        (["--handler", "handlers:picky"], "Missing option '--to': --handler goes through a window that ends"),
+        (["--into-group", "g"], "Missing option '--to'"),
+        (
+            ["--into-group", "g", "--to", "now", "--batch", "3"],
+            "--batch does not go with --into-group: the group's own",
+        ),
+        (["--into-group", "g", "--to", "now", "--unordered"], "--ordered/--unordered does not go with --into-group"),
+        (["--as-group", "g", "--to", "now"], "--to does not go with --as-group: a new group gets all that there is"),
+        (["--as-group", "g", "--where", "n=1"], "--where does not go with --as-group"),
+        (["--as-group", "g", "--rate", "1/s"], "--rate does not go with --as-group"),
+    ],
+)
+def test_wrong_usage_says_what_goes_together(one: Shell, words: list[str], says: str) -> None:
+    code, _, errors = one.run("replay", "seen", "--from", "earliest", *words)
+    assert code == 2
+    assert says in " ".join(errors.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--rate", "fast"], "rate 'fast' cannot be read: write 200/s"),
+        (["--speed", "x"], "speed 'x' cannot be read: write 10x"),
+        (["--rate", "1/s", "--speed", "2x"], "give one of them"),
+        (["--where", "colour=red"], "no field 'colour': they have device, n"),
+        (["--where", "device"], "'device' is no condition: write field=value"),
+    ],
+)
+def test_a_wish_that_cannot_be_read_is_one_clear_line(one: Shell, words: list[str], says: str) -> None:
+    code, _, errors = one.run(*one.command("handlers:nothing", *words))
+    assert code == 1
+    assert says in errors and errors.startswith("Error: ") and len(errors.splitlines()) == 1
+
+
+def test_a_dry_run_into_a_group_tells_what_it_would_get(one: Shell) -> None:
+    one.make_live_group()
+    pending = sum(one.raw.xpending(key, "live")["pending"] for key in one.shards)
+    window = ["--from", "earliest", "--to", "latest", "--into-group", "live"]
+    code, out, errors = one.run("replay", "seen", *window, "--dry-run")
+    assert (code, errors) == (0, "")
+    assert "will get     0 entries again" in out
+    assert f"left alone   {pending} pending, {300 - pending} yet to be read by the group" in out
+    assert "300 in 4 shards, all of them in Redis" in out and "nothing was given" in out
+    code, out, _ = one.run("replay", "seen", *window, "--json")
+    told = json.loads(out)
+    assert (code, told["way"], told["given"], told["pending"], told["unread"]) == (
+        0,
+        "group",
+        0,
+        pending,
+        300 - pending,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

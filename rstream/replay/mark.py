@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable, Mapping
 
 from rstream.event import EntryId
 from rstream.store.replays import Outcome, Progress
 
 ASIDE = 100
 """Ids of failed and invalid entries that are kept; more are only counted."""
+
+BAD: frozenset[Outcome] = frozenset(("failed", "invalid"))
 
 
 class Mark:
@@ -20,6 +23,7 @@ class Mark:
         self._position = was.position
         self._open: deque[EntryId] = deque()
         self._done: dict[EntryId, Outcome] = dict(was.beyond)
+        self._earlier = frozenset(was.beyond)
         self._counts = dict(was.counts)
         self._aside = dict(was.aside)
 
@@ -28,27 +32,42 @@ class Mark:
         """How many entries were begun from the first that is not done."""
         return len(self._open)
 
-    def begin(self, id: EntryId) -> bool:
-        """The next entry, in id order. False where an earlier run has done it."""
+    def begin(self, ids: Iterable[EntryId]) -> frozenset[EntryId]:
+        """The next entries, in id order. Those of them that an earlier run has done."""
+        ids = list(ids)
         with self._lock:
-            self._open.append(id)
-            known = id in self._done
-            if known:
-                self._advance()
-            return not known
+            self._open.extend(ids)
+            if not self._earlier:
+                return self._earlier
+            known = self._earlier.intersection(ids)
+            self._advance()
+            return known
 
-    def end(self, id: EntryId, outcome: Outcome) -> None:
-        """An entry that was begun is done."""
+    def end(self, outcomes: Mapping[EntryId, Outcome]) -> None:
+        """Entries that were begun are done."""
         with self._lock:
-            self._done[id] = outcome
-            if outcome != "handled" and len(self._aside) < ASIDE:
-                self._aside[id] = outcome
+            self._done.update(outcomes)
+            self._set_aside(outcomes)
             self._advance()
 
+    def pass_over(self, position: EntryId, counts: Mapping[Outcome, int], aside: Mapping[EntryId, Outcome]) -> None:
+        """Everything up to a position is done: for who does one after the other, and begins none here."""
+        with self._lock:
+            self._position = position
+            for outcome, count in counts.items():
+                self._counts[outcome] += count
+            self._set_aside(aside)
+
+    def _set_aside(self, outcomes: Mapping[EntryId, Outcome]) -> None:
+        if len(self._aside) < ASIDE and not BAD.isdisjoint(outcomes.values()):
+            bad = [pair for pair in outcomes.items() if pair[1] in BAD]
+            self._aside.update(bad[: ASIDE - len(self._aside)])
+
     def _advance(self) -> None:
-        while self._open and (outcome := self._done.pop(self._open[0], None)):
-            self._position = self._open.popleft()
-            self._counts[outcome] += 1
+        opened, done, counts = self._open, self._done, self._counts
+        while opened and (outcome := done.pop(opened[0], None)):
+            self._position = opened.popleft()
+            counts[outcome] += 1
 
     def progress(self) -> Progress:
         with self._lock:

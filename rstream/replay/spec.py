@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from rstream.calling import Handler
@@ -11,8 +11,13 @@ from rstream.errors import ConfigError
 from rstream.position import Position
 
 
-def spec_of(start: Position, end: Position, key: str | None, handler: str) -> dict[str, str]:
-    return {"from": _text(start), "to": _text(end), "key": key or "", "handler": handler}
+def spec_of(
+    start: Position, end: Position, key: str | None, way: Mapping[str, str], where: Iterable[str] = ()
+) -> dict[str, str]:
+    """way: of what the entries go to, as {"handler": …} or {"group": …}. How fast it goes is no part of it."""
+    spec = {"from": _text(start), "to": _text(end), "key": key or "", **way}
+    conditions = " and ".join(sorted(where))
+    return {**spec, "where": conditions} if conditions else spec
 
 
 def _text(at: Position) -> str:
@@ -30,13 +35,16 @@ def name_of(handler: Handler) -> str:
 
 
 def default_name(stream: str, spec: Mapping[str, str]) -> str:
-    text = "\0".join((stream, *spec.values()))
+    text = "\0".join((stream, *spec.values(), *(word for word in spec if word == "group")))
     return f"replay-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def refuse_other(name: str, stream: str, stored: Mapping[str, str], spec: Mapping[str, str]) -> None:
-    """The progress that is stored under a name counts for one window and one handler. Raises `ConfigError`."""
-    differ = [word for word in spec if stored and stored.get(word, "") != spec[word]]
+    """The progress that is stored under a name counts for one window, one way and the same conditions. Raises
+    `ConfigError`.
+    """
+    words = dict.fromkeys((*spec, *stored)) if stored else ()
+    differ = [word for word in words if stored.get(word, "") != spec.get(word, "")]
     if differ:
         was, now = (", ".join(f"{word} {told.get(word, '')!r}" for word in differ) for told in (stored, spec))
         raise ConfigError(

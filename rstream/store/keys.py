@@ -22,6 +22,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:size`                 | hash                   | what the shard holds and may hold, see limits.lua           |
 | `S:marks`                | zset                   | entry id -> bytes counted before it, one each ~64 KiB       |
 | `S:lost`                 | hash                   | group -> what it lost, see lose.lua; outlives `S`           |
+| `S:given:<group>:<name>` | hash, TTL              | `run`, `upto`: how far a replay has given entries to a group |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
 | `ns:owner:<stream>`      | string                 | an id: whose the blobs of the stream are, see blobs/owners.py |
@@ -178,6 +179,9 @@ class Shard:
 
     def emitted(self, event_id: bytes) -> str:
         return f"{self.stream}:emitted:{event_id.hex()}"
+
+    def given(self, group: str, name: str) -> str:
+        return f"{self.stream}:given:{group}:{name}"
 
     def memo(self, group: str, id: str) -> str:
         return f"{self.stream}:memo:{group}:{id}"

@@ -1,8 +1,8 @@
 """What is stored of a replay: who runs it, its window, and how far it has come. Also what it asks of the stream.
 
 One hash a replay, `ns:replay:<stream>:<name>`: `holder`, `until` (ms, by Redis's clock), `spec` (JSON: what was
-asked for), `start`, `end` (the window, resolved when the replay first started), `position` (everything up to it is
-done), `beyond` (what is done above it), `handled`, `failed`, `invalid` (counts up to `position`), `aside` (the
+asked for), `run` (drawn when the replay first started), `start`, `end` (the window, resolved then), `position`
+(everything up to it is done), `beyond` (what is done above it), counts of all outcomes up to `position`, `aside` (the
 first ids that failed or were invalid). Only the holder writes; it is forgotten 30 days after its last runner.
 """
 
@@ -23,8 +23,11 @@ from rstream.store.past import Archived, edges, may_be_archived
 from rstream.store.scripts import REPLAY, Arg, Call
 from rstream.store.steps import Steps
 
-Outcome = Literal["handled", "failed", "invalid"]
-OUTCOMES: tuple[Outcome, ...] = ("handled", "failed", "invalid")
+Outcome = Literal["handled", "failed", "invalid", "skipped", "given", "pending", "unread", "gone"]
+OUTCOMES: tuple[Outcome, ...] = ("handled", "failed", "invalid", "skipped", "given", "pending", "unread", "gone")
+"""What becomes of an entry. skipped: no condition held · and where it is given to a group: given, or what it was found
+to be there (gone: not stored in Redis any more).
+"""
 
 TTL_MS = 30 * 24 * 3600 * 1000
 
@@ -55,11 +58,14 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """spec: what was asked for, {} where nothing is stored · window: None where it was not resolved yet."""
+    """spec: what was asked for, {} where nothing is stored · window: None where it was not resolved yet · run: the
+    same as long as it goes on, "" where it has not begun.
+    """
 
     spec: Mapping[str, str]
     window: Window | None
     progress: Progress
+    run: str = ""
 
 
 class Held(NamedTuple):
@@ -93,10 +99,10 @@ class ReplayOps:
 
         return Op([self._call("restart" if restart else "take")], parse)
 
-    def open(self, spec: Mapping[str, str], window: Window) -> Op[bool]:
+    def open(self, spec: Mapping[str, str], window: Window, run: str = "") -> Op[bool]:
         """Store what this replay is. False, here and below: it is not ours any more, nothing was changed."""
-        bounds: list[Arg] = ["spec", json.dumps(spec), "start", _id_text(window.start), "end", _id_text(window.end)]
-        return Op([self._call("keep", *bounds)], _done)
+        bounds: list[Arg] = ["start", _id_text(window.start), "end", _id_text(window.end)]
+        return Op([self._call("keep", "spec", json.dumps(spec), "run", run, *bounds)], _done)
 
     def keep(self, progress: Progress) -> Op[bool]:
         """Hold it for another lease, and store how far it has come."""
@@ -128,7 +134,7 @@ def _saved(flat: Sequence[bytes]) -> Saved:
         {name: int(stored.get(name, 0)) for name in OUTCOMES},
         _outcomes(stored.get("aside", "")),
     )
-    return Saved(json.loads(stored.get("spec", "{}")), window, progress)
+    return Saved(json.loads(stored.get("spec", "{}")), window, progress, stored.get("run", ""))
 
 
 def _id_text(id: EntryId | None) -> str:
