@@ -179,7 +179,7 @@ class Claims:
         """As `open_at_last`, for many: what has a payload in the blob store is fetched in parallel."""
         if self.source is None:
             return True
-        for window in _windows(entries):
+        for window in _windows([*entries]):
             large = [entry for entry in window if size_of(entry.payload) != len(entry.payload)]
             if large and not all(await asyncio.gather(*(self.open_at_last(entry, stop) for entry in large))):
                 return False
