@@ -71,6 +71,10 @@ class Media(Protocol):
     def rstream_unread(self) -> bool:
         """Whether the digest has to be made of a file first."""
 
+    @property
+    def rstream_stored(self) -> bool:
+        """Whether its bytes are in a blob store, and would have to be fetched."""
+
     def rstream_inline(self) -> bytes:
         """Its bytes, for an entry that holds them itself."""
 
@@ -93,7 +97,7 @@ class Uploads:
 
     def media(self, value: Media) -> bytes | msgpack.ExtType:
         """A value as the payload has it."""
-        if value.size <= self.threshold:
+        if value.size <= self.threshold and not value.rstream_stored:
             return value.rstream_inline()
         if value.rstream_unread and not self.at_once:
             self.unread.append(value)

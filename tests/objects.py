@@ -70,8 +70,8 @@ def bucket(endpoint: str) -> str:
 class Objects:
     """moto behind a proxy. faults: (method, kind) and for how many requests of blobs they last.
 
-    Kinds: "503"; "403"; "404"; "altered": one byte is another; "cut": half of the answer; "lost": done, and no answer;
-    "hang": no answer until `release`.
+    Kinds: "503"; "403"; "404"; "stray": a 404 of a balancer; "altered": one byte is another; "cut": half of the answer;
+    "lost": done, and no answer; "hang": no answer until `release`.
     """
 
     def __init__(self) -> None:
@@ -141,6 +141,9 @@ def _handler(objects: Objects) -> type[BaseHTTPRequestHandler]:
                 objects._released.wait(30)
                 objects.hanging -= 1
                 self.close_connection = True
+                return
+            if fault == "stray":
+                self.reply(404, {}, b"")
                 return
             if fault.isdigit():
                 code = {"503": "ServiceUnavailable", "403": "AccessDenied", "404": "NoSuchKey"}[fault]

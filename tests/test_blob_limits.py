@@ -18,7 +18,7 @@ import pytest
 from rstream import Blob, Event, RetryPolicy, RStream
 from rstream.blobs import S3, claims, open_store
 from rstream.blobs.s3 import LARGE
-from rstream.blobs.shelf import shelf
+from rstream.blobs.shelf import Shelf, shelf
 from rstream.errors import BlobUnavailable, ConfigError
 from rstream.reference import Reference
 from rstream.store.log import Record
@@ -151,6 +151,31 @@ async def test_a_file_that_is_not_there(app: RStream, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no-such-file"):
         await media.publish(Media(who="a", audio=Blob.file(tmp_path / "no-such-file")))
     assert [entry async for entry in media.read()] == []
+
+
+async def test_what_is_in_a_store_is_not_fetched_in_the_loop(
+    app: RStream, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To be published again where the threshold is higher: it is copied from store to store."""
+    media = app.stream("media", Media, key="who", shards=1)
+    await media.publish(Media(who="a", audio=Blob(SOUND)))
+    (entry,) = [entry async for entry in media.read()]
+    threads: set[threading.Thread] = set()
+    for name in ("fetch", "download"):
+        called = getattr(Shelf, name)
+
+        def seen(*arguments: Any, called: Any = called) -> Any:
+            threads.add(threading.current_thread())
+            return called(*arguments)
+
+        monkeypatch.setattr(Shelf, name, seen)
+    blobs = app.settings.blobs
+    async with RStream(app.settings.url, namespace=f"{namespace}x", blobs=blobs, blob_threshold=1_000_000) as other:
+        copies = other.stream("media", Media, key="who", shards=1)
+        await copies.publish(entry.event)
+        (copy,) = [entry async for entry in copies.read()]
+        assert await copy.event.audio.read() == SOUND
+    assert threads and threading.main_thread() not in threads
 
 
 # -- what somebody wrote into Redis does not end a worker

@@ -216,6 +216,19 @@ def test_a_server_that_is_not_there(objects: Objects, s3: S3) -> None:
         s3.get("k")
 
 
+def test_a_404_that_s3_does_not_explain_is_no_missing_blob(objects: Objects, s3: S3) -> None:
+    """A balancer without a backend, or an endpoint that is another server."""
+    s3.put("k", b"x")
+    objects.fail("GET", "stray")
+    for read in (s3.get, s3.get_tagged, s3.open):
+        with pytest.raises(BlobRefused, match="404"):
+            read("k")
+    objects.heal()
+    with pytest.raises(BlobMissing):
+        s3.get("other")
+    assert s3.find("other") is None
+
+
 def test_what_was_refused_is_not_tried_again(objects: Objects, s3: S3) -> None:
     objects.fail("GET", "403")
     with pytest.raises(BlobRefused, match="AccessDenied"):

@@ -321,7 +321,7 @@ async def test_a_broken_reference_is_undecodable(app: RStream) -> None:
     assert [letter.reason async for letter in scans.dead("g").read()] == ["undecodable"] * 3
 
 
-@pytest.mark.parametrize(("kind", "ordered"), [("503", True), ("hang", False), ("cut", True)])
+@pytest.mark.parametrize(("kind", "ordered"), [("503", True), ("hang", False), ("cut", True), ("stray", True)])
 async def test_a_store_that_is_away_costs_no_attempt_and_holds_up_nobody_else(
     far: RStream, objects: Objects, kind: str, ordered: bool
 ) -> None:

@@ -20,12 +20,13 @@ import pytest
 import redis
 from pydantic import create_model
 
-from rstream import Event, RStream
+from rstream import Blob, Event, RStream
 from rstream.export import parquet
 from rstream.export.columns import JSON, Kind, columns, kind_of, merged
 from rstream.export.target import target
 from rstream.schema import describe
 from tests.commands import Commands
+from tests.handlers import Media
 
 
 class Colour(Enum):
@@ -177,6 +178,26 @@ def test_a_value_that_the_schema_does_not_have_is_named(rs: Commands, readings: 
     assert done.returncode == 1 and "invalid: n: a str where the schema has int" in done.stderr
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_what_is_in_the_blob_store_is_referred_to(rs: Commands, tmp_path: Path, form: str) -> None:
+    rs.env["RSTREAM_BLOBS"] = url = f"file://{tmp_path}/blobs"
+    large = Blob(b"y" * 100_000)
+    with RStream(rs.env["RSTREAM_URL"], namespace=rs.env["RSTREAM_NAMESPACE"], blobs=url) as app:
+        media = app.stream("media", Media, key="who", shards=1)
+        media.sync.publish_many([Media(who="a", audio=Blob(b"x")), Media(who="b", audio=large)])
+    rs.ok("export", "media", "-o", f"out.{form}")
+    file = rs.directory / f"out.{form}"
+    if form == "parquet":
+        found = pa.parquet.read_table(file).to_pylist()
+        assert [(row["who"], row["audio"]) for row in found] == [("a", b"x"), ("b", None)]
+        return
+    rows = csv.DictReader(file.open()) if form == "csv" else map(json.loads, file.open())
+    one, other = ((row["who"], row["audio"]) for row in rows)
+    assert one == ("a", "eA==")
+    told = json.loads(other[1]) if form == "csv" else other[1]
+    assert (told["size"], told["digest"]) == (100_000, large.digest)
+
+
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.write_text("before")
@@ -219,7 +240,7 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 APP = """
-from rstream import Event, RStream
+from rstream import Blob, Event, RStream
 app = RStream()
 class Order(Event):
     customer: str

@@ -22,7 +22,7 @@ MEMBERS = {
         "attempt checkpoint checkpoint_value epoch event_id fence group headers id idempotency_key key step stream"
         " sync worker"
     ),
-    "Blob": "digest file open path read rstream_inline rstream_unread size sync",
+    "Blob": "digest file open path read rstream_inline rstream_stored rstream_unread size sync",
     "Entry": "event spoil",
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",

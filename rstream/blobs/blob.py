@@ -83,6 +83,11 @@ class Blob:
         return self._path is not None and not self._digest
 
     @property
+    def rstream_stored(self) -> bool:
+        """For rstream: whether its bytes are in a blob store."""
+        return self._reference is not None
+
+    @property
     def sync(self) -> SyncBlob:
         """The same, blocking."""
         return SyncBlob(self)

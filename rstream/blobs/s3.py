@@ -28,7 +28,8 @@ PART_TRIES = 6
 CONNECTIONS = 32
 PATIENCE, CONNECT_SECONDS, READ_SECONDS = 10.0, 3.0, 10.0
 _PASSING = ("RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted", "Throttling")
-_GONE = ("404", "NoSuchKey", "NotFound")
+_GONE = "NoSuchKey"
+LOOK = "look at"
 _CONDITION = ("412", "PreconditionFailed", "ConditionalRequestConflict")
 
 
@@ -118,7 +119,7 @@ class S3:
 
     def find(self, key: str) -> Found | None:
         try:
-            head = self._ask("look at", key, "head_object")
+            head = self._ask(LOOK, key, "head_object")
         except BlobMissing:
             return None
         return Found(key, head["ContentLength"], head["LastModified"])
@@ -175,10 +176,12 @@ class S3:
         return self._call(what, key, lambda s3: getattr(s3, method)(**where, **arguments))
 
     def _call(self, what: str, key: str, call: Callable[[Any], T]) -> T:
-        limit, pause = time.monotonic() + self.patience, 0.1
+        limit, pause = 0.0, 0.1
         while True:
             try:
-                return call(self._client())
+                s3 = self._client()  # to make the first one takes its time, too
+                limit = limit or time.monotonic() + self.patience
+                return call(s3)
             except Exception as error:
                 failure = self._verdict(what, key, error)
                 if not isinstance(failure, BlobUnavailable) or time.monotonic() + pause > limit:
@@ -194,21 +197,23 @@ class S3:
 
         told = f"{self.label} could not {what} blob {key}: {one_line(error, 300)}"
         if isinstance(error, ClientError):
-            return self._answered(key, error.response, told)
+            return self._answered(what, key, error.response, told)
         if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError):
-            return self._answered(key, error.__context__.response, told)
+            return self._answered(what, key, error.__context__.response, told)
         if isinstance(error, HTTPClientError | NotConnected | IncompleteReadError | HTTPError | OSError | Boto3Error):
             return BlobUnavailable(told)
         return BlobRefused(told)  # whatever it is, it must not end a worker
 
-    def _answered(self, key: str, response: Any, told: str) -> Exception:
+    def _answered(self, what: str, key: str, response: Any, told: str) -> Exception:
         code = str(response.get("Error", {}).get("Code", ""))
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _CONDITION:
             return _Unmet(told)
         if code == "InvalidRange":
             return _Beyond(told)
-        if code in _GONE:
+        # A 404 of anybody on the way there (a balancer, a wrong endpoint) does not say that the blob is missing. Only
+        # the answer to HEAD has no body that could tell.
+        if code == _GONE or (code in ("404", "NotFound") and what == LOOK):
             return BlobMissing(f"there is no blob {key} in {self.label}")
         passing = status >= 500 or status in (408, 429) or code.startswith(_PASSING)
         kind: type[BlobError] = BlobUnavailable if passing else BlobRefused

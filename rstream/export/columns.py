@@ -16,6 +16,7 @@ from typing import Any, Literal
 from rstream.compat import form, options
 from rstream.errors import EntryInvalid
 from rstream.event import jsonable
+from rstream.reference import Reference
 
 Name = Literal["int", "float", "bool", "text", "bytes", "datetime", "date", "decimal", "list", "struct", "json"]
 
@@ -127,9 +128,9 @@ def merged(one: Kind, other: Kind) -> Kind:
 
 def value(kind: Kind, found: Any) -> Any:
     """What stands in a typed column. Raises `ValueError` for what is not of that kind."""
-    if found is None:
-        return None
     name = kind.name
+    if found is None or (name == "bytes" and isinstance(found, Reference)):  # those are in the blob store
+        return None
     if name == "json":
         return to_json(found)
     if name in ("datetime", "date") and isinstance(found, str):
