@@ -132,6 +132,7 @@ def test_alarms_are_shown(rs: Commands, orders: Stream[Order]) -> None:
         assert "more than half of group_ttl" in rs.run("trim", "orders", "--dry-run").stderr
         raw.hset(key, "behind", int((raw.time()[0] - 4000) * 1000))
         planned = json.loads(rs.ok("trim", "orders", "--dry-run", "--json"))
+    assert "keeps nothing from being trimmed" in rs.run("groups", "orders").stderr
     assert [(group["name"], group["alarm"]) for group in planned["groups"]] == [("behind", "ignored")]
     assert sum(shard["trimmed"] for shard in planned["shards"]) == 30
 

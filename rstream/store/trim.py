@@ -126,7 +126,7 @@ def limit_new(layout: Layout, shards: Sequence[Shard]) -> Steps[None]:
     old: list[Weight] = yield weigh([shard for shard in layout.every if shard not in shards])
     wanted = current_limits(retention, [each.held for each in new], [each.held for each in old], len(shards))
     for weight, each in zip(new, wanted, strict=True):
-        yield limit(weight.shard, each, retention)
+        yield from _limit(weight, each, retention)
 
 
 def _split(layout: Layout, weights: Sequence[Weight]) -> tuple[list[Weight], list[list[Weight]]]:
