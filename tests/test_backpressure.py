@@ -300,6 +300,15 @@ async def test_drop_takes_everything_and_counts(every_app: RStream) -> None:
     assert whole.number == loss.count
 
 
+async def test_who_drops_slows_nobody(app: RStream) -> None:
+    stream = items(app, entries=100, unprocessed="drop")
+    Group(app, stream)
+    await stream.publish_many(some(90))
+    for n in range(90, 150):
+        await stream.publish(Item(key="k", n=n))
+    assert not stream._producers.get(lambda: pytest.fail("none"))._outbox._hold
+
+
 async def test_drop_by_bytes_goes_through_flushes_larger_than_its_margin(app: RStream) -> None:
     stream = items(app, bytes=400_000, unprocessed="drop")
     Group(app, stream)

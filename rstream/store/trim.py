@@ -148,8 +148,11 @@ def _count(weights: Sequence[Weight], retention: Retention) -> Steps[bool]:
 
 def _limit(weight: Weight, wanted: Limits, retention: Retention) -> Steps[Limits]:
     """Those that are in force then: for a small difference nothing is changed."""
-    soft = int(retention.soft * 1000)
-    if weight.soft != soft or weight.limits.entries != wanted.entries or _far(weight.limits.bytes, wanted.bytes):
+    if (
+        weight.soft != retention.soft_level
+        or weight.limits.entries != wanted.entries
+        or _far(weight.limits.bytes, wanted.bytes)
+    ):
         yield limit(weight.shard, wanted, retention)
         return wanted
     return weight.limits
