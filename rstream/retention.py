@@ -83,6 +83,11 @@ class Retention:
         return self.bytes if isinstance(self.bytes, int) else None
 
     @property
+    def soft_level(self) -> int:
+        """In 1/1000. Who drops what is not processed need not slow anybody."""
+        return int(self.soft * 1000) if self.unprocessed == "keep" else 1000
+
+    @property
     def counts(self) -> bool:
         """Whether what a shard holds has to be counted: age alone is in the ids."""
         return self.entries is not None or self.bytes is not None

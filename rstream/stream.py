@@ -180,7 +180,7 @@ class Stream(Generic[E]):
         layout = yield from declare(self)
         if layout.new:
             yield resharding.make(layout)
-        if layout.limited:
+        if layout.limited or known is None:  # who stored it may have died before it was in force
             yield from limit_new(layout, layout.current)
         return layout
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -36,7 +37,14 @@ class Item(Event):
 
 
 @pytest.fixture
-async def app(server: Server, namespace: str) -> AsyncIterator[RStream]:
+async def app(one_server: Server, namespace: str) -> AsyncIterator[RStream]:
+    async with RStream(one_server.url, namespace=namespace) as app:
+        yield app
+
+
+@pytest.fixture
+async def every_app(server: Server, namespace: str) -> AsyncIterator[RStream]:
+    """On every kind of server: where scripts are new."""
     async with RStream(server.url, namespace=namespace) as app:
         yield app
 
@@ -71,7 +79,8 @@ async def numbers(stream: Stream[Item]) -> list[int]:
 # -- keep -----------------------------------------------------------------------------------------------------------
 
 
-async def test_what_all_groups_have_processed_makes_room(app: RStream) -> None:
+async def test_what_all_groups_have_processed_makes_room(every_app: RStream) -> None:
+    app = every_app
     stream = items(app, entries=100)
     group = Group(app, stream)
     for start in range(0, 1000, 50):
@@ -88,7 +97,8 @@ async def test_without_groups_the_newest_are_kept(app: RStream) -> None:
     assert len(await numbers(stream)) == 100
 
 
-async def test_a_full_stream_names_the_group_and_takes_nothing(app: RStream) -> None:
+async def test_a_full_stream_names_the_group_and_takes_nothing(every_app: RStream) -> None:
+    app = every_app
     stream = items(app, entries=100)
     group = Group(app, stream)
     first, *_ = await stream.publish_many(some(100))
@@ -107,7 +117,8 @@ async def test_a_full_stream_names_the_group_and_takes_nothing(app: RStream) -> 
     assert await numbers(stream) == list(range(2, 102))
 
 
-async def test_a_pending_entry_keeps_what_is_behind_it(app: RStream) -> None:
+async def test_a_pending_entry_keeps_what_is_behind_it(every_app: RStream) -> None:
+    app = every_app
     stream = items(app, entries=100)
     group = Group(app, stream)
     await stream.publish_many(some(100))
@@ -199,7 +210,7 @@ async def test_other_shards_go_on_while_one_is_full(app: RStream) -> None:
     await asyncio.gather(*waiting, *threads)
 
 
-async def test_two_producers_share_a_limit(app: RStream, server: Server, namespace: str) -> None:
+async def test_two_producers_share_a_limit(app: RStream, one_server: Server, namespace: str) -> None:
     stream = items(app, entries=200, full_wait=30)
     group = Group(app, stream)
     left = 400
@@ -212,7 +223,7 @@ async def test_two_producers_share_a_limit(app: RStream, server: Server, namespa
             (length,) = await app.link.exchange([("XLEN", shard.stream)])
             assert length <= 200
 
-    async with RStream(server.url, namespace=namespace) as other:
+    async with RStream(one_server.url, namespace=namespace) as other:
         theirs = items(other, full_wait=30)
         await theirs.layout()
         publishing = [stream.publish_many(some(10, n * 10, key="a")) for n in range(20)]
@@ -249,6 +260,7 @@ async def test_a_thread_that_is_slowed_does_not_stop_other_shards(app: RStream) 
 async def test_each_event_is_added_once_though_the_line_breaks_while_it_waits(
     own_server: Server, namespace: str
 ) -> None:
+    dice = random.Random(7)
     with ChaosProxy(own_server.upstream) as proxy:
         async with RStream(proxy.url, namespace=namespace) as app:
             stream = items(app, entries=100, full_wait=30)
@@ -262,7 +274,7 @@ async def test_each_event_is_added_once_though_the_line_breaks_while_it_waits(
                     outcomes = [Outcome(e.shard, e.id, 1, "ack") for e in found.entries]
                     await asyncio.to_thread(near.sync_link.run, group.ops.settle(outcomes))
                     seen += [stream.codec.decode(e.flat[1]).n for e in found.entries]
-                    if len(seen) % 3 == 0:
+                    if found.entries and dice.random() < 0.4:
                         proxy.cut_all()
                     await asyncio.sleep(0)
                 await asyncio.gather(*publishing)
@@ -272,7 +284,8 @@ async def test_each_event_is_added_once_though_the_line_breaks_while_it_waits(
 # -- drop -----------------------------------------------------------------------------------------------------------
 
 
-async def test_drop_takes_everything_and_counts(app: RStream) -> None:
+async def test_drop_takes_everything_and_counts(every_app: RStream) -> None:
+    app = every_app
     stream = items(app, entries=100, unprocessed="drop")
     group = Group(app, stream)
     await stream.publish_many(some(100))
@@ -285,6 +298,15 @@ async def test_drop_takes_everything_and_counts(app: RStream) -> None:
     assert (loss.group, loss.count) == ("billing", 1000 - 10 - len(kept))
     (whole,) = loss.ranges  # all of it, without a gap
     assert whole.number == loss.count
+
+
+async def test_who_drops_slows_nobody(app: RStream) -> None:
+    stream = items(app, entries=100, unprocessed="drop")
+    Group(app, stream)
+    await stream.publish_many(some(90))
+    for n in range(90, 150):
+        await stream.publish(Item(key="k", n=n))
+    assert not stream._producers.get(lambda: pytest.fail("none"))._outbox._hold
 
 
 async def test_drop_by_bytes_goes_through_flushes_larger_than_its_margin(app: RStream) -> None:
@@ -362,15 +384,15 @@ async def test_a_worker_trims_by_age_though_nobody_publishes(app: RStream, monke
         await eventually_async(gone)
 
 
-async def test_of_a_stream_one_janitor_looks_at_a_time(app: RStream, server: Server, namespace: str) -> None:
+async def test_of_a_stream_one_janitor_looks_at_a_time(app: RStream, one_server: Server, namespace: str) -> None:
     stream = items(app, entries=10)
     await stream.layout()
-    async with RStream(server.url, namespace=namespace) as other:
+    async with RStream(one_server.url, namespace=namespace) as other:
         items(other)
         one, two = janitor.Janitor(app, "one"), janitor.Janitor(other, "two")
         await one.look()
         await two.look()
-        with redis.Redis.from_url(server.url) as raw:
+        with redis.Redis.from_url(one_server.url) as raw:
             assert raw.get(f"{namespace}:janitor:items") == b"one"
             raw.delete(f"{namespace}:janitor:items")
             await two.look()
@@ -379,14 +401,14 @@ async def test_of_a_stream_one_janitor_looks_at_a_time(app: RStream, server: Ser
 
 
 async def test_a_group_without_workers_is_told_of_and_then_not_waited_for(
-    app: RStream, server: Server, namespace: str, caplog: pytest.LogCaptureFixture
+    app: RStream, one_server: Server, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = items(app, entries=20, group_ttl="1h")
     Group(app, stream, "gone")
     await stream.publish_many(some(20))
     looks = janitor.Janitor(app, "w")
     hour = 3600 * 1000
-    with redis.Redis.from_url(server.url) as raw:
+    with redis.Redis.from_url(one_server.url) as raw:
 
         async def look(idle: float) -> list[str]:
             caplog.clear()
@@ -408,14 +430,14 @@ async def test_a_group_without_workers_is_told_of_and_then_not_waited_for(
     assert (loss.group, loss.count) == ("gone", 25 - len(await numbers(stream)))
 
 
-async def test_time_in_which_nobody_looked_does_not_count(app: RStream, server: Server, namespace: str) -> None:
+async def test_time_in_which_nobody_looked_does_not_count(app: RStream, one_server: Server, namespace: str) -> None:
     """Everything stood still over the holidays: nobody could have seen an alarm, or a worker."""
     stream = items(app, entries=20, group_ttl="1h")
     Group(app, stream)
     await stream.publish_many(some(20))
     looks = janitor.Janitor(app, "w")
     await looks.look()
-    with redis.Redis.from_url(server.url) as raw:
+    with redis.Redis.from_url(one_server.url) as raw:
         key = f"{namespace}:seen:items"
         for field in ("billing", "/"):
             raw.hincrby(key, field, -10 * 3600 * 1000)
@@ -426,13 +448,13 @@ async def test_time_in_which_nobody_looked_does_not_count(app: RStream, server: 
 
 
 async def test_a_group_with_a_living_worker_is_waited_for_however_slow_it_is(
-    app: RStream, server: Server, namespace: str
+    app: RStream, one_server: Server, namespace: str
 ) -> None:
     stream = items(app, entries=20, group_ttl="1s")
     group = Group(app, stream)
     app.sync_link.run(group.ops.beat(60_000))
     await stream.publish_many(some(20))
-    with redis.Redis.from_url(server.url) as raw:
+    with redis.Redis.from_url(one_server.url) as raw:
         raw.hset(f"{namespace}:seen:items", "billing", 1)
         await janitor.Janitor(app, "w").look()
         assert int(raw.hget(f"{namespace}:seen:items", "billing") or 0) > 1
@@ -440,11 +462,11 @@ async def test_a_group_with_a_living_worker_is_waited_for_however_slow_it_is(
         await stream.publish_many(some(5, 20))
 
 
-async def test_the_archive_is_always_waited_for(app: RStream, server: Server, namespace: str) -> None:
+async def test_the_archive_is_always_waited_for(app: RStream, one_server: Server, namespace: str) -> None:
     stream = items(app, entries=20, group_ttl="1s", unprocessed="drop")
     Group(app, stream, "~archive")
     await stream.publish_many(some(20))
-    with redis.Redis.from_url(server.url) as raw:
+    with redis.Redis.from_url(one_server.url) as raw:
         raw.hset(f"{namespace}:seen:items", "~archive", 1)
     with pytest.raises(StreamFull, match="~archive"):
         await stream.publish_many(some(5, 20))
@@ -454,19 +476,23 @@ async def test_the_archive_is_always_waited_for(app: RStream, server: Server, na
 
 
 async def test_the_retention_that_is_stored_wins(
-    app: RStream, server: Server, namespace: str, caplog: pytest.LogCaptureFixture
+    app: RStream, one_server: Server, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await items(app, entries=10).layout()
-    async with RStream(server.url, namespace=namespace) as same, RStream(server.url, namespace=namespace) as none:
+    async with (
+        RStream(one_server.url, namespace=namespace) as same,
+        RStream(one_server.url, namespace=namespace) as none,
+    ):
         assert (await items(same, entries=10).layout()).retention == Retention(entries=10)
         assert (await items(none).layout()).retention == Retention(entries=10)
         assert caplog.messages == []
-    async with RStream(server.url, namespace=namespace) as different:
+    async with RStream(one_server.url, namespace=namespace) as different:
         assert (await items(different, bytes="1GB").layout()).retention == Retention(entries=10)
         assert any("the declared one is ignored" in text for text in caplog.messages)
 
 
-async def test_what_was_there_before_is_counted(app: RStream) -> None:
+async def test_what_was_there_before_is_counted(every_app: RStream) -> None:
+    app = every_app
     """A retention by bytes for a stream that has entries already."""
     stream = items(app, shards=2)
     await stream.publish_many([Item(key=f"k{n}", n=n, pad=bytes(1000)) for n in range(2000)])

@@ -26,7 +26,9 @@ MEMBERS = {
     "Entry": "event spoil",
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",
-    "Retention": "age age_seconds bytes cap counts entries from_json group_ttl soft to_json ttl_seconds unprocessed",
+    "Retention": (
+        "age age_seconds bytes cap counts entries from_json group_ttl soft soft_level to_json ttl_seconds unprocessed"
+    ),
     "RetryPolicy": "delay_after factor initial_delay jitter max_attempts max_delay non_retryable total_timeout",
     "Stream": "adopt consumer dead declaration layout prepare publish publish_many read reshard upgrade",
 }

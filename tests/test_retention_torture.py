@@ -14,9 +14,10 @@ from tests.servers import KINDS, Server
 
 SMALL = (20_000, 1000, 4_000_000)
 LARGE = pytest.param((1_000_000, 1000, 100_000_000), marks=pytest.mark.torture)
+OTHERS = [pytest.param(kind, marks=pytest.mark.torture) for kind in KINDS if kind != "embedded"]
 
 
-@pytest.fixture(params=[kind for kind in KINDS if kind != "redis-8.2"])
+@pytest.fixture(params=[*(["embedded"] if "embedded" in KINDS else []), *OTHERS])
 def commands(request: pytest.FixtureRequest, tmp_path: Path, namespace: str):  # type: ignore[no-untyped-def]
     with Server(KINDS[request.param], tmp_path / "server", tcp=True) as server:
         found = Commands(tmp_path, server.url, namespace)

@@ -12,11 +12,12 @@ import click
 from rstream.cli.reset import reset
 from rstream.cli.tables import place, table, text
 from rstream.cli.target import stored_app, target_options
-from rstream.cli.trim import show_losses
+from rstream.cli.trim import show_alarms, show_losses, standings_of
 
 if TYPE_CHECKING:
     from rstream.store.lost import Loss
     from rstream.store.stats import GroupStats, ShardGroupStats
+    from rstream.store.trim import Standing
 
 
 class StreamOrCommand(click.Group):
@@ -72,11 +73,12 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
 
     with stored_app() as app:
         layout = app.open(stream).sync.layout()
+        alarms = standings_of(app, layout)
         found, lost = app.sync_link.run(group_stats(layout)), app.sync_link.run(losses(layout))
     if group is not None:
         found, lost = [find(found, group, layout)], [loss for loss in lost if loss.group == group]
     if as_json:
-        rows = [_group_row(stats, by_shard=by_shard) | _dropped(stats.name, lost) for stats in found]
+        rows = [_group_row(stats, by_shard=by_shard) | _retained(stats.name, lost, alarms) for stats in found]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     elif not found:
         click.echo(f"No groups read {stream} yet. A worker makes those of its app's consumers:")
@@ -86,6 +88,7 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
     else:
         _show_groups(found)
     if not as_json:
+        show_alarms([each for each in alarms if group in (None, each.name)])
         show_losses(lost)
 
 
@@ -128,8 +131,9 @@ def _shard_row(stats: ShardGroupStats) -> dict[str, Any]:
     }
 
 
-def _dropped(group: str, lost: Sequence[Loss]) -> dict[str, Any]:
-    return {"dropped_unprocessed": sum(loss.count for loss in lost if loss.group == group)}
+def _retained(group: str, lost: Sequence[Loss], alarms: Sequence[Standing]) -> dict[str, Any]:
+    alarm = next((each.alarm for each in alarms if each.name == group), "")
+    return {"dropped_unprocessed": sum(loss.count for loss in lost if loss.group == group), "alarm": alarm or None}
 
 
 def _show_groups(found: Sequence[GroupStats]) -> None:

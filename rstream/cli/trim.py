@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rstream.store.layout import Layout
     from rstream.store.lost import Loss
     from rstream.store.pins import Pin
-    from rstream.store.trim import Tidied
+    from rstream.store.trim import Standing, Tidied
     from rstream.store.weigh import Trim, Weight
 
 
@@ -144,12 +144,26 @@ def _show(report: Report, layout: Layout, dry: bool) -> None:
     rows = [_cells(weight, pinned.get(weight.shard), report) for weight in report.done.weights]
     head = ["SHARD", "ENTRIES", "MEMORY", "WOULD TRIM" if dry else "TRIMMED", "PINNED BY", "ENTRY", "AGE", "WHOSE"]
     table(head, rows, right={1, 2, 3, 6})
-    for group in report.done.groups:
-        if group.alarm:
-            click.echo(f"group {group.name}: no worker for {_time(group.idle)}, {_ALARMS[group.alarm]}", err=True)
+    show_alarms(report.done.groups)
     show_losses(report.losses)
     if dry:
         click.echo("Nothing was done: this was a dry run")
+
+
+def standings_of(app: RStream, layout: Layout) -> list[Standing]:
+    """The groups of a stream that has a retention, as that sees them."""
+    from rstream.store.steps import drive_sync
+    from rstream.store.trim import tidy
+
+    if layout.retention is None:
+        return []
+    return drive_sync(app.sync_link, tidy(layout, layout.retention, dry=True), app.settings.publish_timeout).groups
+
+
+def show_alarms(groups: Sequence[Standing]) -> None:
+    for group in groups:
+        if group.alarm:
+            click.echo(f"group {group.name}: no worker for {_time(group.idle)}, {_ALARMS[group.alarm]}", err=True)
 
 
 _ALARMS = {

@@ -264,10 +264,10 @@ class Outbox:
         return not any(flush.tries for flush in self._full)
 
     @property
-    def hopeless(self) -> list[Shard]:
-        """Shards that were full again, and whose callers do not wait any longer."""
+    def hopeless(self) -> dict[Shard, int]:
+        """Shards that were full again, how often, and whose callers do not wait any longer."""
         now = clock()
-        return [f.shard for f in self._full if f.tries and min(parcel.until for parcel in f.parcels) <= now]
+        return {f.shard: f.tries for f in self._full if f.tries and min(parcel.until for parcel in f.parcels) <= now}
 
     def resend(self, errors: Mapping[Shard, StreamFull]) -> None:
         """Try it again: what was full for the first time at once. Tell the callers of these shards instead."""

@@ -4,7 +4,7 @@ without workers is trimmed, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from rstream.errors import StreamFull
 from rstream.retention import Retention, size_text, text_of
@@ -15,9 +15,12 @@ from rstream.store.steps import Steps
 from rstream.store.trim import Needs, over, tidy
 from rstream.store.weigh import Group, Weight, limit, weigh
 
+TRIES = 20
+"""After which nobody who does not wait for room is kept waiting."""
+
 
 def make_room(
-    layout: Layout, needs: Needs, hopeless: Sequence[Shard], *, known: bool
+    layout: Layout, needs: Needs, hopeless: Mapping[Shard, int], *, known: bool
 ) -> Steps[dict[Shard, StreamFull]]:
     """Trim what full shards may lose. Of those in which that was in vain before, and nobody waits: what to tell.
 
@@ -35,9 +38,9 @@ def make_room(
             yield limit(shard, None, None)
     if not hopeless:
         return {}
-    weights: list[Weight] = yield weigh(hopeless)
+    weights: list[Weight] = yield weigh(tuple(hopeless))
     # Where there is room by now, others were faster: then it is only a matter of trying.
-    full = [weight for weight in weights if _does_not_fit(weight, *needs[weight.shard])]
+    full = [each for each in weights if hopeless[each.shard] >= TRIES or _does_not_fit(each, *needs[each.shard])]
     return {weight.shard: StreamFull(_told(layout, retention, weight)) for weight in full}
 
 

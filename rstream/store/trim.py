@@ -126,7 +126,7 @@ def limit_new(layout: Layout, shards: Sequence[Shard]) -> Steps[None]:
     old: list[Weight] = yield weigh([shard for shard in layout.every if shard not in shards])
     wanted = current_limits(retention, [each.held for each in new], [each.held for each in old], len(shards))
     for weight, each in zip(new, wanted, strict=True):
-        yield limit(weight.shard, each, retention)
+        yield from _limit(weight, each, retention)
 
 
 def _split(layout: Layout, weights: Sequence[Weight]) -> tuple[list[Weight], list[list[Weight]]]:
@@ -148,8 +148,11 @@ def _count(weights: Sequence[Weight], retention: Retention) -> Steps[bool]:
 
 def _limit(weight: Weight, wanted: Limits, retention: Retention) -> Steps[Limits]:
     """Those that are in force then: for a small difference nothing is changed."""
-    soft = int(retention.soft * 1000)
-    if weight.soft != soft or weight.limits.entries != wanted.entries or _far(weight.limits.bytes, wanted.bytes):
+    if (
+        weight.soft != retention.soft_level
+        or weight.limits.entries != wanted.entries
+        or _far(weight.limits.bytes, wanted.bytes)
+    ):
         yield limit(weight.shard, wanted, retention)
         return wanted
     return weight.limits

@@ -112,7 +112,7 @@ def limit(shard: Shard, limits: Limits | None, retention: Retention | None) -> O
     if limits is None or retention is None:
         return Op([LIMITS(names, "", "", "", 0)], lambda replies: False)
     maxlen, maxbytes = ("" if each is None else each for each in limits)
-    call = LIMITS(names, maxlen, maxbytes, int(retention.soft * 1000), grain(limits))
+    call = LIMITS(names, maxlen, maxbytes, retention.soft_level, grain(limits))
     return Op([call], lambda replies: bool(replies[0]))
 
 

@@ -20,13 +20,14 @@
 -- returns {removed, id before which it was trimmed or "", group that stopped it or "", id it stopped at or "",
 --         {{group, lost}, ...}, 1 where there is more to do}
 -- cost    O(removed / listpack + groups · log pending), what is pending and lost copied inside the server; by number of
---         entries, O(removed), at most WALK
+--         entries, O(removed). At most STEP entries, STEP_BYTES where some are lost, or WALK where they have to be gone
+--         through
 -- include: padded
 -- include: floors
 -- include: base
 -- include: lose
 local key, size, marks, record = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local losers, WALK, PAGE = cmsgpack.unpack(ARGV[5]), 5000, 500
+local losers, WALK, PAGE, STEP, STEP_BYTES = cmsgpack.unpack(ARGV[5]), 5000, 500, 50000, 32 * 1024 * 1024
 local more = 0
 if redis.call('EXISTS', key) == 0 then return {0, '', '', '', {}, 0} end
 
@@ -77,6 +78,29 @@ for _, group in ipairs(all) do
 end
 if stopped ~= '' then more = 0 end
 if ARGV[4] == '1' or not less(first, target) then return {0, target, stopped, stop, {}, 0} end
+
+local function settle_base()
+  local begun = base(marks, first_of(key)) or tonumber(redis.call('HGET', size, 'total') or '')
+  if begun then redis.call('HSET', size, 'base', string.format('%.0f', begun)) end
+end
+
+local losses = false
+for _, group in ipairs(all) do losses = losses or less(group[2], target) end
+if not losses then
+  local gone = redis.call('XTRIM', key, 'MINID', '~', target, 'LIMIT', STEP)
+  if gone > STEP / 2 then
+    more = 1
+  else
+    gone = gone + redis.call('XTRIM', key, 'MINID', target)
+  end
+  settle_base()
+  return {gone, target, stopped, stop, {}, more}
+end
+
+-- What is lost is cut off at an id that is known, some of it at a time.
+local counted = redis.call('HGET', size, 'total') and base(marks, first)
+local far = counted and behind(marks, counted + STEP_BYTES) or behind_first(WALK)
+if less(far, target) then target, more = far, 1 end
 
 -- What is pending for nobody who is at work.
 
@@ -192,6 +216,5 @@ for _, group in ipairs(suffering) do
     told[#told + 1] = {group.name, count}
   end
 end
-local begun = base(marks, first_of(key)) or tonumber(redis.call('HGET', size, 'total') or '')
-if begun then redis.call('HSET', size, 'base', string.format('%.0f', begun)) end
+settle_base()
 return {removed, target, stopped, stop, told, more}

@@ -4,6 +4,7 @@
 -- Needs padded, floors, base. Cost: one HMGET; where something has to be trimmed, or the groups are behind, O(groups +
 -- log marks + what is trimmed) more.
 local WALK = 1000 -- entries
+local STEP_BYTES = 8 * 1024 * 1024 -- that go at once
 
 -- The id behind the first so many entries (at most WALK).
 local function behind_first(stream, count)
@@ -54,7 +55,7 @@ local function room(stream, size, marks, count, bytes, spare)
     local over = length + count - maxlen
     if over > 0 then target = behind_first(stream, over) end
     over = total - begun + bytes - maxbytes
-    if over > 0 then target = later(target, behind(marks, begun + over)) end
+    if over > 0 then target = later(target, behind(marks, begun + math.min(over, STEP_BYTES))) end
     if target then
       if lowest then target = earlier(target, lowest) end
       if redis.call('XTRIM', stream, 'MINID', target) > 0 then
