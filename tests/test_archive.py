@@ -371,10 +371,10 @@ def test_a_store_that_fails_now_and_then_loses_nothing(one_server: Server, names
                 if (method, kind) in (("PUT", "404"), ("GET", "404"), ("PUT", "cut")):
                     continue
                 log.publish(100)
-                objects.fail(method, kind, times=3)
+                objects.fail(method, kind, times=2)
                 log.archive()
                 log.trim()
-                objects.fail(method, kind, times=3)
+                objects.fail(method, kind, times=2)
                 assert log.read() == log.ids
             objects.heal()
             check(log)
