@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rstream import RStream
+from rstream import Delivery, RStream
 from rstream.archive import manifest as manifests
 from rstream.archive import segment as segments
 from rstream.archive.archiver import Archiver
@@ -19,12 +19,13 @@ from rstream.archive.run import ArchiveRun
 from rstream.archive.sweep import sweep
 from rstream.archive.verify import verify
 from rstream.errors import ArchiveDamaged, BlobUnavailable, ConfigError, MemoryFull
+from rstream.replay import replay
 from rstream.store import archiving, keys
 from rstream.store.extent import measure
 from rstream.store.replays import find_window
 from rstream.store.stats import group_stats
 from rstream.worker.worker import Worker
-from tests.archives import Bits, Log, dies_at
+from tests.archives import Bits, Log, Reading, dies_at
 from tests.fleets import Cluster
 from tests.objects import Objects
 from tests.servers import Server
@@ -211,6 +212,26 @@ def test_a_key_is_read_by_the_index(one_server: Server, namespace: str, small_bl
             assert objects.requests["GET"] == 2 + 8
     finally:
         objects.stop()
+
+
+async def test_a_replay_crosses_too(local: Log) -> None:
+    local.publish(400)
+    local.archive()
+    local.trim(0.6)
+    local.publish(100)
+    settings = local.app.settings
+    async with RStream(settings.url, namespace=settings.namespace, blobs=settings.blobs) as app:
+        seen = []
+
+        async def handle(event: Reading, delivery: Delivery) -> None:
+            seen.append(delivery.id)
+
+        stream = Log(app).stream
+        result = await replay(stream, handle, None, None, concurrency=1, name="whole")
+        assert result.handled == 500 and seen == local.ids
+        seen.clear()
+        result = await replay(stream, handle, local.ids[50], local.ids[450], concurrency=1, name="part")
+        assert seen == local.ids[50:451]
 
 
 def test_resharding_and_removed_generations(log: Log) -> None:
