@@ -25,8 +25,6 @@ from rstream.store import archiving, keys
 from rstream.store.archiving import Standing
 from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
-from rstream.store.link import Op
-from rstream.store.scripts import SHARD
 from rstream.store.steps import Steps
 
 log = logging.getLogger("rstream")
@@ -185,7 +183,7 @@ class Archiver:
             self._tell(known, layout, shard, BEHIND.format(place, self._vault.store.label, manifest.last))
         if at.last < last:
             self._tell(known, layout, shard, LOST.format(f"{at.last[0]}-{at.last[1]}", manifest.last))
-            yield Op([SHARD([shard.stream, shard.sealed], manifest.last)], len)
+            yield archiving.lift(shard, manifest.last)
         known.stray = None
         if at.position < last:
             known.stray = yield from self._strays(shard, manifest, at.position)
