@@ -59,6 +59,15 @@ def test_what_is_put_is_there_until_it_is_deleted(store: BlobStore) -> None:
             read("a/b/one")
 
 
+def test_a_part_of_a_blob(store: BlobStore) -> None:
+    store.put("some", bytes(range(100)))
+    assert store.part("some", 0, 10) == bytes(range(10))
+    assert store.part("some", 95, 10) == bytes(range(95, 100))
+    assert store.part("some", 100, 10) == store.part("some", 500, 1) == b""
+    with pytest.raises(BlobMissing):
+        store.part("none", 0, 10)
+
+
 def test_an_empty_blob(store: BlobStore) -> None:
     store.put("none", b"")
     reader = store.open("none")

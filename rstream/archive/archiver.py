@@ -25,8 +25,6 @@ from rstream.store import archiving, keys
 from rstream.store.archiving import Standing
 from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
-from rstream.store.link import Op
-from rstream.store.scripts import SHARD
 from rstream.store.steps import Steps
 
 log = logging.getLogger("rstream")
@@ -54,10 +52,12 @@ STRAY = (
 
 @dataclass
 class _Known:
-    """What is known of a shard's backlog. added: entries that had ever been added when it was read · each: bytes of an
-    entry, about · stray: entries that cannot be archived, and the first · told: errors that were logged.
+    """What is known of a shard. position: of the group, when it was looked at · added: entries that had ever been added
+    when they were read · each: bytes of an entry, about · stray: entries that cannot be archived, and the first · told:
+    errors that were logged.
     """
 
+    position: Rank = (0, 0)
     added: int = 0
     each: float = 1024.0
     stray: tuple[int, str] | None = None
@@ -96,11 +96,12 @@ class Archiver:
         ]
 
     def _is_due(self, shard: Shard, at: Standing, written: bool) -> bool:
-        if shard not in self._known:
-            return True  # its manifest may be ahead, or behind
+        known = self._known.get(shard)
+        if known is None or at.position is None or at.position < known.position:
+            return True  # nobody has compared it with its manifest yet, or Redis lost data
+        known.position = at.position
         if at.following is None:
             return False
-        known = self._known[shard]
         if known.stray is None and (not written or self._is_old(at, at.following)):
             return True
         return (at.added - known.added) * known.each >= self._segment_bytes
@@ -115,11 +116,13 @@ class Archiver:
 
     def shard(self, layout: Layout, shard: Shard, *, everything: bool = False) -> Steps[int]:
         """Archive what fills segments, and the rest where it is old enough, or everything is wanted."""
-        known = self._known.setdefault(shard, _Known())
         (at,) = yield archiving.standings([shard])
         manifest, tag = yield self._archive.do(partial(self._vault.load, shard))
+        known = self._known.get(shard) or _Known()
         if not (yield from self._agree(layout, shard, at, manifest, known)):
             return 0
+        known.position = at.position or known.position
+        self._known[shard] = known
         archived, full, forced = 0, True, everything or not layout.writes(shard)
         while full and (entries := (yield from self._gather(shard, manifest.last, known))):
             known.added = at.added
@@ -159,10 +162,8 @@ class Archiver:
         if manifest.full:
             manifest = yield self._archive.do(partial(self._vault.roll, shard, manifest))
         build_it = partial(build, self._vault.stream, shard, entries, manifest.sha256)
-        sealed: Sealed
-        sealed = yield self._archive.do(build_it)
-        row: Row
-        row = yield self._archive.do(partial(self._vault.put, shard, sealed))
+        sealed: Sealed = yield self._archive.do(build_it)
+        row: Row = yield self._archive.do(partial(self._vault.put, shard, sealed))
         if clock() - began > TOO_LONG:
             return None
         manifest = manifest.with_row(row)
@@ -182,7 +183,7 @@ class Archiver:
             self._tell(known, layout, shard, BEHIND.format(place, self._vault.store.label, manifest.last))
         if at.last < last:
             self._tell(known, layout, shard, LOST.format(f"{at.last[0]}-{at.last[1]}", manifest.last))
-            yield Op([SHARD([shard.stream, shard.sealed], manifest.last)], len)
+            yield archiving.lift(shard, manifest.last)
         known.stray = None
         if at.position < last:
             known.stray = yield from self._strays(shard, manifest, at.position)
@@ -212,9 +213,9 @@ class Archiver:
                     break
                 while rank > upto:
                     columns = yield self._archive.do(lambda: next(blocks, None))
-                    known, upto = (
-                        ({}, high[:2]) if columns is None else (dict(columns.raw()), _last(columns.ms, columns.seq))
-                    )
+                    known, upto = {}, high[:2]
+                    if columns is not None:
+                        known, upto = dict(columns.raw()), (columns.ms[-1], columns.seq[-1])
                 if known.get(rank) != list(flat):
                     count, first = count + 1, first or id.decode()
             at = page[-1][0].decode() if page else at
@@ -224,7 +225,3 @@ class Archiver:
 
 def _size(entry: Raw) -> int:
     return sum(map(len, entry[1]))
-
-
-def _last(ms: list[int], seq: list[int]) -> Rank:
-    return ms[-1], seq[-1]

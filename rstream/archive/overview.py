@@ -1,4 +1,4 @@
-"""What is archived of a stream, and how far behind the archive is. Cost: a round trip, a LIST and a GET a shard."""
+"""What is archived of a stream, and how far behind the archive is. Cost: two round trips, a LIST and a GET a shard."""
 
 from __future__ import annotations
 

@@ -63,9 +63,11 @@ class SegmentReader:
             begun, numbers = task.take()
             if numbers == []:
                 continue
-            buffer = _Buffer(self._vault, row, begun, self._window if numbers is None else 0)
-            header = self._vault.header(row, buffer.get(0, row.head), previous)
-            for block in header.blocks if numbers is None else [header.blocks[number] for number in numbers]:
+            buffer = _Buffer(self._vault, row, begun)
+            blocks = self._vault.header(row, buffer.get(0, row.head), previous).blocks
+            wanted = blocks if numbers is None else [blocks[number] for number in numbers]
+            buffer.window = self._window if 2 * len(wanted) > len(blocks) else 0
+            for block in wanted:
                 if self._overlaps(block):
                     yield self._vault.block(row, block, buffer.get(block.at, block.size))
 
@@ -114,15 +116,16 @@ class _Task(Generic[T]):
 
 
 class _Buffer:
-    """A segment, read front to back in windows; without one, what is asked for."""
+    """A segment, read front to back. window: how much is fetched where less is asked for."""
 
-    def __init__(self, vault: Vault, row: Row, begun: bytes, window: int) -> None:
-        self._vault, self._row, self._held, self._at, self._window = vault, row, begun, 0, window
+    def __init__(self, vault: Vault, row: Row, begun: bytes) -> None:
+        self._vault, self._row, self._held, self._at = vault, row, begun, 0
+        self.window = 0
 
     def get(self, start: int, size: int) -> memoryview | bytes:
         at = start - self._at
         if at < 0 or at + size > len(self._held):
-            wanted = min(max(size, self._window), self._row.size - start)
+            wanted = min(max(size, self.window), self._row.size - start)
             self._held, self._at, at = self._vault.part(self._row, start, wanted), start, 0
         return memoryview(self._held)[at : at + size]
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rstream.archive import manifest as manifests
 from rstream.archive.manifest import Manifest, Page, Pointer, Row
 from rstream.archive.segment import (
+    MAGIC,
     Block,
     Columns,
     Header,
@@ -139,6 +140,15 @@ class Vault:
     def whole(self, row: Row) -> bytes:
         """A segment, checked as a whole."""
         return self._checked(row.key, row.sha256)
+
+    def loose(self, key: str) -> tuple[str, str]:
+        """The SHA-256 of a segment that nothing names, and of the one before it; "" where it cannot be read."""
+        try:
+            data = self.store.get(key)
+            size = len(MAGIC) + 4 + int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4], "big")
+            return digest(data), unpack_header(data[:size]).previous
+        except (BlobMissing, ValueError, TypeError, KeyError):
+            return "", ""
 
     def header(self, row: Row, data: bytes | memoryview, previous: str) -> Header:
         """data: the beginning of the segment."""

@@ -81,6 +81,7 @@ class _Check:
     ) -> None:  # fmt: skip
         self._vault, self._shard, self._done, self._there = vault, shard, done, there
         self._position, self._progress = position, progress
+        self._named = set[str]()
 
     def run(self) -> None:
         manifest = self._try(lambda: self._vault.load(self._shard)[0])
@@ -102,10 +103,22 @@ class _Check:
                     self._found(row.key, f"it begins with {row.first}, which is not after the segment before it")
                 last = rank_of(row.last.encode())
                 self._there.discard(row.key)
+                self._named.add(row.sha256)
                 self._done.segments += 1
                 self._done.entries, self._done.size = self._done.entries + row.entries, self._done.size + row.size
             self._progress(self._done)
         self._done.orphans += len(self._there)
+        self._check_orphans()
+
+    def _check_orphans(self) -> None:
+        """A killed archiver leaves a segment that nothing follows, or the double of one that is named (of two that
+        wrote the same at once, one was late): one that is followed, and is no double, was named once.
+        """
+        found = {key: self._vault.loose(key) for key in sorted(self._there) if key.endswith(".segment")}
+        followed = {previous for _, previous in found.values()}
+        for key, (sha256, _) in found.items():
+            if sha256 and sha256 in followed - self._named:
+                self._found(key, "it was named, and is not any more: the manifest is missing, or an older one")
 
     def _rows(self, manifest: Manifest) -> Iterator[tuple[Row, str]]:
         """All rows, the oldest first, with the digest of the segment before; those of a damaged page are missing."""

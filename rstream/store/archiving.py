@@ -12,7 +12,7 @@ from rstream.store import keys
 from rstream.store.keys import Rank, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.scripts import ARCHIVED, ARCHIVER, GROUP, RANGE, STANDING
+from rstream.store.scripts import ARCHIVED, ARCHIVER, GROUP, RANGE, SHARD, STANDING
 
 STOPPED = "~stopped"
 PAGE, PAGE_BYTES = 1000, 1024 * 1024
@@ -61,6 +61,11 @@ def make(layout: Layout, shards: Iterable[Shard]) -> Op[int]:
     """Have these be archived from the start of what is there; how many were not before."""
     calls = [GROUP([shard.stream], keys.ARCHIVE, "0", int(layout.writes(shard)), "") for shard in shards]
     return Op(calls, lambda replies: sum(reply == 1 for reply in replies))
+
+
+def lift(shard: Shard, floor: str) -> Op[int]:
+    """Have the ids of a shard go on after this one."""
+    return Op([SHARD([shard.stream, shard.sealed], floor)], sum)
 
 
 def advance(shard: Shard, to: str) -> Op[bool]:
