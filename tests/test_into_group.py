@@ -17,11 +17,12 @@ import redis
 
 from rstream import Delivery, EntryId, Event, RStream, Stream
 from rstream.errors import ConfigError
-from rstream.replay import Giving, ReplayResult, into_group
+from rstream.replay import Giving, ReplayResult, as_group, into_group
 from rstream.replay import give as giving
 from rstream.store import give as store
 from rstream.store.deliveries import Fetched, GroupOps, Outcome
 from rstream.store.give import GiveOps
+from rstream.store.stats import group_stats
 from rstream.worker.worker import Worker
 from tests.commands import Commands
 from tests.fleets import Cluster
@@ -463,3 +464,114 @@ def test_on_a_cluster(cluster: Cluster, namespace: str) -> None:
     for player, n in handled[240:]:
         again[player].append(n)
     assert all(numbers == sorted(set(numbers)) for numbers in again.values())
+
+
+# -- a stream that was resharded --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"rate": 2000}], ids=["at once", "at a rate"])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_older_generations_come_again_before_newer_ones(
+    one_app: RStream, ordered: bool, options: dict[str, Any]
+) -> None:
+    moves = one_app.stream("moves", Move, key="player", shards=3)
+    handled: list[tuple[str, int]] = []
+    running: set[str] = set()
+
+    @moves.consumer("live", lease=1.0, ordered=ordered)
+    async def live(move: Move, delivery: Delivery) -> None:
+        assert move.player not in running or not ordered
+        running.add(move.player)
+        await asyncio.sleep(0)
+        running.discard(move.player)
+        handled.append((move.player, move.n))
+
+    async def publish(first: int) -> None:
+        await moves.publish_many(Move(player=f"p{p}", n=n) for n in range(first, first + 20) for p in range(8))
+
+    await publish(0)
+    await as_group(moves, "keeps", "earliest")  # so that the old shards stay
+    worker = Worker(one_app, ["live"])
+    working = asyncio.create_task(worker.serve(signals=False))
+    await eventually_async(lambda: len(handled) == 160, timeout=20)
+    await moves.reshard(5)
+    await publish(20)
+    await eventually_async(lambda: len(handled) == 320, timeout=20)
+    layout = await moves.layout(fresh=True)
+    await eventually_async(lambda: none_pending(one_app, layout), timeout=20)
+
+    result = await into_group(moves, "live", None, None, **options)
+    assert (result.given, result.pending) == (320, 0)
+    await eventually_async(lambda: len(handled) == 640, timeout=20)
+    worker.stop()
+    await working
+    assert worker.counts.refused == worker.counts.failed == 0
+    again: dict[str, list[int]] = defaultdict(list)
+    for player, n in handled[320:]:
+        again[player].append(n)
+    assert all(sorted(numbers) == [*range(40)] for numbers in again.values())
+    assert not ordered or all(numbers == [*range(40)] for numbers in again.values())
+
+
+async def none_pending(app: RStream, layout: Any) -> bool:
+    (group,) = [group for group in await app.link.run(group_stats(layout)) if group.name == "live"]
+    return not group.pending
+
+
+# -- dying at every step ----------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.usefixtures("small_pages")
+@pytest.mark.parametrize("answered", [True, False])
+def test_killed_after_any_step_each_entry_is_given_once(
+    one: Game, answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """answered: whether what was sent last was done before."""
+    monkeypatch.setattr("rstream.store.log.PAGE", 8)
+    bench = Bench(one)
+    one.publish(["a", "b", "c"], 0, 30)
+    ids = bench.ack(bench.fetch(1000))
+    given: Counter[EntryId] = Counter()
+
+    class Dies(Giving):
+        left = 0
+
+        async def _send(self, op: Any) -> Any:
+            self.left -= 1
+            if self.left < 0 and not answered:
+                raise Killed
+            came = await super()._send(op)
+            if self.left < 0:
+                raise Killed
+            return came
+
+        async def _leave(self) -> None:
+            """Who is killed stores nothing."""
+            await asyncio.to_thread(self._keeper.stop)
+
+    async def main() -> None:
+        async with one.app:
+            for steps in range(4, 200, 3):
+                run = Dies(one.moves, "g", None, None, lease=0.2)
+                run.left = steps
+                with contextlib.suppress(Killed):
+                    assert (await run.run()).finished
+                    return
+                handle_all()
+                if run.left < 0 and not one.stored():  # it was killed when it had just ended
+                    return
+            raise AssertionError("it never ends")
+
+    def handle_all() -> None:
+        for id in bench.again():
+            given[id] += 1
+            shard = next(s for s in one.moves.sync.layout().every if s.number == id.shard)
+            one.raw.xack(shard.stream, "g", id.redis)
+
+    asyncio.run(main())
+    handle_all()
+    assert given == dict.fromkeys(ids, 1)

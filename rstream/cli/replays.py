@@ -76,8 +76,8 @@ def _rows(told: ReplayPlan, start: EntryId, end: EntryId) -> list[tuple[str, str
             ("will get", f"{told.given:,} entries again"),
             ("left alone", f"{told.pending:,} pending, {told.unread:,} yet to be read by the group"),
         ]
-        if told.gone:
-            rows.append(("gone", f"{told.gone:,} that Redis does not store any more: they cannot be given"))
+    if told.gone:
+        rows.append(("gone", f"{told.gone:,} that Redis does not store any more: no group can get them"))
     return [*rows, ("takes", _takes(told))]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rstream.errors import ConfigError
@@ -73,7 +73,8 @@ class Fork:
         if at is not None and stats.last is not None and at <= stats.last:
             async for page in pages(self.stream, layout, at, _end(stats.last), None, _undecoded):
                 counted.add(page, Sifted(page, {}))
-        plan = plan_of(counted, self.group, self.stream.name, "new group", None, {})
+        plan = plan_of(counted, self.group, self.stream.name, "new group", None, {"gone": counted.archived})
+        plan = replace(plan, left=plan.entries - plan.gone)
         return plan, layout, positions
 
     def _exists(self) -> ConfigError:

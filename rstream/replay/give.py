@@ -25,7 +25,7 @@ from rstream.replay.runner import LEASE, Runner
 from rstream.replay.sift import Sifted
 from rstream.settings import check_name
 from rstream.store import layout as layouts
-from rstream.store.give import GiveOps
+from rstream.store.give import Given, GiveOps
 from rstream.store.layout import Layout
 from rstream.store.replays import Outcome, Window
 
@@ -163,8 +163,7 @@ class Giving(Runner):
             if not await self._held():
                 return
             last = part[-1].id
-            given = await self._send(ops.give([entry.id for entry in part], hold=False))
-            await self._send(ops.ring())
+            given = await self._give(ops, [entry.id for entry in part])
             passed = sum(1 for id, _ in others if id < last)
             self._pass_over(dict(others[:passed]))
             del others[:passed]
@@ -177,6 +176,15 @@ class Giving(Runner):
                 return  # it was asked to stop
         self._pass_over(dict(others))
         self._commit(page[-1].id, {})
+
+    async def _give(self, ops: GiveOps, ids: Sequence[EntryId]) -> Given:
+        """Lanes keep the order of a key only within a shard: beyond, holding does."""
+        if not any(id.generation < ops.layout.generation for id in ids):
+            given = await self._send(ops.give(ids, hold=False))
+            await self._send(ops.ring())
+            return given
+        async with self._holding(ops):
+            return await self._send(ops.give(ids, hold=True))
 
     # -- how far it is ------------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class ReplayPlan:
     or the reading, as it was measured just now.
 
     Of what is left and matches, into a group: given, pending, unread, gone, as in the result. Of a new group, that
-    begins at `start`: `left` is what it has to catch up with.
+    begins at `start`: `left` is what it has to catch up with, `gone` what is in the archive, where no group reads.
     """
 
     name: str

@@ -52,7 +52,9 @@ class GiveOps:
         self._shards = {(shard.generation, shard.number): shard for shard in layout.every}
 
     def give(self, ids: Sequence[EntryId], *, hold: bool) -> Op[Given]:
-        """Give these, in id order. hold: no worker of an ordered group owns their shards, until `release`."""
+        """Give these, in id order. hold: no worker of an ordered group owns their shards, until `release`; nor those of
+        newer generations that may have events of the same keys, which must not be begun before these are done.
+        """
         by_shard: dict[Shard, list[EntryId]] = {}
         outcomes: dict[EntryId, Outcome] = {}
         for id in ids:
@@ -62,6 +64,9 @@ class GiveOps:
                 by_shard.setdefault(shard, []).append(id)
         pages = [page for shard, mine in by_shard.items() for page in _pages(shard, mine)]
         token = self._token if hold else ""
+        if hold:
+            newer = [(shard, list[EntryId]()) for shard in self.layout.every if self._follows(shard, by_shard)]
+            pages = newer + pages
 
         def parse(replies: list[Any]) -> Given:
             most = 0
@@ -71,6 +76,11 @@ class GiveOps:
             return Given(outcomes, most)
 
         return Op([self._call(shard, mine, token) for shard, mine in pages], parse)
+
+    def _follows(self, shard: Shard, given: Mapping[Shard, object]) -> bool:
+        return shard not in given and any(
+            other.generation < shard.generation and other.overlaps(shard) for other in given
+        )
 
     def _call(self, shard: Shard, ids: Sequence[EntryId], token: str) -> Call:
         group = self.group

@@ -19,7 +19,7 @@
 -- ARGV[3] hold   ms
 -- ARGV[4] run    "" = only say what would be done
 -- ARGV[5] ttl    ms
--- ARGV[6...]     ids, ascending
+-- ARGV[6...]     ids, ascending; none = it is only held
 -- returns {a letter an id: g given · b given, or found otherwise, by a call before · p pending · u unread · n not stored,
 --         how many are pending for ~again}
 -- cost    O(ids · log pending + consumers); 500 ids take it 1 to 2 ms
@@ -50,10 +50,11 @@ if not read_up_to then -- a shard that is not there any more, or one that a work
 end
 
 local before = ''
+if token ~= '' and redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 then
+  redis.call('SET', KEYS[2], token, 'PX', ARGV[3])
+end
+if #ARGV < 6 then return {'', 0} end
 if not dry then
-  if token ~= '' and redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 then
-    redis.call('SET', KEYS[2], token, 'PX', ARGV[3])
-  end
   local stored = redis.call('HMGET', marker, 'run', 'upto')
   if stored[1] == run then before = stored[2] end
 end
