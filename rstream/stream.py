@@ -78,7 +78,7 @@ class Stream(Generic[E]):
         self._producers: PerLoop[Producer] = PerLoop()
         self._turn = 0
         self._told = False
-        self._queue = Queue()
+        self._queues: PerLoop[Queue] = PerLoop()
 
     def __repr__(self) -> str:
         return f"Stream({self.name!r}, key={self.key!r})"
@@ -259,8 +259,9 @@ class Stream(Generic[E]):
         producer = self._producers.get(
             lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
         )
-        if (uploads is not None and (uploads.waiting or uploads.unread)) or self._queue.busy:
-            records, places = await self._queue.pass_through(records, self.claims.store(uploads, made, make))
+        if uploads is not None and (uploads.waiting or uploads.unread or self._queues.get(Queue).busy):
+            storing = self.claims.store(uploads, made, make)
+            records, places = await self._queues.get(Queue).pass_through(records, storing)
         return ids_of(await producer.send(records), places)
 
     def prepare(

@@ -27,6 +27,7 @@ from tests.objects import Objects
 from tests.servers import Server
 from tests.test_claims import Scan, files, noise
 from tests.test_worker import drain
+from tests.waiting import eventually
 
 LONG = 300_000
 
@@ -312,6 +313,30 @@ async def test_a_reading_holds_what_it_fetches_at_once_and_no_more(hundred: Any)
         tracemalloc.stop()
         assert peak < 8_000_000, f"{peak:,}"
     assert [entry.event.n async for entry in hundred.read(limit=60)] == [*range(60)]
+
+
+@pytest.mark.timeout(30)
+def test_event_loops_do_not_wait_for_each_other(one_server: Server, namespace: str, objects: Objects) -> None:
+    """Two threads, each with a loop, that publish large events of one key."""
+    url = objects.url.replace("patience=1", "patience=20")
+    with RStream(one_server.url, namespace=namespace, blobs=url) as app:
+        scans = app.stream("scans", Scan, key="who", shards=1)
+        scans.sync.publish(Scan(who="a", n=0, pixels=noise()))
+        objects.fail("PUT", "hang", times=1)
+
+        def in_a_loop(n: int, size: int) -> None:
+            asyncio.run(scans.publish(Scan(who="a", n=n, pixels=noise(size))))  # type: ignore[arg-type]
+
+        first = threading.Thread(target=in_a_loop, args=(1, LONG), daemon=True)
+        first.start()
+        assert eventually(lambda: objects.hanging)
+        second = threading.Thread(target=in_a_loop, args=(2, 0), daemon=True)
+        second.start()
+        second.join(5)
+        objects.heal()
+        first.join(20), second.join(5)
+        assert not first.is_alive() and not second.is_alive()
+        assert sorted(entry.event.n for entry in scans.sync.read()) == [0, 1, 2]
 
 
 # -- secrets, and parts
