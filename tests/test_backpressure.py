@@ -347,6 +347,28 @@ async def test_what_is_emitted_into_a_full_stream_waits_and_others_go_on(
     assert seen == 300
 
 
+async def test_what_is_emitted_into_a_full_stream_on_another_server_waits(
+    app: RStream, other_server: Server, namespace: str
+) -> None:
+    async with RStream(other_server.url, namespace=namespace) as there:
+        stream = items(there, entries=100)
+        source = app.stream("source", Item, key="key", shards=1)
+
+        @source.consumer("emits", emits=stream, lease=5)
+        async def emit(event: Item) -> Item:
+            return event
+
+        group = Group(there, stream)
+        await stream.publish_many(some(100, 1000))
+        await source.publish_many(some(150))
+        async with working(app):
+            seen = 0
+            while seen < 250:
+                seen += await asyncio.to_thread(group.process, 20)
+                await asyncio.sleep(0.01)
+        assert group.process(100) == 0 and seen == 250
+
+
 async def test_a_group_that_emits_to_its_own_stream_does_not_lock_itself_out(app: RStream) -> None:
     stream = items(app, entries=50)
     last: list[int] = []

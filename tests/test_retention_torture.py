@@ -13,7 +13,9 @@ from tests.commands import Commands
 from tests.servers import KINDS, Server
 
 SMALL = (20_000, 1000, 4_000_000)
-LARGE = pytest.param((1_000_000, 1000, 100_000_000), marks=pytest.mark.torture)
+LARGE = pytest.param((1_000_000, 1000, 100_000_000), marks=[pytest.mark.torture, pytest.mark.timeout(900)])
+BUFFERS = 5_000_000
+"""What Redis needs for requests, scripts and its log meanwhile: in a small stream that is much."""
 OTHERS = [pytest.param(kind, marks=pytest.mark.torture) for kind in KINDS if kind != "embedded"]
 
 
@@ -28,7 +30,7 @@ def commands(request: pytest.FixtureRequest, tmp_path: Path, namespace: str):  #
 
 def within_its_cap(course: Course, cap: int) -> None:
     print(course)
-    assert course.peak - course.base <= 1.1 * cap + 3_000_000, str(course)  # and what scripts and buffers take
+    assert course.peak - course.base <= 1.1 * cap + (BUFFERS if cap < 10 * BUFFERS else 0), str(course)
 
 
 @pytest.mark.parametrize("much", [SMALL, LARGE])
