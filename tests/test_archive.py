@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rstream import Delivery, RStream
+from rstream import Delivery, EntryId, RStream
 from rstream.archive import manifest as manifests
 from rstream.archive import segment as segments
 from rstream.archive.archiver import Archiver
@@ -485,9 +485,13 @@ def test_a_manifest_that_was_lost_is_told_of(log: Log, bits: Bits, caplog: pytes
     named = verify(log.past.vault, positions).problems
     assert {problem.object for problem in named} >= {log.past.vault.source.prefix + "manifests/" + key.split("/")[-1]}
     assert any("was named, and is not any more" in problem.what for problem in verify(log.past.vault, {}).problems)
+    for reading in (log.read, lambda: log.drive(measure(log.layout, EntryId(0, 0, 0, 0), log.ids[-1]))):
+        with pytest.raises(ArchiveDamaged, match="Redis was told"):
+            reading()
     with caplog.at_level(logging.ERROR, "rstream"):
         log.archive()
     assert "Is it another blob store" in caplog.text
+    assert log.read() == log.ids, "all of it was in Redis still"
 
 
 # -- in workers -------------------------------------------------------------------------------------------------------
