@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
@@ -399,6 +400,27 @@ def test_a_store_that_fails_now_and_then_loses_nothing(one_server: Server, names
                 assert log.read() == log.ids
             objects.heal()
             check(log)
+    finally:
+        objects.stop()
+
+
+def test_a_store_that_hangs_holds_up_one_cycle(one_server: Server, namespace: str) -> None:
+    objects = Objects()
+    try:
+        with RStream(one_server.url, namespace=namespace, blobs=objects.url) as app:
+            log = Log(app, shards=1)
+            log.publish(50)
+            log.archive()
+            log.publish(50)
+            for method in ("PUT", "GET"):
+                objects.fail(method, "hang", times=1)
+                with contextlib.suppress(BlobUnavailable):  # the URL has a patience of a second
+                    log.archive()
+                objects.heal()
+            log.archive()
+            log.trim()
+            check(log)
+            assert verify(log.past.vault, {}).entries == 100
     finally:
         objects.stop()
 
