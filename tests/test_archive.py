@@ -8,6 +8,7 @@ import logging
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -356,6 +357,24 @@ def test_little_waits_and_much_does_not(local: Log) -> None:
     found = cycle()
     assert 0 < found < 620, "whole segments, and the rest waits"
     assert local.drive(Archiver(local.past, 0.001, 20_000).cycle(local.layout)) == 620 - found
+
+
+def test_who_is_waited_for_hurries(local: Log) -> None:
+    """Where everything archived is trimmed at once, a tenth of the wait is enough."""
+    archiver = Archiver(local.past, 100.0)
+    shard = local.layout.shard("device1")
+    local.publish(3000, pad=1)
+    assert local.drive(archiver.cycle(local.layout, everything=True)) == 3000
+
+    def due(seconds: float) -> bool:
+        local.publish(20)
+        (at,) = local.drive_op(archiving.standings([shard]))
+        assert at.following is not None
+        return archiver._is_due(shard, replace(at, now=at.following[0] + round(seconds * 1000)), True)
+
+    assert not due(11) and not due(99) and due(100)
+    local.trim()
+    assert not due(9) and due(11)
 
 
 def test_what_nobody_names_is_swept_away(log: Log) -> None:
