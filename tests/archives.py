@@ -66,6 +66,9 @@ class Log:
     def drive(self, steps: Any) -> Any:
         return drive_sync(self.app.sync_link, steps, WITHIN)
 
+    def drive_op(self, op: Op[Any]) -> Any:
+        return self.app.sync_link.run(op, within=WITHIN)
+
     def ask(self, *calls: Any) -> list[Any]:
         return self.app.sync_link.run(Op(calls, list), within=WITHIN)
 

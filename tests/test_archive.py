@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rstream import Delivery, RStream
+from rstream import Delivery, EntryId, RStream
 from rstream.archive import manifest as manifests
 from rstream.archive import segment as segments
 from rstream.archive.archiver import Archiver
@@ -357,6 +359,24 @@ def test_little_waits_and_much_does_not(local: Log) -> None:
     assert local.drive(Archiver(local.past, 0.001, 20_000).cycle(local.layout)) == 620 - found
 
 
+def test_who_is_waited_for_hurries(local: Log) -> None:
+    """Where everything archived is trimmed at once, a tenth of the wait is enough."""
+    archiver = Archiver(local.past, 100.0)
+    shard = local.layout.shard("device1")
+    local.publish(3000, pad=1)
+    assert local.drive(archiver.cycle(local.layout, everything=True)) == 3000
+
+    def due(seconds: float) -> bool:
+        local.publish(20)
+        (at,) = local.drive_op(archiving.standings([shard]))
+        assert at.following is not None
+        return archiver._is_due(shard, replace(at, now=at.following[0] + round(seconds * 1000)), True)
+
+    assert not due(11) and not due(99) and due(100)
+    local.trim()
+    assert not due(9) and due(11)
+
+
 def test_what_nobody_names_is_swept_away(log: Log) -> None:
     from datetime import UTC, datetime, timedelta
 
@@ -399,6 +419,27 @@ def test_a_store_that_fails_now_and_then_loses_nothing(one_server: Server, names
                 assert log.read() == log.ids
             objects.heal()
             check(log)
+    finally:
+        objects.stop()
+
+
+def test_a_store_that_hangs_holds_up_one_cycle(one_server: Server, namespace: str) -> None:
+    objects = Objects()
+    try:
+        with RStream(one_server.url, namespace=namespace, blobs=objects.url) as app:
+            log = Log(app, shards=1)
+            log.publish(50)
+            log.archive()
+            log.publish(50)
+            for method in ("PUT", "GET"):
+                objects.fail(method, "hang", times=1)
+                with contextlib.suppress(BlobUnavailable):  # the URL has a patience of a second
+                    log.archive()
+                objects.heal()
+            log.archive()
+            log.trim()
+            check(log)
+            assert verify(log.past.vault, {}).entries == 100
     finally:
         objects.stop()
 
@@ -485,9 +526,13 @@ def test_a_manifest_that_was_lost_is_told_of(log: Log, bits: Bits, caplog: pytes
     named = verify(log.past.vault, positions).problems
     assert {problem.object for problem in named} >= {log.past.vault.source.prefix + "manifests/" + key.split("/")[-1]}
     assert any("was named, and is not any more" in problem.what for problem in verify(log.past.vault, {}).problems)
+    for reading in (log.read, lambda: log.drive(measure(log.layout, EntryId(0, 0, 0, 0), log.ids[-1]))):
+        with pytest.raises(ArchiveDamaged, match="Redis was told"):
+            reading()
     with caplog.at_level(logging.ERROR, "rstream"):
         log.archive()
     assert "Is it another blob store" in caplog.text
+    assert log.read() == log.ids, "all of it was in Redis still"
 
 
 # -- in workers -------------------------------------------------------------------------------------------------------

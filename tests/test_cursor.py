@@ -56,7 +56,7 @@ class Log:
         if sha == EDGES.sha:
             found = self._between(stream, low, high)
             assert rest == [""]
-            return found[-1][0] if found else b"", b"", 0
+            return found[-1][0] if found else b"", b"", 0, b""
         limit, budget = rest
         assert sha == RANGE.sha and limit >= 1
         found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -40,12 +40,14 @@ class Archive:
         """Have a blocking call done in a thread."""
         return aside(lambda: [self.vault.shelf.submit(call)], _first)
 
-    def survey(self, key: str | None) -> Op[dict[Shard, Archived]]:
+    def survey(self, key: str | None, told: Mapping[Shard, Rank]) -> Op[dict[Shard, Archived]]:
         """One LIST, and a GET for each shard that it names."""
 
         def call() -> dict[Shard, Archived]:
-            found = [s for s in self.vault.shards() if key is None or s.number == keys.number_of(key, s.count)]
-            return self._loaded(found)
+            shards = [s for s in self.vault.shards() if key is None or s.number == keys.number_of(key, s.count)]
+            found = self._loaded(shards)
+            self.vault.check_ends({shard: archived.last_rank for shard, archived in found.items()}, told)
+            return found
 
         return self.do(call)
 

@@ -32,6 +32,9 @@ log = logging.getLogger("rstream")
 SEGMENT_BYTES, SEGMENT_ENTRIES = 4 * 1024 * 1024, 50_000
 """What makes a segment full: bytes of all values, or entries."""
 
+NEAR = 128
+"""Archived entries that a trim may leave in a shard although it wants all of them: a node of Redis's."""
+
 TOO_LONG = 3600.0
 """Seconds after which a segment that was stored is not named any more: it may have been swept away."""
 
@@ -52,9 +55,9 @@ STRAY = (
 
 @dataclass
 class _Known:
-    """What is known of a shard. position: of the group, when it was looked at · added: entries that had ever been added
-    when they were read · each: bytes of an entry, about · stray: entries that cannot be archived, and the first · told:
-    errors that were logged.
+    """What is known of a shard. position: of the group, when it was looked at · added: entries that had ever been
+    added, up to where it is archived · each: bytes of an entry, about · stray: entries that cannot be archived, and the
+    first · told: errors that were logged.
     """
 
     position: Rank = (0, 0)
@@ -102,12 +105,15 @@ class Archiver:
         known.position = at.position
         if at.following is None:
             return False
-        if known.stray is None and (not written or self._is_old(at, at.following)):
+        if known.stray is None and (not written or self._is_old(at, at.following, known)):
             return True
         return (at.added - known.added) * known.each >= self._segment_bytes
 
-    def _is_old(self, at: Standing, id: Rank) -> bool:
-        return at.now - id[0] >= self._every * 1000
+    def _is_old(self, at: Standing, id: Rank, known: _Known) -> bool:
+        """Where the trimming has caught up with the archive, producers may soon have to wait for it: then it is early."""
+        waiting = at.added - known.added
+        pressed = at.added > at.length and at.length - waiting <= NEAR
+        return at.now - id[0] >= self._every * (100 if pressed else 1000)
 
     def _is_full(self, entries: list[Raw]) -> bool:
         return len(entries) >= SEGMENT_ENTRIES or sum(map(_size, entries)) >= self._segment_bytes
@@ -125,9 +131,9 @@ class Archiver:
         self._known[shard] = known
         archived, full, forced = 0, True, everything or not layout.writes(shard)
         while full and (entries := (yield from self._gather(shard, manifest.last, known))):
-            known.added = at.added
             full = self._is_full(entries)
-            if not (full or forced or self._is_old(at, keys.rank_of(entries[0][0]))):
+            if not (full or forced or self._is_old(at, keys.rank_of(entries[0][0]), known)):
+                known.added = at.added - len(entries)
                 break
             next = yield from self._append(shard, manifest, tag, entries)
             if next is None:  # somebody else was faster
@@ -136,6 +142,7 @@ class Archiver:
                 continue
             manifest, tag = next
             archived += len(entries)
+            known.added = at.added
             if known.stray is None and not (yield archiving.advance(shard, manifest.last)):
                 break  # it was switched off
         return archived

@@ -41,7 +41,7 @@ def overview(archive: Archive, layout: Layout) -> Steps[list[ShardArchive]]:
     """Raises `BlobError`, `StoreError`, `ArchiveDamaged`."""
     groups: list[GroupStats] = yield group_stats(layout)
     standings: list[Standing] = yield archiving.standings(layout.every)
-    found: Mapping[Shard, Archived] = yield archive.survey(None)
+    found: Mapping[Shard, Archived] = yield archive.survey(None, {})
     group = next((each for each in groups if each.name == keys.ARCHIVE), None)
     at = dict(zip(layout.every, standings, strict=True))
     lags = {} if group is None else {each.shard: each for each in group.shards}

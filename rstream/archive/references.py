@@ -20,8 +20,4 @@ def archived_references(vault: Vault, positions: Mapping[Shard, Rank]) -> Iterat
         for row, _ in vault.rows(manifest):
             if row.references:
                 yield from vault.index(row).references
-    for shard, position in positions.items():
-        if position > ends.get(shard, (0, 0)):
-            raise vault.damaged(
-                vault.manifest_key(shard), f"Redis was told that all up to {position[0]}-{position[1]} is archived"
-            )
+    vault.check_ends(ends, positions)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
@@ -174,6 +174,15 @@ class Vault:
         return self._get(row.key, lambda key: self.store.part(key, start, size))
 
     # -- checking -----------------------------------------------------------------------------------------------
+
+    def check_ends(self, ends: Mapping[Shard, Rank], told: Mapping[Shard, Rank]) -> None:
+        """Whether manifests end where Redis was told that they do, before they were read, or later. Raises
+        `ArchiveDamaged`.
+        """
+        for shard, (ms, seq) in told.items():
+            if (ms, seq) > ends.get(shard, (0, 0)):
+                why = f"Redis was told that all up to {ms}-{seq} is archived: it is missing, or an older one"
+                raise self.damaged(self.manifest_key(shard), why)
 
     def _checked(self, key: str, sha256: str) -> bytes:
         data = self._get(key, self.store.get)

@@ -87,12 +87,7 @@ class _Check:
         manifest = self._try(lambda: self._vault.load(self._shard)[0])
         if manifest is None:
             return
-        if self._position > manifest.last_rank:
-            self._found(
-                self._vault.manifest_key(self._shard),
-                f"it ends with {manifest.last}, and Redis was told that all up to {'{}-{}'.format(*self._position)} "
-                "is archived: it is missing, or an older one",
-            )
+        self._try(lambda: self._vault.check_ends({self._shard: manifest.last_rank}, {self._shard: self._position}))
         rows = self._rows(manifest)
         last: Rank = (0, 0)
         while some := [*islice(rows, AT_ONCE)]:

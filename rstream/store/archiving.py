@@ -21,14 +21,15 @@ PAGE, PAGE_BYTES = 1000, 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class Standing:
     """now: ms, by Redis's clock · there: whether the shard is · last: id that was given last · added: entries, ever ·
-    first: id, None where it is empty · position: up to which it is archived, None: it is not to be · following: the
-    first id after that.
+    length: entries · first: id, None where it is empty · position: up to which it is archived, None: it is not to be ·
+    following: the first id after that.
     """
 
     now: int
     there: bool = False
     last: Rank = (0, 0)
     added: int = 0
+    length: int = 0
     first: Rank | None = None
     position: Rank | None = None
     following: Rank | None = None
@@ -43,8 +44,8 @@ def _standing(reply: Sequence[Any]) -> Standing:
     now, *rest = reply
     if not rest:
         return Standing(now)
-    last, added, first, position, following = rest
-    return Standing(now, True, keys.rank_of(last), added, _rank(first), _rank(position), _rank(following))
+    last, added, length, first, position, following = rest
+    return Standing(now, True, keys.rank_of(last), added, length, _rank(first), _rank(position), _rank(following))
 
 
 def _rank(id: bytes) -> Rank | None:

@@ -7,13 +7,13 @@ and the blocks that may have it. Of Redis, every entry is looked at there, LOOK 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rstream.event import EntryId
 from rstream.store.keys import END, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.past import Archived, Extent, begin_of, edges, may_be_archived
+from rstream.store.past import Archived, Edges, Extent, ask_edges, may_be_archived, read_edges
 from rstream.store.scripts import MEASURE
 from rstream.store.steps import Steps
 
@@ -33,19 +33,19 @@ class Measured(NamedTuple):
 def measure(layout: Layout, start: EntryId, end: EntryId, key: str | None = None) -> Steps[Measured]:
     """start, end: inclusive bounds. Raises `StoreError`, `BlobError`, `ArchiveDamaged`."""
     shards, past = layout.holding(key), layout.past
-    calls = [edges(shard, start, end, archive=True) for shard in shards]
-    told: list[Any] = yield Op(calls, list)
-    begins = {shard: begin_of(first) for shard, (_, first, _) in zip(shards, told, strict=True)}
+    calls = [ask_edges(shard, start, end, archive=True) for shard in shards]
+    told: list[Edges] = yield Op(calls, read_edges)
+    begins = {shard: edges.first for shard, edges in zip(shards, told, strict=True)}
     found: Mapping[Shard, Archived] = {}
     if past is not None and may_be_archived(layout, start, told):
-        found = yield past.survey(key)
+        found = yield past.survey(key, {shard: edges.archived for shard, edges in zip(shards, told, strict=True)})
     parts = list[Extent]()
     for shard in {**begins, **found}:
         if past is not None and (archived := found.get(shard)) is not None:
             parts.append((yield past.measure(shard, archived, start, end, begins.get(shard, END), key)))
     taken = sum(part.entries for part in parts)
-    for shard, (newest, _, _) in zip(shards, told, strict=True):
-        if newest:
+    for shard, edges in zip(shards, told, strict=True):
+        if edges.newest:
             parts += yield from _in_redis(shard, start, end, key)
     firsts, lasts = [p.first for p in parts if p.first], [p.last for p in parts if p.last]
     entries, payload = sum(part.entries for part in parts), sum(part.payload for part in parts)

@@ -19,7 +19,7 @@ from rstream.store import layout as layouts
 from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op, aside
-from rstream.store.past import Archived, Reading, begin_of, edges, may_be_archived
+from rstream.store.past import Archived, Reading, ask_edges, begin_of, may_be_archived, read_edges
 from rstream.store.scripts import ONCE, RANGE, Call
 from rstream.store.steps import Finding
 
@@ -233,13 +233,14 @@ class Cursor(Generic[E]):
         self._layout, self._past = layout, layout.past
         self._firsts: dict[Shard, Rank] = {}  # where shards begin in Redis, of those whose archive is to be asked
         self._surveying = False
+        self._told: dict[Shard, Rank] = {}  # up to where they are archived
 
     def op(self) -> Op[None] | None:
         """The next read: the edges of each shard first, then pages."""
         if not self._bounded:
             return Op([self._edges(shard) for shard in self._feeds], self._bound)
         if self._surveying and self._past is not None:
-            return self._past.survey(self._key).then(self._survey)
+            return self._past.survey(self._key, self._told).then(self._survey)
         if self._firsts and self._past is not None:
             return self._past.look([*self._firsts]).then(self._fill)
         hungry = [feed for feed in self._feeds.values() if feed.empty and not feed.over]
@@ -254,20 +255,22 @@ class Cursor(Generic[E]):
     # -- the window -------------------------------------------------------------------------------------------------
 
     def _edges(self, shard: Shard) -> Call:
-        return edges(shard, self._start, self._end, archive=self._past is not None)
+        return ask_edges(shard, self._start, self._end, archive=self._past is not None)
 
     def _bound(self, replies: list[Any]) -> None:
         self._bounded = True
-        self._surveying = self._past is not None and may_be_archived(self._layout, self._start, replies)
-        for feed, (newest, first, _) in zip(self._feeds.values(), replies, strict=True):
-            if newest:
-                self._newest.append(keys.rank_of(newest))
-            feed.over = not newest
-            if self._past is not None and (begins := begin_of(first)) > feed.floor:
+        found = read_edges(replies)
+        self._surveying = self._past is not None and may_be_archived(self._layout, self._start, found)
+        self._told = {shard: edges.archived for shard, edges in zip(self._feeds, found, strict=True)}
+        for feed, edges in zip(self._feeds.values(), found, strict=True):
+            if edges.newest:
+                self._newest.append(edges.newest)
+            feed.over = edges.newest is None
+            if self._past is not None and edges.first > feed.floor:
                 if self._surveying:
-                    self._firsts[feed.shard] = begins
+                    self._firsts[feed.shard] = edges.first
                 else:
-                    feed.floor = begins
+                    feed.floor = edges.first
         if not self._surveying:
             self._fix_end()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -16,11 +16,32 @@ if TYPE_CHECKING:
     from rstream.store.layout import Layout
 
 
-def edges(shard: Shard, start: EntryId, end: EntryId, *, archive: bool) -> Call:
-    """The newest id of a window of a shard; and where there may be an archive also the first id of the shard, and
-    whether the archive is to be asked for what comes before that.
+class Edges(NamedTuple):
+    """newest: id of a window of a shard, None where it is empty · first: of the shard · doubt: whether the archive may
+    have what comes before that, see edges.lua · archived: up to which id it has all, as Redis was told.
     """
+
+    newest: Rank | None
+    first: Rank
+    doubt: int
+    archived: Rank
+
+
+def ask_edges(shard: Shard, start: EntryId, end: EntryId, *, archive: bool) -> Call:
+    """Asks for `Edges`; without `archive`, for `newest` alone."""
     return EDGES([shard.stream], start.redis, end.redis, keys.ARCHIVE if archive else "")
+
+
+def read_edges(replies: Sequence[tuple[bytes, bytes, int, bytes]]) -> list[Edges]:
+    return [
+        Edges(
+            keys.rank_of(newest) if newest else None,
+            begin_of(first),
+            doubt,
+            keys.rank_of(archived) if archived else (0, 0),
+        )
+        for newest, first, doubt, archived in replies
+    ]
 
 
 def begin_of(first: bytes) -> Rank:
@@ -58,8 +79,10 @@ class Reading(Protocol):
 class Past(Protocol):
     """The archive of a stream."""
 
-    def survey(self, key: str | None) -> Op[dict[Shard, Archived]]:
-        """All shards, of all times, of which something is archived, and that may hold this key."""
+    def survey(self, key: str | None, told: Mapping[Shard, Rank]) -> Op[dict[Shard, Archived]]:
+        """All shards, of all times, of which something is archived, and that may hold this key. told: up to which id
+        that is so, as Redis was told before. Raises `ArchiveDamaged` where it is not, `BlobError`.
+        """
 
     def look(self, shards: Iterable[Shard]) -> Op[dict[Shard, Archived]]:
         """These, as they are now."""
@@ -83,9 +106,9 @@ class Past(Protocol):
         """How much of it that is."""
 
 
-def may_be_archived(layout: Layout, start: EntryId, edges: Sequence[tuple[bytes, bytes, int]]) -> bool:
+def may_be_archived(layout: Layout, start: EntryId, edges: Sequence[Edges]) -> bool:
     """Whether something of a window that begins there may be in the archive alone: something was removed from Redis, or
     may have been. (A shard that never held anything is nothing special; where none ever did, Redis may have lost all.)
     """
-    told = [doubt for _, first, doubt in edges if begin_of(first) > start[:2]]
-    return bool(layout.removed) or 1 in told or (bool(told) and {2} == {doubt for _, _, doubt in edges})
+    told = [each.doubt for each in edges if each.first > start[:2]]
+    return bool(layout.removed) or 1 in told or (bool(told) and {2} == {each.doubt for each in edges})

@@ -3,8 +3,9 @@
 --
 -- KEYS[1] S      stream
 -- ARGV[1] group  ~archive
--- returns {now (ms), last id that was given, how many entries were ever added, first id or "", last-delivered id of the
---         group or "" where it does not exist, first id after that or ""}; {now} where there is no such stream
+-- returns {now (ms), last id that was given, how many entries were ever added, how many there are, first id or "",
+--         last-delivered id of the group or "" where it does not exist, first id after that or ""}; {now} where there is
+--         no such stream
 -- cost    O(groups), plus copying three entries inside the server
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -26,4 +27,6 @@ if position ~= '' then
   following = not found.err and found[1] and found[1][1] or '' -- after the last possible id comes nothing
 end
 local first = stream['first-entry']
-return {now, stream['last-generated-id'], stream['entries-added'], first and first[1] or '', position, following}
+return {
+  now, stream['last-generated-id'], stream['entries-added'], stream.length, first and first[1] or '', position, following,
+}
