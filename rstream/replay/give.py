@@ -153,6 +153,7 @@ class Giving(Runner):
                 await self.stream.app.link.run(ops.release(), within=1.0)
             raise
         await self._send(ops.release())
+        await self._send(ops.ring())
 
     # -- at a pace ----------------------------------------------------------------------------------------------
 
