@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import signal
 import threading
 from collections import Counter, defaultdict
@@ -575,3 +576,53 @@ def test_killed_after_any_step_each_entry_is_given_once(
     asyncio.run(main())
     handle_all()
     assert given == dict.fromkeys(ids, 1)
+
+
+# -- a storm ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", range(4))
+def test_while_workers_die_and_freeze_keys_come_again_in_order(one: Game, seed: int) -> None:
+    """Windows of all sizes, given in all ways, by givers that are killed, too."""
+    dice, players, count = random.Random(seed), [f"p{n}" for n in range(6)], 0
+    one.commands.env["SLOW"] = "0.001"
+    workers = contextlib.ExitStack()
+
+    def start() -> Any:
+        return workers.enter_context(one.commands.started("worker", "game:app", "--group", "live"))
+
+    with workers:
+        running = [start(), start()]
+        for round in range(6):
+            one.publish(players, count, 50)
+            count += 50
+            eventually(lambda total=6 * count: len({*one.handled("live")}) == total, timeout=30)  # type: ignore[misc]
+            one.settled("live")
+            begun = one.count("live")
+            first, last = sorted(dice.sample([entry.id for entry in one.moves.sync.read()], 2))
+            stored = [*one.moves.sync.read(first, last)]
+            window = ("--from", str(first), "--to", str(last), "--into-group", "live")
+            pace = dice.choice([(), (), ("--rate", "500/s")])
+            with one.commands.started("replay", "moves", *window, *pace) as giver:
+                for _ in range(dice.randrange(3)):
+                    struck = running.pop(dice.randrange(len(running)))
+                    goal = one.count("live") + 3
+                    eventually(lambda at=goal: one.count("live") >= at or giver.process.poll() is not None, timeout=20)  # type: ignore[misc]
+                    struck.process.send_signal(dice.choice([signal.SIGKILL, signal.SIGTERM]))
+                    running.append(start())
+                if dice.random() < 0.5:
+                    giver.process.kill()
+                giver.process.wait()
+            if giver.process.returncode != 0:
+                one.replay(*window)
+            one.settled("live")
+            again: dict[str, list[int]] = defaultdict(list)
+            for player, n in one.handled("live")[begun:]:
+                if n not in again[player]:
+                    again[player].append(n)
+            wanted: dict[str, list[int]] = defaultdict(list)
+            for entry in stored:
+                wanted[entry.event.player].append(entry.event.n)
+            assert again == wanted, (round, window)

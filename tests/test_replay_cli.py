@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import redis
+from click.testing import CliRunner
 
 from rstream import EntryId, Event, RStream
+from rstream.cli.replay import replay
 from tests.servers import Server
 from tests.waiting import eventually
 
@@ -207,20 +209,17 @@ def test_a_batch_handler_is_killed_at_half_and_all_is_handled(one: Shell) -> Non
         (["--as-group", "g", "--rate", "1/s"], "--rate does not go with --as-group"),
     ],
 )
-def test_wrong_usage_says_what_goes_together(one: Shell, words: list[str], says: str) -> None:
-    code, _, errors = one.run("replay", "seen", "--from", "earliest", *words)
-    assert code == 2
-    assert says in " ".join(errors.split())
+def test_wrong_usage_says_what_goes_together(words: list[str], says: str) -> None:
+    done = CliRunner().invoke(replay, ["seen", "--from", "earliest", *words], terminal_width=200)
+    assert done.exit_code == 2
+    assert says in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--rate", "fast"], "rate 'fast' cannot be read: write 200/s"),
-        (["--speed", "x"], "speed 'x' cannot be read: write 10x"),
-        (["--rate", "1/s", "--speed", "2x"], "give one of them"),
         (["--where", "colour=red"], "no field 'colour': they have device, n"),
-        (["--where", "device"], "'device' is no condition: write field=value"),
     ],
 )
 def test_a_wish_that_cannot_be_read_is_one_clear_line(one: Shell, words: list[str], says: str) -> None:

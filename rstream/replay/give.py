@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rstream")
 
 GATHER = 10_000
-"""Entries that are given together: it takes some 50 ms, in which an ordered group begins nothing."""
+"""Entries that are given together: it takes some 0.1 s, in which an ordered group begins nothing."""
 
 FAT = 2_000
 """Entries that go out in one write."""
@@ -153,6 +153,7 @@ class Giving(Runner):
                 await self.stream.app.link.run(ops.release(), within=1.0)
             raise
         await self._send(ops.release())
+        await self._send(ops.ring())
 
     # -- at a pace ----------------------------------------------------------------------------------------------
 

@@ -98,22 +98,15 @@ class GiveOps:
         return Op(calls, parse, partial=True)
 
     def release(self) -> Op[None]:
-        """Let the group's workers own all shards again, and have them look now. (Where memory is full they are not
-        told, and look by themselves.)
-        """
-        rung = ring(self.layout.namespace, self.layout.name, self.group)
+        """Let the group's workers own all shards again. They look when they are told: see `ring`."""
         holder = self._token.rpartition("|")[0]
         calls = [DISOWN([shard.owner(self.group)], holder) for shard in self.layout.every]
-
-        def parse(replies: list[Any]) -> None:
-            for reply in replies[: len(calls)]:
-                if isinstance(reply, StoreError):
-                    raise reply
-
-        return Op([*calls, *rung.calls], parse, partial=True)
+        return Op(calls, lambda replies: None)
 
     def ring(self) -> Op[None]:
-        """Have the group's workers look now."""
+        """Have the group's workers look now. (Where memory is full they are not told, and look by themselves.) Not in
+        one write with `release`: on a cluster it could be heard before that is done.
+        """
         return Op(ring(self.layout.namespace, self.layout.name, self.group).calls, lambda replies: None, partial=True)
 
 
