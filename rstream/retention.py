@@ -11,9 +11,6 @@ from typing import Any, Literal, NamedTuple
 
 from rstream.errors import ConfigError
 
-ARCHIVE = "~archive"
-"""The group that archives a stream: whatever retention says, nothing goes before it was archived."""
-
 Unprocessed = Literal["keep", "drop"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
@@ -12,13 +12,13 @@ from rstream.archive.archive import Archive
 from rstream.blobs.claims import Claims
 from rstream.codec import Codec, ModelCodec, key_text, pack_headers
 from rstream.consumer import Consumer, Options
-from rstream.deadletter import DeadLetters, SyncDeadLetters
+from rstream.deadletter import DeadLetters
 from rstream.declaring import archive_of, check_key, declare
 from rstream.errors import ConfigError, EventInvalid
 from rstream.event import Entry, EntryId, new_event_ids
 from rstream.perloop import PerLoop
 from rstream.position import Position
-from rstream.producer import Producer, Queue, SyncProducer, ids_of
+from rstream.producer import Producer, Queue, ids_of
 from rstream.reference import Uploads
 from rstream.retention import Retention
 from rstream.settings import check_name
@@ -29,8 +29,9 @@ from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
 from rstream.store.log import Record, read
 from rstream.store.reshard import Resharding
-from rstream.store.steps import Steps, drive, drive_sync, flow, flow_sync
+from rstream.store.steps import Steps, drive, flow
 from rstream.store.trim import limit_new
+from rstream.syncstream import SyncStream
 from rstream.upgrades import Hook
 
 if TYPE_CHECKING:
@@ -329,82 +330,3 @@ class Stream(Generic[E]):
         async for found in flow(self.app.link, steps, self.app.settings.publish_timeout):
             async for entry in self.claims.opened(found):
                 yield entry
-
-
-class SyncStream(Generic[E]):
-    """A stream for code without an event loop: the same calls, blocking, safe in threads and after a fork."""
-
-    def __init__(self, stream: Stream[E]) -> None:
-        self._stream = stream
-        self._producer: SyncProducer | None = None
-
-    def layout(self, *, fresh: bool = False) -> Layout:
-        """As `Stream.layout`."""
-        stream = self._stream
-        if fresh or stream._layout is None:
-            wait = stream.app.settings.publish_timeout
-            stream.adopt(drive_sync(stream.app.sync_link, stream._declared(), wait))
-        assert stream._layout is not None
-        return stream._layout
-
-    def reshard(self, shards: int, *, dry_run: bool = False, progress: Callable[[str], None] = log.info) -> Resharding:
-        """As `Stream.reshard`."""
-        self.layout()
-        app = self._stream.app
-        steps = resharding.reshard(app.settings.namespace, self._stream.name, shards, dry_run=dry_run, tell=progress)
-        done = drive_sync(app.sync_link, steps, app.settings.publish_timeout)
-        self.layout(fresh=True)
-        return done
-
-    def publish(
-        self,
-        event: E | Mapping[str, Any],
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> EntryId:
-        """As `Stream.publish`."""
-        return self.publish_many([event], key=key, headers=headers)[0]
-
-    def publish_many(
-        self,
-        events: Iterable[E | Mapping[str, Any]],
-        *,
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> list[EntryId]:
-        """As `Stream.publish_many`."""
-        layout = self.layout()
-        claims = self._stream.claims
-        uploads = claims.uploads(at_once=True)
-        records, places = self._stream.prepare(layout, events, key, headers, uploads=uploads)
-        claims.store_sync(uploads)
-        if self._producer is None:
-            app, settings = self._stream.app, self._stream.app.settings
-            self._producer = SyncProducer(
-                self._stream,
-                layout,
-                app.sync_link,
-                settings.publish_timeout,
-                settings.replicas,
-                self._stream._full_wait,
-            )
-        return ids_of(self._producer.send(records), places)
-
-    def dead(self, group: str) -> SyncDeadLetters[E]:
-        """As `Stream.dead`."""
-        return SyncDeadLetters(self._stream, group)
-
-    def read(
-        self,
-        start: Position = None,
-        end: Position = None,
-        *,
-        key: str | None = None,
-        limit: int | None = None,
-    ) -> Iterator[Entry[E]]:
-        """As `Stream.read`."""
-        app, claims = self._stream.app, self._stream.claims
-        steps = read(self.layout(fresh=True), start, end, claims.decoder(self._stream.codec), key, limit)
-        for found in flow_sync(app.sync_link, steps, app.settings.publish_timeout):
-            yield from claims.opened_sync(found)

@@ -23,7 +23,7 @@ MEMBERS = {
         " sync worker"
     ),
     "Blob": "digest file open path read rstream_inline rstream_stored rstream_unread size sync",
-    "Entry": "event spoil",
+    "Entry": "event event_id headers id key payload spoil",
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",
     "Retention": (

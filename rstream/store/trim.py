@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rstream.retention import ARCHIVE, Limits, Retention, current_limits, older_limits, roomy
-from rstream.store.keys import Shard
+from rstream.retention import Limits, Retention, current_limits, older_limits, roomy
+from rstream.store.keys import ARCHIVE, Shard
 from rstream.store.layout import Layout
 from rstream.store.layout import retain as store_retention
 from rstream.store.steps import Steps

@@ -1,0 +1,103 @@
+"""A stream for code without an event loop: the same calls, blocking."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rstream.deadletter import SyncDeadLetters
+from rstream.event import Entry, EntryId
+from rstream.position import Position
+from rstream.producer import SyncProducer, ids_of
+from rstream.store import reshard as resharding
+from rstream.store.layout import Layout
+from rstream.store.log import read
+from rstream.store.reshard import Resharding
+from rstream.store.steps import drive_sync, flow_sync
+
+if TYPE_CHECKING:
+    from rstream.stream import Stream
+
+E = TypeVar("E")
+
+log = logging.getLogger("rstream")
+
+
+class SyncStream(Generic[E]):
+    """A stream for code without an event loop: the same calls, blocking, safe in threads and after a fork."""
+
+    def __init__(self, stream: Stream[E]) -> None:
+        self._stream = stream
+        self._producer: SyncProducer | None = None
+
+    def layout(self, *, fresh: bool = False) -> Layout:
+        """As `Stream.layout`."""
+        stream = self._stream
+        if fresh or stream._layout is None:
+            wait = stream.app.settings.publish_timeout
+            stream.adopt(drive_sync(stream.app.sync_link, stream._declared(), wait))
+        assert stream._layout is not None
+        return stream._layout
+
+    def reshard(self, shards: int, *, dry_run: bool = False, progress: Callable[[str], None] = log.info) -> Resharding:
+        """As `Stream.reshard`."""
+        self.layout()
+        app = self._stream.app
+        steps = resharding.reshard(app.settings.namespace, self._stream.name, shards, dry_run=dry_run, tell=progress)
+        done = drive_sync(app.sync_link, steps, app.settings.publish_timeout)
+        self.layout(fresh=True)
+        return done
+
+    def publish(
+        self,
+        event: E | Mapping[str, Any],
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> EntryId:
+        """As `Stream.publish`."""
+        return self.publish_many([event], key=key, headers=headers)[0]
+
+    def publish_many(
+        self,
+        events: Iterable[E | Mapping[str, Any]],
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[EntryId]:
+        """As `Stream.publish_many`."""
+        layout = self.layout()
+        claims = self._stream.claims
+        uploads = claims.uploads(at_once=True)
+        records, places = self._stream.prepare(layout, events, key, headers, uploads=uploads)
+        claims.store_sync(uploads)
+        if self._producer is None:
+            app, settings = self._stream.app, self._stream.app.settings
+            self._producer = SyncProducer(
+                self._stream,
+                layout,
+                app.sync_link,
+                settings.publish_timeout,
+                settings.replicas,
+                self._stream._full_wait,
+            )
+        return ids_of(self._producer.send(records), places)
+
+    def dead(self, group: str) -> SyncDeadLetters[E]:
+        """As `Stream.dead`."""
+        return SyncDeadLetters(self._stream, group)
+
+    def read(
+        self,
+        start: Position = None,
+        end: Position = None,
+        *,
+        key: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Entry[E]]:
+        """As `Stream.read`."""
+        app, claims = self._stream.app, self._stream.claims
+        steps = read(self.layout(fresh=True), start, end, claims.decoder(self._stream.codec), key, limit)
+        for found in flow_sync(app.sync_link, steps, app.settings.publish_timeout):
+            yield from claims.opened_sync(found)
