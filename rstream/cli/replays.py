@@ -93,6 +93,8 @@ def _takes(told: ReplayPlan) -> str:
 def made(new: NewGroup) -> str:
     left = new.plan.left
     begins = "with what is published now" if new.plan.start is None else f"with {new.plan.start}"
+    if new.plan.gone:
+        begins = f"with the first entry that Redis has ({new.plan.gone:,} before it are in the archive alone)"
     return "\n".join([
         f"made group {new.group} of stream {new.stream}: it begins {begins}, and has {left:,} entries to catch up with",
         "Declare a consumer for it, and run it:",
