@@ -259,11 +259,6 @@ class Outbox:
         return {flush.shard: (sum(len(p.records) for p in flush.parcels), flush.size) for flush in self._full}
 
     @property
-    def patient(self) -> bool:
-        """Whether all of that was tried once only."""
-        return not any(flush.tries for flush in self._full)
-
-    @property
     def hopeless(self) -> dict[Shard, int]:
         """Shards that were full again, how often, and whose callers do not wait any longer."""
         now = clock()
