@@ -513,6 +513,20 @@ async def test_the_retention_that_is_stored_wins(
         assert any("the declared one is ignored" in text for text in caplog.messages)
 
 
+async def test_a_producer_meets_limits_that_are_new(app: RStream) -> None:
+    stream = items(app)
+    Group(app, stream)
+    await stream.publish_many(some(50))
+    await asyncio.to_thread(stream.sync.publish_many, some(10, 50))
+    await drive(app.link, retain(await stream.layout(), Retention(entries=100)), 5)
+    await stream.publish_many(some(20, 60))
+    await asyncio.to_thread(stream.sync.publish_many, some(20, 80))
+    for publish in (stream.publish_many(some(1)), asyncio.to_thread(stream.sync.publish_many, some(1))):
+        with pytest.raises(StreamFull):
+            await publish
+    assert await numbers(stream) == list(range(100))
+
+
 async def test_a_producer_that_knows_an_old_retention_goes_by_the_new_one(app: RStream) -> None:
     stream = items(app, entries=50, unprocessed="drop")
     Group(app, stream)

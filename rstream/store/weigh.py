@@ -31,8 +31,8 @@ SWEEP_MS = 3600 * 1000
 
 
 class Group(NamedTuple):
-    """A group in a shard. floor: all before it is settled · last: delivered last · unread: about, -1 = Redis cannot tell ·
-    silent: workers with no lease that have something pending.
+    """A group in a shard. floor: all before it is settled · last: delivered last · unread: about, -1 = Redis cannot
+    tell · silent: workers with no lease that have something pending.
     """
 
     name: str
