@@ -32,6 +32,7 @@
     ├── `StoreRefused`   wrong password, missing rights, a command Redis does not accept
     ├── `MemoryFull`     Redis is at maxmemory and refused the write; nothing was written
     ├── `StreamFull`     a limit of the stream's retention is reached, by what is not processed; nothing was added
+    ├── `ShardLimited`   the shard got limits since; nothing was written (publishers go on by themselves)
     ├── `GroupMissing`   the group or its shard is gone from Redis (it lost data)
     ├── `ShardSealed`    the stream was resharded; nothing was written (publishers go on by themselves)
     └── `StoreUnavailable`   Redis did not answer in time
@@ -212,6 +213,10 @@ class GroupMissing(StoreError):
 
 class ShardSealed(StoreError):
     """The shard takes no entries any more, for its stream was resharded; nothing was written."""
+
+
+class ShardLimited(StoreError):
+    """The shard has limits, of which the call did not know; nothing was written."""
 
 
 class StoreUnavailable(StoreError):

@@ -141,7 +141,7 @@ class Producer:
 
     async def _make_room(self) -> None:
         outbox = self._outbox
-        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless, known=outbox.patient)
+        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless)
         outbox.resend(await drive(self._link, steps, self._timeout))
 
     async def _follow(self, refused: Shard) -> None:
@@ -218,7 +218,7 @@ class SyncProducer:
 
     def _make_room(self) -> None:
         outbox = self._outbox
-        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless, known=outbox.patient)
+        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless)
         errors = drive_sync(self._link, steps, self._timeout)
         with self._adding:
             outbox.resend(errors)

@@ -108,7 +108,7 @@ async def test_a_full_stream_names_the_group_and_takes_nothing(every_app: RStrea
             assert asyncio.iscoroutine(done)
             await done
         assert "group 'billing'" in str(told.value).replace("Group", "group")
-        assert first.redis in str(told.value)
+        assert first.redis in str(told.value) and "100 are unread" in str(told.value)
         assert "rstream streams retention items" in str(told.value)
         assert not told.value.published
     assert await numbers(stream) == list(range(100))
@@ -511,6 +511,33 @@ async def test_the_retention_that_is_stored_wins(
     async with RStream(one_server.url, namespace=namespace) as different:
         assert (await items(different, bytes="1GB").layout()).retention == Retention(entries=10)
         assert any("the declared one is ignored" in text for text in caplog.messages)
+
+
+async def test_a_producer_meets_limits_that_are_new(app: RStream) -> None:
+    stream = items(app)
+    Group(app, stream)
+    await stream.publish_many(some(50))
+    await asyncio.to_thread(stream.sync.publish_many, some(10, 50))
+    await drive(app.link, retain(await stream.layout(), Retention(entries=100)), 5)
+    await stream.publish_many(some(20, 60))
+    await asyncio.to_thread(stream.sync.publish_many, some(20, 80))
+    for publish in (stream.publish_many(some(1)), asyncio.to_thread(stream.sync.publish_many, some(1))):
+        with pytest.raises(StreamFull):
+            await publish
+    assert await numbers(stream) == list(range(100))
+
+
+async def test_a_producer_that_knows_an_old_retention_goes_by_the_new_one(app: RStream) -> None:
+    stream = items(app, entries=50, unprocessed="drop")
+    Group(app, stream)
+    await stream.publish_many(some(50))
+    await drive(app.link, retain(await stream.layout(), Retention(entries=100)), 5)
+    await stream.publish_many(some(50, 50))
+    for _ in range(2):
+        with pytest.raises(StreamFull):
+            await stream.publish_many(some(10, 100))
+    assert await numbers(stream) == list(range(100))
+    assert await app.link.run(losses(await stream.layout())) == []
 
 
 async def test_what_was_there_before_is_counted(every_app: RStream) -> None:

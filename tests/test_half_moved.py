@@ -7,6 +7,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from rstream import RStream, Stream
@@ -50,7 +51,14 @@ def test_who_lives_is_not_robbed_while_its_alive_key_is_not_there_yet(
         source.ask("SET", shard.alive("g", "two"), 1, "PX", LIFE)  # it has lived for long
         token = run(OwnerOps(two).own({shard: 0}, LIFE))
         owned = token if ordered else None
-        here = [shard.stream, shard.retry("g"), shard.owner("g"), shard.parked("g"), shard.alive("g", "two")]
+        here = [
+            shard.stream,
+            shard.retry("g"),
+            shard.owner("g"),
+            shard.parked("g"),
+            shard.lost,
+            shard.alive("g", "two"),
+        ]
 
         def search() -> list[str | None]:
             others = run(two.others([shard]))
@@ -59,6 +67,7 @@ def test_who_lives_is_not_robbed_while_its_alive_key_is_not_there_yet(
         assert search() == []
         source.ask("ZADD", shard.retry("g"), 10**15, "9-9")  # there is something under every other name
         source.ask("SADD", shard.parked("g"), "ada")
+        source.ask("HSET", shard.lost, "other", msgpack.packb([0, "", [], 0]))
         with own_cluster.moving(shard.slot, source, target):
             own_cluster.hand_over(source, target, *here)
             with pytest.raises(StoreUnavailable, match="is moving a slot to another node"):

@@ -17,6 +17,7 @@ from rstream.errors import (
     GroupMissing,
     MemoryFull,
     ServerTooOld,
+    ShardLimited,
     ShardSealed,
     StoreError,
     StoreRefused,
@@ -162,6 +163,8 @@ class Endpoint:
             return ShardSealed(f"a shard takes no entries, its stream was resharded: {text}")
         if text.startswith("FULL "):
             return StreamFull(f"a shard is full of what is not processed: {text.removeprefix('FULL ')}")
+        if text.startswith("LIMITED "):
+            return ShardLimited(f"a shard has limits: {text.removeprefix('LIMITED ')}")
         if text.startswith(_MISSING):
             return GroupMissing(f"a shard or group is gone from Redis at {self.label}: {text}")
         if code in _REDIRECTIONS:

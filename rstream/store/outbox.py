@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgpack
 
-from rstream.errors import PublishUncertain, ShardSealed, StoreError, StreamFull
+from rstream.errors import PublishUncertain, ShardLimited, ShardSealed, StoreError, StreamFull
 from rstream.event import EntryId
 from rstream.process import clock
 from rstream.retention import Retention, slowdown
@@ -153,11 +153,12 @@ class _Flush:
     def size(self) -> int:
         return sum(parcel.size for parcel in self.parcels)
 
-    def call(self, producer: str) -> Call:
+    def call(self, producer: str, *, limited: bool) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
         flat = [part for parcel in self.parcels for record in parcel.records for part in record]
         packed, shard = msgpack.packb(flat, use_bin_type=False), self.shard
-        return PUBLISH([shard.stream, shard.seq(producer), shard.size, shard.marks], self.seq, SEQ_TTL_MS, packed)
+        names = [shard.stream, shard.seq(producer), *((shard.size, shard.marks) if limited else ())]
+        return PUBLISH(names, self.seq, SEQ_TTL_MS, packed)
 
 
 @dataclass
@@ -177,6 +178,7 @@ class Outbox:
     _refused: list[_Flush] = field(default_factory=list)
     _again: list[_Flush] = field(default_factory=list)
     _full: list[_Flush] = field(default_factory=list)
+    _limited: bool = False
     _hold: dict[Shard, float] = field(default_factory=dict)  # nothing goes there before that time
 
     def add(self, parcels: Iterable[Parcel]) -> None:
@@ -208,7 +210,14 @@ class Outbox:
             size += flush.size
         if not self._taken:
             return None
-        return Op([flush.call(self.producer) for flush in self._taken], self._finish, partial=True, replicas=replicas)
+        retention = self.layout.retention
+        limited = self._limited or (retention is not None and retention.counts)
+        return Op(
+            [flush.call(self.producer, limited=limited) for flush in self._taken],
+            self._finish,
+            partial=True,
+            replicas=replicas,
+        )
 
     def _held(self) -> set[Shard]:
         now = clock()
@@ -236,6 +245,9 @@ class Outbox:
         for flush, reply in zip(self._taken, replies, strict=True):
             if isinstance(reply, ShardSealed):
                 self._refused.append(flush)
+            elif isinstance(reply, ShardLimited):  # somebody has given it limits since
+                self._limited = True
+                self._again.append(flush)
             elif isinstance(reply, StreamFull):
                 flush.unsure = flush.unsure or reply.sent
                 self._full.append(flush)
@@ -257,11 +269,6 @@ class Outbox:
     def needs(self) -> dict[Shard, tuple[int, int]]:
         """Shards that were full; entries, and bytes of them, that wait for room there."""
         return {flush.shard: (sum(len(p.records) for p in flush.parcels), flush.size) for flush in self._full}
-
-    @property
-    def patient(self) -> bool:
-        """Whether all of that was tried once only."""
-        return not any(flush.tries for flush in self._full)
 
     @property
     def hopeless(self) -> dict[Shard, int]:

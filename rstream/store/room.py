@@ -19,18 +19,10 @@ TRIES = 20
 """After which nobody who does not wait for room is kept waiting."""
 
 
-def make_room(
-    layout: Layout, needs: Needs, hopeless: Mapping[Shard, int], *, known: bool
-) -> Steps[dict[Shard, StreamFull]]:
-    """Trim what full shards may lose. Of those in which that was in vain before, and nobody waits: what to tell.
-
-    known: the retention in the layout counts, which saves a round trip; somebody may have changed it.
-    """
-    retention = layout.retention
-    if not known or retention is None:
-        now: Layout | None = yield layouts.load(layout.namespace, layout.name)
-        layout = layout if now is None else now
-        retention = layout.retention
+def make_room(layout: Layout, needs: Needs, hopeless: Mapping[Shard, int]) -> Steps[dict[Shard, StreamFull]]:
+    """Trim what full shards may lose. Of those in which that was in vain before, and nobody waits: what to tell."""
+    # What the layout says may be old: by it, more might be lost than is allowed now.
+    (retention,) = yield layouts.retentions(layout.namespace, [layout.name])
     if retention is not None:
         yield from tidy(layout, retention, needs=needs)
     else:  # somebody has just taken it away, and was killed
@@ -67,7 +59,8 @@ def _lag(weight: Weight, group: Group) -> str:
     oldest = max(rank_of(group.floor), rank_of(weight.first or b"0-0"))
     age = max(0.0, (weight.now - oldest[0]) / 1000)
     workers = "its workers live" if group.lives else "no worker of it lives"
+    unread = f"about {group.unread:,} are unread there, " if group.unread >= 0 else ""
     return (
         f"its oldest entry that is not processed is {oldest[0]}-{oldest[1]}, {text_of(age)} old, "
-        f"{group.pending:,} are pending, {workers}"
+        f"{unread}{group.pending:,} are pending, {workers}"
     )

@@ -31,14 +31,15 @@ SWEEP_MS = 3600 * 1000
 
 
 class Group(NamedTuple):
-    """A group in a shard. floor: all before it is settled · last: delivered last · silent: workers with no lease that
-    have something pending.
+    """A group in a shard. floor: all before it is settled · last: delivered last · unread: about, -1 = Redis cannot
+    tell · silent: workers with no lease that have something pending.
     """
 
     name: str
     floor: bytes
     pending: int
     last: bytes
+    unread: int
     lives: bool
     silent: tuple[bytes, ...]
 
@@ -98,8 +99,8 @@ def weigh(shards: Sequence[Shard]) -> Op[list[Weight]]:
 def _weight(shard: Shard, reply: list[Any]) -> Weight:
     now, entries, first, counted, packs, nodes, maxlen, maxbytes, soft, groups = reply
     found = tuple(
-        Group(name.decode(errors="replace"), floor, pending, last, bool(lives), tuple(silent))
-        for name, floor, pending, last, lives, silent in groups
+        Group(name.decode(errors="replace"), floor, pending, last, unread, bool(lives), tuple(silent))
+        for name, floor, pending, last, unread, lives, silent in groups
     )
     held = Held(entries, counted, packs, nodes, sum(group.pending for group in found))
     limits = Limits(int(maxlen) if maxlen else None, int(maxbytes) if maxbytes else None)

@@ -150,7 +150,7 @@ class Emitter:
         target, wait = self._target, self._target.app.settings.publish_timeout
         needs = dict.fromkeys(self._layout.current, (FLUSH_ENTRIES, 2 * FLUSH_BYTES))
         try:
-            await drive(target.app.link, make_room(self._layout, needs, {}, known=False), wait)
+            await drive(target.app.link, make_room(self._layout, needs, {}), wait)
         except StoreError as error:
             log.warning("stream %r: no room was made: %s", target.name, error)
 

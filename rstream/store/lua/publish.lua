@@ -5,6 +5,8 @@
 -- KEYS[2] S:seq:<producer>  string: the last flush applied, "seq first-id count"
 -- KEYS[3] S:size            hash: what the shard holds and may hold, see limits.lua; not there where nothing limits it
 -- KEYS[4] S:marks           zset: entry id -> bytes that were counted before it
+--                           (Both may be left out where the stream has no limits: a cluster does not serve a call with
+--                           keys that are not there while it moves their slot.)
 -- ARGV[1] seq    number of this flush; a resend carries the same one
 -- ARGV[2] ttl    milliseconds to remember the flush for
 -- ARGV[3] flush  msgpack array: payload, key, event id, headers (raw strings, "" = none), payload, ...
@@ -14,6 +16,7 @@
 --                STALE: a later flush was applied already, so this one is a late packet
 --                SEALED: there is no such shard
 --                FULL: it would pass a limit, and what is not processed is in the way
+--                LIMITED: there are limits, so KEYS[3] and KEYS[4] are needed
 --                ERR … exhausted the last possible ID: Redis's own, of a shard that is sealed
 -- cost           O(entries), one XADD each; with limits, and where the shard is full, what room.lua says
 -- include: append
@@ -37,7 +40,8 @@ end
 
 local flush = cmsgpack.unpack(ARGV[3])
 local tally
-if redis.call('EXISTS', KEYS[3]) == 1 then
+if redis.call('EXISTS', KEYS[1] .. ':size') == 1 then
+  if not KEYS[3] then return redis.error_reply('LIMITED shard ' .. KEYS[1]) end
   local size = 0
   for n = 1, #flush, 4 do size = size + weight(flush[n], flush[n + 1], flush[n + 2], flush[n + 3]) end
   tally = room(KEYS[1], KEYS[3], KEYS[4], #flush / 4, size, 0)

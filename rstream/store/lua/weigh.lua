@@ -6,7 +6,7 @@
 -- KEYS[3] S:marks  zset
 -- returns {now (ms), entries, first id or "", counted bytes held or -1, listpacks, radix nodes, maxlen, maxbytes, soft,
 --         groups} ("" = no limit); each group is {name, id: all before it is settled, pending, last-delivered id,
---         1 if a worker of it lives, {silent worker with something pending, ...}}; false where there is no such shard
+--         unread as Redis has it or -1, 1 if a worker of it lives, {silent worker with something pending, ...}}; false where there is no such shard
 -- cost    O(groups · consumers + log marks), two entries copied inside the server
 -- include: padded
 -- include: floors
@@ -36,7 +36,7 @@ for n, group in ipairs(groups) do
       silent[#silent + 1] = consumer.name
     end
   end
-  group[5], group[6] = lives, silent
+  group[6], group[7] = lives, silent
 end
 return {
   time[1] * 1000 + math.floor(time[2] / 1000), info.length, first or '', held, info['radix-tree-keys'],

@@ -1,5 +1,5 @@
--- floors(stream): per group {name, id, pending, last-delivered id}: all before that id it has settled. after(id): the id
--- behind one. Needs padded.
+-- floors(stream): per group {name, id, pending, last-delivered id, unread}: all before that id it has settled; unread as
+-- Redis has it, which may be wrong, or -1. after(id): the id behind one. Needs padded.
 local function after(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   if seq == '18446744073709551615' then
@@ -17,7 +17,7 @@ local function floors(stream)
     local floor = after(group['last-delivered-id'])
     local oldest = group.pending > 0 and redis.call('XPENDING', stream, group.name, '-', '+', 1)[1]
     if oldest and padded(oldest[1]) < padded(floor) then floor = oldest[1] end
-    found[#found + 1] = {group.name, floor, group.pending, group['last-delivered-id']}
+    found[#found + 1] = {group.name, floor, group.pending, group['last-delivered-id'], group.lag or -1}
   end
   return found
 end
