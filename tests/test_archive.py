@@ -187,7 +187,31 @@ def test_a_stream_that_was_never_archived_costs_nothing_or_one_list(
             for shard in log.layout.current:
                 log.ask(("XTRIM", shard.stream, "MAXLEN", 5))
             assert 0 < len(log.read()) <= 15
-            assert dict(objects.requests) == {"GET": 1}, "one LIST, for all shards"
+            assert len(log.read()) <= 15
+            assert dict(objects.requests) == {"GET": 1}, "one LIST, for all shards, and for a while"
+    finally:
+        objects.stop()
+
+
+def test_who_follows_the_newest_costs_nothing(one_server: Server, namespace: str) -> None:
+    objects = Objects()
+    try:
+        with RStream(one_server.url, namespace=namespace, blobs=objects.url) as app:
+            log = Log(app)
+            log.publish(100)
+            log.archive()
+            log.stream.sync.reshard(2)
+            log.trim()
+            log.publish(10)
+            log.archive()
+            log.trim()
+            log.stream.sync.reshard(2)
+            assert log.layout.removed
+            new = log.publish(1)
+            objects.requests.clear()
+            assert log.read(new[0]) == new
+            assert not objects.requests
+            assert log.read() == log.ids and objects.requests
     finally:
         objects.stop()
 

@@ -10,6 +10,7 @@ from rstream.archive.manifest import Manifest
 from rstream.archive.reader import SegmentReader
 from rstream.archive.vault import Vault, prefix
 from rstream.event import EntryId
+from rstream.process import clock
 from rstream.reference import Source
 from rstream.store import keys
 from rstream.store.keys import Rank, Shard
@@ -25,11 +26,16 @@ WINDOW = 4 * 1024 * 1024
 """Bytes that are fetched at once."""
 
 
+REMEMBERED = 10.0
+"""Seconds for which it is remembered that nothing is archived, of a stream that is not being archived."""
+
+
 class Archive:
     """Of one stream. Nothing is asked of the blob store before it is read."""
 
     def __init__(self, url: str, namespace: str, stream: str) -> None:
         self.vault = Vault(Source(url, prefix(namespace, stream)), namespace, stream)
+        self._nothing_until = float("-inf")
 
     @classmethod
     def of(cls, settings: Settings, stream: str) -> Archive | None:
@@ -44,8 +50,12 @@ class Archive:
         """One LIST, and a GET for each shard that it names."""
 
         def call() -> dict[Shard, Archived]:
+            if max(told.values(), default=(0, 0)) == (0, 0) and clock() < self._nothing_until:
+                return {}
             shards = [s for s in self.vault.shards() if key is None or s.number == keys.number_of(key, s.count)]
             found = self._loaded(shards)
+            if key is None and not found:
+                self._nothing_until = clock() + REMEMBERED
             self.vault.check_ends({shard: archived.last_rank for shard, archived in found.items()}, told)
             return found
 

@@ -110,7 +110,7 @@ class Archiver:
         return (at.added - known.added) * known.each >= self._segment_bytes
 
     def _is_old(self, at: Standing, id: Rank, known: _Known) -> bool:
-        """Where the trimming has caught up with the archive, producers may soon wait for it: then it is early."""
+        """Where the trimming has caught up with the archive, producers may soon have to wait for it: then earlier."""
         waiting = at.added - known.added
         pressed = at.added > at.length and at.length - waiting <= NEAR
         return at.now - id[0] >= self._every * (100 if pressed else 1000)

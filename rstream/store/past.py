@@ -107,8 +107,14 @@ class Past(Protocol):
 
 
 def may_be_archived(layout: Layout, start: EntryId, edges: Sequence[Edges]) -> bool:
-    """Whether something of a window that begins there may be in the archive alone: something was removed from Redis, or
-    may have been. (A shard that never held anything is nothing special; where none ever did, Redis may have lost all.)
+    """Whether something of a window that begins there may be in the archive alone. edges: of the shards that may hold
+    it, the current generation last.
+
+    A shard may have had something that was removed, unless its archive ends before the window. Where none ever held
+    anything, Redis may have lost it all. And what was in a generation that was removed came before the current one.
     """
-    told = [each.doubt for each in edges if each.first > start[:2]]
-    return bool(layout.removed) or 1 in told or (bool(told) and {2} == {each.doubt for each in edges})
+    doubts = [edge.doubt for edge in edges if edge.first > start[:2] and not (0, 0) < edge.archived < start[:2]]
+    if 1 in doubts or (doubts and {2} == {edge.doubt for edge in edges}):
+        return True
+    current = edges[-layout.shards :] if len(edges) == len(layout.every) else edges[-1:]
+    return bool(layout.removed) and all(edge.first > start[:2] for edge in current)
