@@ -23,7 +23,7 @@ MEMBERS = {
         " sync worker"
     ),
     "Blob": "digest file open path read rstream_inline size sync",
-    "Entry": "event spoil",
+    "Entry": "event event_id headers id key payload spoil",
     "EntryId": "count generation index ms parse redis seq shard",
     "RStream": "aclose close consumers link open stream sync_link",
     "RetryPolicy": "delay_after factor initial_delay jitter max_attempts max_delay non_retryable total_timeout",
