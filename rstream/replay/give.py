@@ -102,11 +102,9 @@ class Giving(Runner):
                 if self._stop_asked.is_set():
                     break
             else:
-                self._read_all = True
-            if self._error is None:  # also where it was asked to stop: what was read needs not be read again
                 await self._give_gathered(ops)
+                self._read_all = not self._gathered
         except RStreamError as error:
-            self._read_all = False
             self._fail(error)
         finally:
             await read.aclose()
