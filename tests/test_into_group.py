@@ -356,6 +356,8 @@ def test_what_is_settled_is_given_and_all_else_is_left_and_counted(bench: Bench)
     assert result.finished and result.done == len(ids) - len(trimmed)
     assert len(busy) == 30
 
+    for shard in game.moves.sync.layout().every:
+        assert game.raw.pttl(shard.given("g", result.name)) <= store.KEPT_MS
     second = bench.give()  # anew: what was given is pending now
     assert (second.given, second.pending, second.unread) == (0, 130 - len(trimmed), 70)
 

@@ -132,8 +132,8 @@ def test_slow_handlers_leave_no_burst_behind_them(one: Bench) -> None:
             return await replay(one.stream, stalls, None, None, rate=100, concurrency=1)
 
     assert asyncio.run(main()).handled == 100
-    for n in range(len(times)):  # one in hand, one that waits, and what is made up for
-        assert sum(1 for at in times if times[n] <= at < times[n] + 0.1) <= 10 + 100 * RATE_SLACK + 3
+    for n in range(len(times)):  # its share, what is made up for, and what had its turn when this process stood still
+        assert sum(1 for at in times if times[n] <= at < times[n] + 0.1) <= 10 + 2 * 100 * RATE_SLACK + 3
 
 
 def test_a_multiple_of_the_original_pace(one: Bench) -> None:
@@ -148,10 +148,11 @@ def test_a_multiple_of_the_original_pace(one: Bench) -> None:
         async with one.app:
             return await replay(one.stream, handler, None, None, speed="10x")
 
+    began = time.monotonic()
     result = asyncio.run(main())
     assert (result.handled, result.invalid) == (7, 0)
     for at, ms in zip(times, gaps, strict=True):
-        assert ms / 10_000 - 0.02 <= at - times[0] < ms / 10_000 + SPEED_SLACK + 1
+        assert began + ms / 10_000 <= at < began + ms / 10_000 + SPEED_SLACK + 3
     assert one.plan(speed="10x").basis == "speed"
     assert one.plan(speed="10x").seconds == pytest.approx(0.9)
 

@@ -66,7 +66,7 @@ class Bar:
         if seconds < 1:
             return ""
         rate = number / seconds
-        return f", {rate:,.0f}/s" if rate >= 10 else f", {rate:.1f}/s" + (f" at {self.pace}" if self.pace else "")
+        return f", {rate:,.0f}/s" if rate >= 10 else f", {rate:.1f}/s"
 
     def _left(self, result: ReplayResult, now: float) -> str:
         """By the time that the window covers: of a multiple of the original pace that is exact."""
@@ -75,7 +75,7 @@ class Bar:
         assert self._began is not None
         seconds, share = now - self._began[0], result.fraction - self._began[1]
         if isinstance(self.pace, Speed) and result.start and result.end:
-            left = int(self.pace.seconds(0, result.end.ms - (result.position or result.start).ms))
+            left = int(self.pace.seconds(0, result.end.ms - (result.read_to or result.position or result.start).ms))
         elif seconds < 2 or share <= 0:
             return ""
         else:

@@ -74,6 +74,7 @@ class Giving(Runner):
             stream, start, end, {"group": group}, key=key, where=where, rate=rate, speed=speed, name=name,
             restart=restart, progress=progress, notice=notice, lease=lease,
         )  # fmt: skip
+        self._giver: GiveOps | None = None
         self._gathered: list[EntryId] = []
         self._passed: Counter[Outcome] = Counter()  # read since the last that was given, and not to be given
         self._bad: dict[EntryId, Outcome] = {}
@@ -94,7 +95,7 @@ class Giving(Runner):
         return found
 
     async def _work(self, layout: Layout, window: Window) -> None:
-        ops = GiveOps(layout, self.group, self.name, self._run)
+        ops = self._giver = GiveOps(layout, self.group, self.name, self._run)
         read = ahead(self._left(layout, window))
         try:
             async for page in read:
@@ -102,14 +103,18 @@ class Giving(Runner):
                 if self._stop_asked.is_set():
                     break
             else:
-                self._read_all = True
-            if self._error is None:  # also where it was asked to stop: what was read needs not be read again
                 await self._give_gathered(ops)
+                self._read_all = not self._gathered
         except RStreamError as error:
-            self._read_all = False
             self._fail(error)
         finally:
             await read.aclose()
+
+    async def _end_well(self) -> None:
+        await super()._end_well()
+        if self._finished and self._giver is not None:
+            with suppress(StoreError):
+                await self._send(self._giver.end())
 
     async def _page(self, ops: GiveOps, page: Page) -> None:
         found = await self._sifted(page)

@@ -21,6 +21,9 @@ from rstream.store.scripts import DISOWN, GIVE, Call
 PAGE = 500
 """Entries that one call gives."""
 
+KEPT_MS = 3600 * 1000
+"""How long a shard remembers a run that has ended: a call of it may come late, when Redis gets to read it."""
+
 HOLD_MS = 5000
 """How long a giver that dies keeps a shard from its group."""
 
@@ -102,6 +105,11 @@ class GiveOps:
         holder = self._token.rpartition("|")[0]
         calls = [DISOWN([shard.owner(self.group)], holder) for shard in self.layout.every]
         return Op(calls, lambda replies: None)
+
+    def end(self) -> Op[None]:
+        """Nothing more is given by this run."""
+        markers = [shard.given(self.group, self._name) for shard in self.layout.every]
+        return Op([("PEXPIRE", marker, KEPT_MS) for marker in markers], lambda replies: None, partial=True)
 
     def ring(self) -> Op[None]:
         """Have the group's workers look now. (Where memory is full they are not told, and look by themselves.) Not in
