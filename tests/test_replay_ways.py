@@ -275,3 +275,37 @@ def test_a_plan_tells_what_matches_and_how_long_it_takes(bench: Bench) -> None:
     plan = bench.plan()
     assert plan.basis == "reading" and 0 < plan.seconds < 10
     assert bench.handled == []
+
+
+def test_killed_while_it_passes_over_most_it_goes_on_and_misses_nothing(one: Bench) -> None:
+    """What was skipped counts once, and what matches is handled at least once, in order."""
+    one.publish(600)
+    order: list[int] = []
+
+    class Killed(Replay):
+        async def _leave(self) -> None:
+            """Who is killed stores nothing more."""
+            await asyncio.to_thread(self._keeper.stop)
+
+    async def handler(event: Seen) -> None:
+        order.append(event.n)
+
+    async def main() -> ReplayResult:
+        async with one.app:
+            wishes: Any = {"where": ["kind=b", "device=d3"], "handler_name": "same", "lease": 0.5, "concurrency": 1}
+            task = asyncio.create_task(Killed(one.stream, handler, None, None, rate="30/s", **wishes).run())
+            await eventually_async(lambda: int(one.raw.hget(stored(one), "skipped") or 0))
+            task.cancel()
+            await asyncio.wait([task])
+            return await Replay(one.stream, handler, None, None, **wishes).run()
+
+    result = asyncio.run(main())
+    events = [entry.event for entry in one.stream.sync.read()]
+    wanted = [event.n for event in events if (event.kind, event.device) == ("b", "d3")]
+    assert (result.finished, result.handled, result.skipped) == (True, len(wanted), 600 - len(wanted))
+    assert sorted(set(order)) == sorted(wanted) and len(order) < 2 * len(wanted)
+
+
+def stored(bench: Bench) -> bytes:
+    """The key of the only replay there is."""
+    return next(iter(bench.raw.scan_iter(f"{bench.app.settings.namespace}:replay:*")), b"none")
