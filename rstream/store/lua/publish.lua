@@ -20,10 +20,17 @@
 --                ERR … exhausted the last possible ID: Redis's own, of a shard that is sealed
 -- cost           O(entries), one XADD each; with limits, and where the shard is full, what room.lua says
 -- include: append
+-- What a stream without limits need not pay for is made only where it is called.
+local function tallied(flush)
 -- include: padded
 -- include: floors
 -- include: base
 -- include: room
+  local size = 0
+  for n = 1, #flush, 4 do size = size + weight(flush[n], flush[n + 1], flush[n + 2], flush[n + 3]) end
+  return room(KEYS[1], KEYS[3], KEYS[4], #flush / 4, size, 0)
+end
+
 local last = redis.call('GET', KEYS[2])
 if last then
   local seq, first = string.match(last, '^(%d+) (%S+)')
@@ -42,9 +49,7 @@ local flush = cmsgpack.unpack(ARGV[3])
 local tally
 if redis.call('EXISTS', KEYS[1] .. ':size') == 1 then
   if not KEYS[3] then return redis.error_reply('LIMITED shard ' .. KEYS[1]) end
-  local size = 0
-  for n = 1, #flush, 4 do size = size + weight(flush[n], flush[n + 1], flush[n + 2], flush[n + 3]) end
-  tally = room(KEYS[1], KEYS[3], KEYS[4], #flush / 4, size, 0)
+  tally = tallied(flush)
 end
 if tally and tally.full then return redis.error_reply('FULL shard ' .. KEYS[1]) end
 
