@@ -15,16 +15,12 @@ from rstream.reference import Source
 from rstream.store import keys
 from rstream.store.keys import Rank, Shard
 from rstream.store.link import Op, aside
-from rstream.store.past import Archived, Extent
+from rstream.store.past import Archived
 
 if TYPE_CHECKING:
     from rstream.settings import Settings
 
 T = TypeVar("T")
-
-WINDOW = 4 * 1024 * 1024
-"""Bytes that are fetched at once."""
-
 
 REMEMBERED = 10.0
 """Seconds for which it is remembered that nothing is archived, of a stream that is not being archived."""
@@ -87,46 +83,6 @@ class Archive:
         """See `rstream.store.past.Past.read`."""
         manifest = cast(Manifest, archived)
         return SegmentReader(self.vault, shard, manifest, start, end, before, key, decode, window)
-
-    def measure(
-        self, shard: Shard, archived: Archived, start: EntryId, end: EntryId, before: Rank, key: str | None
-    ) -> Op[Extent]:
-        """See `rstream.store.past.Past.measure`."""
-        manifest = cast(Manifest, archived)
-        return self.do(partial(self._measured, shard, manifest, start, end, before, key))
-
-    def _measured(
-        self, shard: Shard, manifest: Manifest, start: EntryId, end: EntryId, before: Rank, key: str | None
-    ) -> Extent:
-        if key is not None:
-            return self._read_through(shard, manifest, start, end, before, key)
-        parts = list[Extent]()
-        for row, _ in self.vault.rows(manifest, (start.ms, start.seq - 1)):
-            first, last = (shard.entry_id(id.encode()) for id in (row.first, row.last))
-            if first > end or first[:2] >= before:
-                break
-            if start <= first and last <= end and last[:2] < before:
-                parts.append(Extent(first, last, row.entries, row.payload))
-            else:
-                bounds = max(start, first), min(end, last)
-                parts.append(self._read_through(shard, manifest, *bounds, before, None))
-        return _sum(parts)
-
-    def _read_through(
-        self, shard: Shard, manifest: Manifest, start: EntryId, end: EntryId, before: Rank, key: str | None
-    ) -> Extent:
-        reader = SegmentReader(self.vault, shard, manifest, start, end, before, key, bytes, WINDOW)
-        pages = (page for page in reader.pages() if page)
-        return _sum([Extent(p[0].id, p[-1].id, len(p), sum(len(each.payload) for each in p)) for p in pages])
-
-
-def _sum(parts: Sequence[Extent]) -> Extent:
-    """Of parts that follow each other."""
-    some = [part for part in parts if part.entries]
-    if not some:
-        return Extent(None, None, 0, 0)
-    entries, payload = (sum(numbers) for numbers in zip(*(part[2:] for part in some), strict=True))
-    return Extent(some[0].first, some[-1].last, entries, payload)
 
 
 def _first(results: list[T]) -> T:

@@ -28,6 +28,7 @@ from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.replays import Held, Progress, ReplayOps, Saved, Window
 from rstream.store.stats import stream_stats
+from rstream.store.steps import drive
 
 if TYPE_CHECKING:
     from rstream.stream import Stream
@@ -227,7 +228,10 @@ class Runner:
             raise PositionError(
                 f"the window from {self._spec['from']!r} to {self._spec['to']!r} ends before it begins: swap them"
             )
-        return saved.window or await self._send(replays.window(layout, start, end, self.key))
+        if saved.window:
+            return saved.window
+        app = self.stream.app
+        return await drive(app.link, replays.find_window(layout, start, end, self.key), app.settings.publish_timeout)
 
     # -- running ------------------------------------------------------------------------------------------------
 

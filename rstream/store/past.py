@@ -58,15 +58,6 @@ class Archived(Protocol):
     def last_rank(self) -> Rank: ...
 
 
-class Extent(NamedTuple):
-    """first, last: ids, None where there are none · payload: bytes of it."""
-
-    first: EntryId | None
-    last: EntryId | None
-    entries: int
-    payload: int
-
-
 class Reading(Protocol):
     """Some of it, being read in order."""
 
@@ -99,11 +90,6 @@ class Past(Protocol):
         window: int,
     ) -> Reading:
         """What is between two bounds, both included, and before an id. window: bytes that may be fetched at once."""
-
-    def measure(
-        self, shard: Shard, archived: Archived, start: EntryId, end: EntryId, before: Rank, key: str | None
-    ) -> Op[Extent]:
-        """How much of it that is."""
 
 
 def may_be_archived(layout: Layout, start: EntryId, edges: Sequence[Edges]) -> bool:
