@@ -230,7 +230,7 @@ def test_a_404_that_s3_does_not_explain_is_no_missing_blob(objects: Objects, s3:
     s3.put("k", b"x")
     objects.fail("GET", "stray")
     for read in (s3.get, s3.get_tagged, s3.open):
-        with pytest.raises(BlobRefused, match="404"):
+        with pytest.raises(BlobUnavailable, match="404"):
             read("k")
     objects.heal()
     with pytest.raises(BlobMissing):

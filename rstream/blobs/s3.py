@@ -29,6 +29,8 @@ CONNECTIONS = 32
 PATIENCE, CONNECT_SECONDS, READ_SECONDS = 10.0, 3.0, 10.0
 _PASSING = ("RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted", "Throttling")
 _GONE = "NoSuchKey"
+UNEXPLAINED = "404"
+"""What botocore makes of an answer without a body that it can read."""
 LOOK = "look at"
 _CONDITION = ("412", "PreconditionFailed", "ConditionalRequestConflict")
 
@@ -211,11 +213,11 @@ class S3:
             return _Unmet(told)
         if code == "InvalidRange":
             return _Beyond(told)
-        # A 404 of anybody on the way there (a balancer, a wrong endpoint) does not say that the blob is missing. Only
-        # the answer to HEAD has no body that could tell.
-        if code == _GONE or (code in ("404", "NotFound") and what == LOOK):
+        # A 404 that nobody explains (of a balancer; of S3, and cut) does not say that the blob is missing. Only the
+        # answer to HEAD has no body that could tell.
+        if code == _GONE or (code in (UNEXPLAINED, "NotFound") and what == LOOK):
             return BlobMissing(f"there is no blob {key} in {self.label}")
-        passing = status >= 500 or status in (408, 429) or code.startswith(_PASSING)
+        passing = status >= 500 or status in (408, 429) or code == UNEXPLAINED or code.startswith(_PASSING)
         kind: type[BlobError] = BlobUnavailable if passing else BlobRefused
         return kind(told)
 
