@@ -47,7 +47,8 @@ end
 
 local flush = cmsgpack.unpack(ARGV[3])
 local tally
-if redis.call('EXISTS', KEYS[1] .. ':size') == 1 then
+-- Not declared: while a cluster moves the slot, what is not there cannot be asked for. Then it is not counted this once.
+if redis.pcall('EXISTS', KEYS[3] or KEYS[1] .. ':size') == 1 then
   if not KEYS[3] then return redis.error_reply('LIMITED shard ' .. KEYS[1]) end
   tally = tallied(flush)
 end
