@@ -622,6 +622,7 @@ class Gated:
         await eventually_async(lambda: self.begun)
 
 
+@pytest.mark.long
 def test_one_that_is_alive_is_not_disturbed(bench: Bench) -> None:
     bench.publish(20)
 
@@ -679,6 +680,7 @@ def test_whoever_lost_the_lease_stops_and_stores_nothing(bench: Bench) -> None:
     assert len(bench.handled) == 4  # those that ran when it noticed
 
 
+@pytest.mark.long
 def test_a_handler_that_blocks_the_loop_does_not_lose_the_lease(bench: Bench) -> None:
     bench.publish(3)
 

@@ -152,6 +152,7 @@ def one(one_server: Server, namespace: str, tmp_path: Path) -> Iterator[Shell]:
     made.close()
 
 
+@pytest.mark.long
 def test_killed_at_half_and_started_again_all_is_handled_and_no_group_is_touched(shell: Shell) -> None:
     shell.make_live_group()
     before = shell.groups()
@@ -245,6 +246,7 @@ def test_a_dry_run_into_a_group_tells_what_it_would_get(one: Shell) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long
 def test_stopped_and_started_again_each_entry_is_handled_once(shell: Shell, number: signal.Signals) -> None:
     process = shell.start()
     shell.half_done()
@@ -305,6 +307,7 @@ def test_a_dry_run_tells_all_and_changes_nothing(shell: Shell) -> None:
     assert everything() == before
 
 
+@pytest.mark.long
 def test_the_summary_names_what_failed_and_what_is_invalid(shell: Shell) -> None:
     garbage = shell.raw.xadd(shell.shards[0], {"e": b"\xc1"}).decode()
     window = ["--from", "earliest", "--to", "latest", "--handler", "handlers:picky"]
