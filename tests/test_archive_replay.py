@@ -108,7 +108,7 @@ class Tick(Event):
 async def test_a_stream_of_little_memory_is_read_from_its_beginning(
     tmp_path: Path, one_server: Server, namespace: str
 ) -> None:
-    """Four times of what may be kept goes through a worker, which archives and trims; all of it is read and replayed."""
+    """Four times of what may be kept goes through a worker, which archives and trims; all of it is replayed."""
     blobs = f"file://{tmp_path / 'blobs'}"
     async with RStream(one_server.url, namespace=namespace, blobs=blobs, full_wait=30.0) as app:
         ticks = app.stream(
