@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rstream.cli.remove import remove
 from rstream.cli.reset import reset
 from rstream.cli.tables import place, table, text
 from rstream.cli.target import stored_app, target_options
@@ -29,12 +30,12 @@ class StreamOrCommand(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=StreamOrCommand, subcommand_metavar="STREAM [OPTIONS] | reset STREAM ...")
+@click.group(cls=StreamOrCommand, subcommand_metavar="STREAM [OPTIONS] | reset STREAM ... | remove STREAM ...")
 def groups() -> None:
-    """Show how far the groups of a stream are, or have one read again.
+    """Show how far the groups of a stream are, have one read again, or remove one.
 
     `rstream groups STREAM` is short for `rstream groups show STREAM`, whose help lists its options; a stream called
-    reset or show needs the long form.
+    reset, remove or show needs the long form.
 
     \b
     Examples:
@@ -42,6 +43,7 @@ def groups() -> None:
       rstream groups orders --shards --group billing
       rstream groups reset orders --group billing --to -2h
       rstream groups reset orders --group billing --to latest --execute
+      rstream groups remove orders --group shadow --execute
     """
 
 
@@ -93,6 +95,7 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
 
 
 groups.add_command(reset)
+groups.add_command(remove)
 
 
 def _group_row(stats: GroupStats, *, by_shard: bool) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""Removing a group for good: an experiment that is over must not keep entries from being trimmed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rstream.errors import ConfigError, GroupLive
+from rstream.store import keys
+from rstream.store.keys import ARCHIVE
+from rstream.store.layout import Layout
+from rstream.store.link import Op
+from rstream.store.scripts import REMOVE
+from rstream.store.stats import GroupStats, find, group_stats
+from rstream.store.steps import Steps
+
+
+def remove(layout: Layout, group: str, *, dry: bool = False) -> Steps[GroupStats]:
+    """Remove it from all shards; how it stood. It may be stopped anywhere and done again.
+
+    Raises `GroupLive` while a worker of it lives, and `ConfigError` where there is none or it has dead letters.
+    """
+    if group == ARCHIVE:
+        raise ConfigError(f"{group!r} is the archive of stream {layout.name!r}: `rstream archive stop {layout.name}`")
+    stats = find((yield group_stats(layout)), group, layout)
+    found = yield _pass(layout, group, dry=True)
+    _refuse(layout, group, *found)
+    if not dry:
+        found = yield _pass(layout, group, dry=False)
+        _refuse(layout, group, *found)  # a worker has just begun: what it needs it makes anew
+        members, seen = keys.members(layout.namespace, layout.name, group), keys.seen(layout.namespace, layout.name)
+        yield Op([("UNLINK", members), ("HDEL", seen, group)], lambda replies: None)
+    return stats
+
+
+def _pass(layout: Layout, group: str, *, dry: bool) -> Op[tuple[int, list[str]]]:
+    """Dead letters, and workers that live."""
+    calls = [
+        REMOVE(
+            [s.stream, s.dead(group), s.parked(group), s.retry(group), s.owner(group), s.epoch(group)], group, int(dry)
+        )
+        for s in layout.every
+    ]
+
+    def parse(replies: list[Any]) -> tuple[int, list[str]]:
+        names = {name.decode(errors="replace") for reply in replies for name in reply[1:]}
+        return sum(reply[0] for reply in replies), sorted(names)
+
+    return Op(calls, parse)
+
+
+def _refuse(layout: Layout, group: str, letters: int, names: list[str]) -> None:
+    if names:
+        raise GroupLive(
+            f"group {group!r} of stream {layout.name!r} has live workers ({', '.join(names)}): stop them first (one "
+            "that was killed counts as alive for a lease)"
+        )
+    if letters:
+        raise ConfigError(
+            f"group {group!r} of stream {layout.name!r} has {letters:,} dead letters, which nobody would look at any "
+            f"more: rstream dead redrive, or discard, {layout.name} --group {group}"
+        )
