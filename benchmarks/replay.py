@@ -1,7 +1,8 @@
 """`python -m benchmarks.replay`: replay through a no-op batch handler, against the barest thing that reads and decodes.
 
 Both read the same window of one embedded server, with validation on, and take turns over ROUNDS rounds; the median
-counts. Printed beside it: how far the memory of this process rose over a whole replay, and its CPU time an entry.
+counts. Then the older half is archived and trimmed, and replayed from there. Printed beside it: how far the memory of
+this process rose over a whole replay, and its CPU time an entry.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import time
 
 import redis
 
+from benchmarks.archive import trim
 from benchmarks.quick import Sample
 from rstream import Batch, RStream
+from rstream.archive.archiver import Archiver
 from rstream.replay import replay
+from rstream.store.steps import drive
 
 ENTRIES, ROUNDS, PAGE = 100_000, 5, 1000
 
@@ -68,10 +72,17 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+async def archive_half(app: RStream) -> None:
+    stream = app.streams["events"]
+    assert stream.past is not None
+    await drive(app.link, Archiver(stream.past, 60).cycle(await stream.layout(), everything=True), 10)
+    await asyncio.to_thread(trim, app, stream, 0.5)
+
+
 async def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        async with RStream(f"embedded:{directory}") as app:
-            app.stream("events", Sample, key="user", shards=8)
+        async with RStream(f"embedded:{directory}/redis", blobs=f"file://{directory}/blobs") as app:
+            app.stream("events", Sample, key="user", shards=8, archive=True)
             path = str(app.endpoint.kwargs()["path"])
             raw = redis.Redis(unix_socket_path=path)
             publishing = multiprocessing.get_context("spawn").Process(target=publish, args=(f"unix://{path}", ENTRIES))
@@ -85,14 +96,22 @@ async def main() -> None:
                 (bare(app, raw), await replayed(app, looks=False), await replayed(app, looks=True))
                 for _ in range(ROUNDS)
             ]
+            await archive_half(app)
+            before = peak_mb()
+            halves = [await replayed(app, looks=False) for _ in range(ROUNDS)]
+            print(f"memory: half of them archived, it rose from {before:.1f} to {peak_mb():.1f} MB")
     base = statistics.median(each[0] for each in rounds)
     print(f"bare XRANGE and decode          {base:>10,.0f} entries/s")
-    for title, place in (("replay, batches of 500", 1), ("replay, deliveries looked at", 2)):
-        rates = [each[place][0] for each in rounds]  # type: ignore[index]
-        cpu = statistics.median(each[place][1] for each in rounds)  # type: ignore[index]
-        rate = statistics.median(rates)
-        print(f"{title:<31} {rate:>10,.0f} entries/s  {rate / base:5.2f} x  {cpu:5.1f} us CPU an entry")
-        print(f"{'':<31} from {min(rates):,.0f} to {max(rates):,.0f}")
+    tell("replay, batches of 500", base, [each[1] for each in rounds])
+    tell("replay, deliveries looked at", base, [each[2] for each in rounds])
+    tell("replay, half archived", base, halves)
+
+
+def tell(title: str, base: float, rounds: list[tuple[float, float]]) -> None:
+    rates, cpu = [each[0] for each in rounds], statistics.median(each[1] for each in rounds)
+    rate = statistics.median(rates)
+    print(f"{title:<31} {rate:>10,.0f} entries/s  {rate / base:5.2f} x  {cpu:5.1f} us CPU an entry")
+    print(f"{'':<31} from {min(rates):,.0f} to {max(rates):,.0f}")
 
 
 if __name__ == "__main__":
