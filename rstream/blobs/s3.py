@@ -211,11 +211,11 @@ class S3:
             return _Unmet(told)
         if code == "InvalidRange":
             return _Beyond(told)
-        # A 404 of anybody on the way there (a balancer, a wrong endpoint) does not say that the blob is missing. Only
-        # the answer to HEAD has no body that could tell.
+        # A 404 that does not explain itself (of a balancer without a backend, or one that was cut off) does not say
+        # that the blob is missing, and may pass. Only the answer to HEAD has no body that could tell.
         if code == _GONE or (code in ("404", "NotFound") and what == LOOK):
             return BlobMissing(f"there is no blob {key} in {self.label}")
-        passing = status >= 500 or status in (408, 429) or code.startswith(_PASSING)
+        passing = status >= 500 or status in (408, 429) or code == "404" or code.startswith(_PASSING)
         kind: type[BlobError] = BlobUnavailable if passing else BlobRefused
         return kind(told)
 
