@@ -28,7 +28,8 @@ PAGE_ROWS = 100
 class Row:
     """A segment. key: of its object · size: of that, in bytes · first, last: ids · entries · payload: bytes of it ·
     head, head_sha256: size and digest of all before its blocks · tail, tail_sha256: where its index begins, and the
-    digest · references: how many different ones it has into the blob store.
+    digest · references: how many different ones it has into the blob store · gap: up to this id all was archived, as
+    Redis was told, and of what lies between the segment before and this one, some is not here: "" = nothing is missing.
     """
 
     key: str
@@ -43,13 +44,14 @@ class Row:
     tail: int
     tail_sha256: str
     references: int = 0
+    gap: str = ""
 
     @classmethod
-    def of(cls, key: str, sealed: Sealed) -> Row:
+    def of(cls, key: str, sealed: Sealed, gap: str = "") -> Row:
         header = sealed.header
         return cls(
             key, len(sealed.data), hashlib.sha256(sealed.data).hexdigest(), header.first, header.last, header.entries,
-            header.payload, sealed.head, sealed.head_sha256, sealed.tail, sealed.tail_sha256, sealed.references,
+            header.payload, sealed.head, sealed.head_sha256, sealed.tail, sealed.tail_sha256, sealed.references, gap,
         )  # fmt: skip
 
 

@@ -132,10 +132,10 @@ class Vault:
 
     # -- segments -----------------------------------------------------------------------------------------------
 
-    def put(self, shard: Shard, sealed: Sealed) -> Row:
+    def put(self, shard: Shard, sealed: Sealed, gap: str = "") -> Row:
         key = self._new_key(shard, sealed.header.first, "segment")
         self.store.put(key, sealed.data)
-        return Row.of(key, sealed)
+        return Row.of(key, sealed, gap)
 
     def whole(self, row: Row) -> bytes:
         """A segment, checked as a whole."""

@@ -13,7 +13,7 @@ from rstream.event import EntryId
 from rstream.store.keys import END, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.past import Archived, Edges, Extent, ask_edges, may_be_archived, read_edges
+from rstream.store.past import Archived, Edges, Extent, ask_edges, may_be_archived, read_edges, told_of
 from rstream.store.scripts import MEASURE
 from rstream.store.steps import Steps
 
@@ -38,7 +38,7 @@ def measure(layout: Layout, start: EntryId, end: EntryId, key: str | None = None
     begins = {shard: edges.first for shard, edges in zip(shards, told, strict=True)}
     found: Mapping[Shard, Archived] = {}
     if past is not None and may_be_archived(layout, start, told):
-        found = yield past.survey(key, {shard: edges.archived for shard, edges in zip(shards, told, strict=True)})
+        found = yield past.survey(key, told_of(shards, told))
     parts = list[Extent]()
     for shard in {**begins, **found}:
         if past is not None and (archived := found.get(shard)) is not None:
