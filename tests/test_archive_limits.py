@@ -9,17 +9,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
-from rstream import Retention, RStream
+from rstream import Event, Retention, RStream
 from rstream.archive.archiver import Archiver
 from rstream.archive.overview import overview
 from rstream.archive.run import ArchiveRun
 from rstream.archive.verify import verify
-from rstream.errors import StreamFull
+from rstream.errors import SchemaIncompatible, StreamFull
 from rstream.store import archiving
-from rstream.store.steps import Course
+from rstream.store.steps import Course, drive_sync
 from tests.archives import Log, Reading
 from tests.servers import Server
 
@@ -218,3 +220,54 @@ def test_who_saw_no_archive_sees_the_one_that_begins(log: Log) -> None:
             log.stream.sync.reshard(5)
         assert log.layout.removed and not log.layout.older
         assert other.read() == log.read() == log.ids
+
+
+class Old(Event):
+    device: str
+    n: int
+
+
+class New(Event):
+    device: str
+    number: int
+
+
+def test_payloads_keep_their_versions_where_redis_lost_all(own_server: Server, tmp_path: Path) -> None:
+    blobs = f"file://{tmp_path / 'blobs'}"
+    with RStream(own_server.url, blobs=blobs) as app:
+        old = app.stream("readings", Old, key="device", archive=True)
+        old.sync.publish_many([Old(device="a", n=n) for n in range(5)])
+        archiver = Archiver(old.past, 60.0)  # type: ignore[arg-type]
+        drive_sync(app.sync_link, archiver.cycle(old.sync.layout(fresh=True), everything=True), 10)
+    with redis.Redis.from_url(own_server.url) as raw:
+        raw.flushall()
+    with RStream(own_server.url, blobs=blobs) as app, pytest.raises(SchemaIncompatible, match="version 1"):
+        app.stream("readings", New, key="device", archive=True).sync.publish(New(device="a", number=0))
+    with RStream(own_server.url, blobs=blobs) as app:
+        new = app.stream("readings", New, key="device", archive=True)
+
+        @new.upgrade(1)
+        def _(fields: dict[str, Any]) -> dict[str, Any]:
+            return {"device": fields["device"], "number": fields["n"]}
+
+        new.sync.publish_many([New(device="a", number=n) for n in range(5, 10)])
+        assert [entry.event.number for entry in new.sync.read()] == [*range(10)]
+        archiver = Archiver(new.past, 60.0)  # type: ignore[arg-type]
+        drive_sync(app.sync_link, archiver.cycle(new.sync.layout(fresh=True), everything=True), 10)
+        assert new.past is not None and len(new.past.vault.schemas()[0]) == 2
+
+
+def test_versions_that_got_other_numbers_are_told_of(
+    own_server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For somebody declared the stream who does not archive it."""
+    blobs = f"file://{tmp_path / 'blobs'}"
+    with redis.Redis.from_url(own_server.url) as raw:
+        for model in (Old, New):
+            raw.flushall()
+            with RStream(own_server.url, blobs=blobs) as app:
+                stream = app.stream("readings", model, key="device")
+                stream.sync.publish({"device": "a", "n": 1, "number": 1})
+                archiver = Archiver(stream.past, 60.0)  # type: ignore[arg-type]
+                drive_sync(app.sync_link, archiver.cycle(stream.sync.layout(fresh=True), everything=True), 10)
+            assert ("other schema versions" in caplog.text) == (model is New)

@@ -46,6 +46,10 @@ class Archive:
         """Have a blocking call done in a thread."""
         return aside(lambda: [self.vault.shelf.submit(call)], _first)
 
+    def schemas(self) -> Op[dict[int, Mapping[str, Any]]]:
+        """Of what is archived, by version. One GET. Raises `BlobError`, `ArchiveDamaged`."""
+        return self.do(lambda: self.vault.schemas()[0])
+
     def survey(self, key: str | None, told: Mapping[Shard, Rank]) -> Op[dict[Shard, Archived]]:
         """One LIST, and a GET for each shard that it names."""
 

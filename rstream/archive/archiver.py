@@ -12,8 +12,10 @@ Memory: SEGMENT_BYTES and a page a shard. Cost: a look a second; a full shard is
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from rstream.archive.archive import Archive
 from rstream.archive.manifest import Manifest, Row
@@ -22,6 +24,7 @@ from rstream.archive.segment import Raw, Sealed, build
 from rstream.event import MAX_PART, EntryId
 from rstream.process import clock
 from rstream.store import archiving, keys
+from rstream.store import layout as layouts
 from rstream.store.archiving import Standing
 from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
@@ -54,6 +57,10 @@ STRAY = (
     "Redis lost data and then gave ids that are archived already to other entries: {:,}, the first is {}. They cannot "
     "be archived, and stay in Redis untrimmed; docs/archive.md says what to do"
 )
+RENUMBERED = (
+    "stream %s: Redis has given numbers to other schema versions than those of what was archived before: whoever reads "
+    "that takes its payloads for versions that they are not"
+)
 
 
 @dataclass
@@ -82,6 +89,7 @@ class Archiver:
         self._archive, self._vault = archive, archive.vault
         self._every, self._segment_bytes = every, segment_bytes
         self._known: dict[Shard, _Known] = {}
+        self._schemas: Mapping[int, Mapping[str, Any]] = {}
 
     def cycle(self, layout: Layout, *, everything: bool = False) -> Steps[int]:
         """Archive what is due, or everything there is; how many entries. Raises `StoreError`, `BlobError`,
@@ -100,11 +108,23 @@ class Archiver:
         if lacking and (yield from archiving.begin(layout, lacking)):
             log.info("stream %s: archived from now on", layout.name)
             standings = yield archiving.standings(shards)
-        return [
+        due = [
             shard
             for shard, at in zip(shards, standings, strict=True)
             if at.position is not None and (everything or self._is_due(shard, at, layout.writes(shard)))
         ]
+        if due:
+            yield from self._keep_schemas(layout)
+        return due
+
+    def _keep_schemas(self, layout: Layout) -> Steps[None]:
+        """Payloads tell their version by a number that Redis gave: whoever reads them when it has lost all needs it."""
+        stored: Layout | None = yield layouts.load(layout.namespace, layout.name)
+        if stored is None or stored.schemas == self._schemas:
+            return
+        self._schemas = stored.schemas
+        if not (yield self._archive.do(partial(self._vault.keep_schemas, stored.schemas))):
+            log.error(RENUMBERED, layout.name)
 
     def _is_due(self, shard: Shard, at: Standing, written: bool) -> bool:
         known = self._known.get(shard)

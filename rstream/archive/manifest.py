@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -159,8 +159,22 @@ def empty(stream: str, shard: Shard) -> Manifest:
 
 def pack(what: Manifest | Page) -> bytes:
     """JSON in one line, and its SHA-256 in the next."""
-    told = json.dumps({"format": FORMAT, **asdict(what)}, separators=(",", ":")).encode()
+    return _packed(asdict(what))
+
+
+def _packed(what: dict[str, Any]) -> bytes:
+    told = json.dumps({"format": FORMAT, **what}, separators=(",", ":")).encode()
     return b"%s\n%s\n" % (told, hashlib.sha256(told).hexdigest().encode())
+
+
+def pack_schemas(schemas: Mapping[int, Mapping[str, Any]]) -> bytes:
+    """Of all versions, from the first on: payloads tell theirs by its number."""
+    return _packed({"schemas": [schema for _, schema in sorted(schemas.items())]})
+
+
+def unpack_schemas(data: bytes) -> dict[int, Mapping[str, Any]]:
+    """Raises `ValueError` where it is not what was stored."""
+    return dict(enumerate(_unpacked(data)["schemas"], 1))
 
 
 def unpack_manifest(data: bytes) -> Manifest:

@@ -55,6 +55,10 @@ def verify(
 ) -> Verified:
     """positions: up to which id Redis says that shards are archived, asked for before. Raises `BlobError`."""
     done = Verified()
+    try:
+        vault.schemas()
+    except ArchiveDamaged as error:
+        done.problems.append(Problem("", error.object, error.why))
     found = _objects(vault)
     for shard in sorted({*found, *positions}, key=lambda each: (each.generation, each.count, each.number)):
         there = found.get(shard, set())
