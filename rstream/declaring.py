@@ -2,7 +2,8 @@
 
 A new version is stored only by who has compared it with all the others, in one step inside Redis: of two processes that
 declare two versions at once, the second is told of the first. Cost: one round trip; for a new version of a stream that
-has some, one more (or as many as others declare meanwhile).
+has some, one more (or as many as others declare meanwhile); for the first of a stream that is archived, a GET and two
+more.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ log = logging.getLogger("rstream")
 
 
 def declare(stream: Stream[Any]) -> Steps[Layout]:
-    """Store the declaration, or learn what is stored. Raises `StreamMismatch`, `SchemaIncompatible`."""
+    """Store the declaration, or learn what is stored. Raises `StreamMismatch`, `SchemaIncompatible`; of a stream that
+    is archived, and that Redis does not know, `BlobError` and `ArchiveDamaged`.
+    """
     if stream._layout is not None:  # it was accepted once, and what others have stored since does not end it
+        yield layouts.restore(stream._layout)  # Redis may have lost the numbers
         layout: Layout = yield stream.declaration()
         return layout
-    new, compared, stored = False, 0, dict[int, Mapping[str, Any]]()
+    past = stream.past if stream.archive is not None else None
+    new, compared, stored = False, 0 if past is None else -1, dict[int, Mapping[str, Any]]()
     while True:
         layout = yield stream.declaration(compared)
         check_key(stream, layout)
@@ -41,8 +46,11 @@ def declare(stream: Stream[Any]) -> Steps[Layout]:
             stored[layout.version] = stream._schema
             _take_up(stream, stored)
             return replace(layout, schemas=stored, new=new)
-        compared = max(stored)
-        _refuse_incompatible(stream, stored)
+        if stored:
+            _refuse_incompatible(stream, stored)
+        elif past is not None:  # what is archived may be older than this Redis, and has numbers in its payloads
+            yield layouts.restore(replace(layout, schemas=(yield past.schemas())))
+        compared = max(stored, default=0)
 
 
 def declare_again(stream: Stream[Any]) -> Steps[Layout]:

@@ -22,6 +22,7 @@ from rstream.producer import Producer, Queue, ids_of
 from rstream.reference import Uploads
 from rstream.retention import Retention
 from rstream.settings import check_name
+from rstream.store import archiving
 from rstream.store import layout as layouts
 from rstream.store import reshard as resharding
 from rstream.store.keys import Shard
@@ -181,6 +182,8 @@ class Stream(Generic[E]):
         layout = yield from declare(self)
         if layout.new:
             yield resharding.make(layout)
+        if known is None and self.archive is not None:  # before anybody trims
+            yield from archiving.begin(layout, layout.every)
         if layout.limited or known is None:  # who stored it may have died before it was in force
             yield from limit_new(layout, layout.current)
         return layout

@@ -180,6 +180,7 @@ def test_a_stream_that_was_never_archived_costs_nothing_or_one_list(
     try:
         with RStream(one_server.url, namespace=namespace, blobs=objects.url) as app:
             log = Log(app)
+            log.stream.archive = None
             log.publish(100)
             assert log.read() == log.ids and log.read(log.ids[50]) == log.ids[50:]
             assert not objects.requests

@@ -233,6 +233,7 @@ def test_a_404_that_s3_does_not_explain_is_no_missing_blob(objects: Objects, s3:
         with pytest.raises(BlobUnavailable, match="404"):
             read("k")
     objects.heal()
+    objects.fail("GET", "cut", times=2)
     with pytest.raises(BlobMissing):
         s3.get("other")
     assert s3.find("other") is None

@@ -30,6 +30,8 @@ def bits(tmp_path: Path) -> Bits:
 
 
 def test_from_start_to_stop(rs: Commands, log: Log, bits: Bits) -> None:
+    assert "it was already" in rs.ok("archive", "start", "readings"), "it was declared so"
+    rs.ok("archive", "stop", "readings")
     assert "is to be archived from now on" in rs.ok("archive", "start", "readings")
     assert "it was already" in rs.ok("archive", "start", "readings")
     assert "the archiver" in rs.ok("groups", "readings") and "~archive" in rs.ok("streams")

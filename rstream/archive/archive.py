@@ -42,15 +42,19 @@ class Archive:
         """Have a blocking call done in a thread."""
         return aside(lambda: [self.vault.shelf.submit(call)], _first)
 
+    def schemas(self) -> Op[dict[int, Mapping[str, Any]]]:
+        """Of what is archived, by version. One GET. Raises `BlobError`, `ArchiveDamaged`."""
+        return self.do(lambda: self.vault.schemas()[0])
+
     def survey(self, key: str | None, told: Mapping[Shard, Rank]) -> Op[dict[Shard, Archived]]:
         """One LIST, and a GET for each shard that it names."""
 
         def call() -> dict[Shard, Archived]:
-            if max(told.values(), default=(0, 0)) == (0, 0) and clock() < self._nothing_until:
+            if not told and clock() < self._nothing_until:
                 return {}
             shards = [s for s in self.vault.shards() if key is None or s.number == keys.number_of(key, s.count)]
             found = self._loaded(shards)
-            if key is None and not found:
+            if key is None and not found and not told:
                 self._nothing_until = clock() + REMEMBERED
             self.vault.check_ends({shard: archived.last_rank for shard, archived in found.items()}, told)
             return found

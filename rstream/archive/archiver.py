@@ -12,8 +12,10 @@ Memory: SEGMENT_BYTES and a page a shard. Cost: a look a second; a full shard is
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from rstream.archive.archive import Archive
 from rstream.archive.manifest import Manifest, Row
@@ -22,6 +24,7 @@ from rstream.archive.segment import Raw, Sealed, build
 from rstream.event import MAX_PART, EntryId
 from rstream.process import clock
 from rstream.store import archiving, keys
+from rstream.store import layout as layouts
 from rstream.store.archiving import Standing
 from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
@@ -31,6 +34,9 @@ log = logging.getLogger("rstream")
 
 SEGMENT_BYTES, SEGMENT_ENTRIES = 4 * 1024 * 1024, 50_000
 """What makes a segment full: bytes of all values, or entries."""
+
+PART = 4
+"""That part of what a shard may hold is archived at once: producers must not have to wait for the clock."""
 
 NEAR = 128
 """Archived entries that a trim may leave in a shard although it wants all of them: a node of Redis's."""
@@ -51,13 +57,19 @@ STRAY = (
     "Redis lost data and then gave ids that are archived already to other entries: {:,}, the first is {}. They cannot "
     "be archived, and stay in Redis untrimmed; docs/archive.md says what to do"
 )
+RENUMBERED = (
+    "stream %s: Redis has given numbers to other schema versions than those of what was archived before: whoever reads "
+    "that takes its payloads for versions that they are not"
+)
 
 
 @dataclass
 class _Known:
     """What is known of a shard. position: of the group, when it was looked at · added: entries that had ever been
     added, up to where it is archived · each: bytes of an entry, about · stray: entries that cannot be archived, and the
-    first · told: errors that were logged.
+    first · told: errors that were logged · oldest, since: the first entry that is not archived, and when it was seen
+    first, by our clock: where Redis's was set back, the id does not tell how long it waits · beyond: up to where it is
+    archived as Redis says, if that is not here.
     """
 
     position: Rank = (0, 0)
@@ -65,6 +77,9 @@ class _Known:
     each: float = 1024.0
     stray: tuple[int, str] | None = None
     told: set[str] = field(default_factory=set)
+    oldest: Rank = (0, 0)
+    since: float = 0.0
+    beyond: Rank = (0, 0)
 
 
 class Archiver:
@@ -74,6 +89,7 @@ class Archiver:
         self._archive, self._vault = archive, archive.vault
         self._every, self._segment_bytes = every, segment_bytes
         self._known: dict[Shard, _Known] = {}
+        self._schemas: Mapping[int, Mapping[str, Any]] = {}
 
     def cycle(self, layout: Layout, *, everything: bool = False) -> Steps[int]:
         """Archive what is due, or everything there is; how many entries. Raises `StoreError`, `BlobError`,
@@ -89,14 +105,26 @@ class Archiver:
         shards = layout.every
         standings: list[Standing] = yield archiving.standings(shards)
         lacking = [shard for shard, at in zip(shards, standings, strict=True) if at.position is None]
-        if lacking and (yield archiving.make(layout, lacking)):
+        if lacking and (yield from archiving.begin(layout, lacking)):
             log.info("stream %s: archived from now on", layout.name)
             standings = yield archiving.standings(shards)
-        return [
+        due = [
             shard
             for shard, at in zip(shards, standings, strict=True)
             if at.position is not None and (everything or self._is_due(shard, at, layout.writes(shard)))
         ]
+        if due:
+            yield from self._keep_schemas(layout)
+        return due
+
+    def _keep_schemas(self, layout: Layout) -> Steps[None]:
+        """Payloads tell their version by a number that Redis gave: whoever reads them when it has lost all needs it."""
+        stored: Layout | None = yield layouts.load(layout.namespace, layout.name)
+        if stored is None or stored.schemas == self._schemas:
+            return
+        self._schemas = stored.schemas
+        if not (yield self._archive.do(partial(self._vault.keep_schemas, stored.schemas))):
+            log.error(RENUMBERED, layout.name)
 
     def _is_due(self, shard: Shard, at: Standing, written: bool) -> bool:
         known = self._known.get(shard)
@@ -107,13 +135,17 @@ class Archiver:
             return False
         if known.stray is None and (not written or self._is_old(at, at.following, known)):
             return True
-        return (at.added - known.added) * known.each >= self._segment_bytes
+        waiting = at.added - known.added
+        return waiting * known.each >= self._segment_bytes or _is_much(at, waiting, known)
 
     def _is_old(self, at: Standing, id: Rank, known: _Known) -> bool:
         """Where the trimming has caught up with the archive, producers may soon have to wait for it: then earlier."""
         waiting = at.added - known.added
         pressed = at.added > at.length and at.length - waiting <= NEAR
-        return at.now - id[0] >= self._every * (100 if pressed else 1000)
+        if known.oldest != id:
+            known.oldest, known.since = id, clock()
+        waited = max((at.now - id[0]) / 1000, clock() - known.since)
+        return waited >= self._every * (0.1 if pressed else 1.0)
 
     def _is_full(self, entries: list[Raw]) -> bool:
         return len(entries) >= SEGMENT_ENTRIES or sum(map(_size, entries)) >= self._segment_bytes
@@ -132,10 +164,12 @@ class Archiver:
         archived, full, forced = 0, True, everything or not layout.writes(shard)
         while full and (entries := (yield from self._gather(shard, manifest.last, known))):
             full = self._is_full(entries)
-            if not (full or forced or self._is_old(at, keys.rank_of(entries[0][0]), known)):
+            due = full or forced or _is_much(at, len(entries), known)
+            if not (due or self._is_old(at, keys.rank_of(entries[0][0]), known)):
                 known.added = at.added - len(entries)
                 break
-            next = yield from self._append(shard, manifest, tag, entries)
+            gap = yield from self._gap(shard, manifest, known)
+            next = yield from self._append(shard, manifest, tag, entries, gap)
             if next is None:  # somebody else was faster
                 full = True
                 manifest, tag = yield self._archive.do(partial(self._vault.load, shard))
@@ -162,7 +196,7 @@ class Archiver:
         return entries
 
     def _append(
-        self, shard: Shard, manifest: Manifest, tag: str | None, entries: list[Raw]
+        self, shard: Shard, manifest: Manifest, tag: str | None, entries: list[Raw], gap: str
     ) -> Steps[tuple[Manifest, str] | None]:
         """Store a segment, and have the manifest name it; None where it is another one by now."""
         began = clock()
@@ -170,7 +204,7 @@ class Archiver:
             manifest = yield self._archive.do(partial(self._vault.roll, shard, manifest))
         build_it = partial(build, self._vault.stream, shard, entries, manifest.sha256)
         sealed: Sealed = yield self._archive.do(build_it)
-        row: Row = yield self._archive.do(partial(self._vault.put, shard, sealed))
+        row: Row = yield self._archive.do(partial(self._vault.put, shard, sealed, gap))
         if clock() - began > TOO_LONG:
             return None
         manifest = manifest.with_row(row)
@@ -184,13 +218,16 @@ class Archiver:
         if at.position is None:
             return False
         last = manifest.last_rank
+        known.beyond = max(at.position, last)
         if at.position > last:
             # Redis was asked before the manifest was read: what it says was in there, if it still were what it was.
             place = f"{at.position[0]}-{at.position[1]}"
             self._tell(known, layout, shard, BEHIND.format(place, self._vault.store.label, manifest.last))
-        if at.last < last:
-            self._tell(known, layout, shard, LOST.format(f"{at.last[0]}-{at.last[1]}", manifest.last))
-            yield archiving.lift(shard, manifest.last)
+        if at.last < last:  # asked again: in between somebody else may have archived what came since
+            (now,) = yield archiving.standings([shard])
+            if now.last < last:
+                self._tell(known, layout, shard, LOST.format(f"{now.last[0]}-{now.last[1]}", manifest.last))
+                yield archiving.lift(shard, manifest.last)
         known.stray = None
         if at.position < last:
             known.stray = yield from self._strays(shard, manifest, at.position)
@@ -198,6 +235,16 @@ class Archiver:
                 return bool((yield archiving.advance(shard, manifest.last)))
             self._tell(known, layout, shard, STRAY.format(*known.stray))
         return True
+
+    def _gap(self, shard: Shard, manifest: Manifest, known: _Known) -> Steps[str]:
+        """Whether something may have been trimmed that is archived, and not here: up to which id, else "". Asked when
+        the entries were read that come after it: trims begin at the oldest.
+        """
+        if known.beyond <= manifest.last_rank:
+            return ""
+        (at,) = yield archiving.standings([shard])
+        whole = at.added == at.length or (at.first is not None and at.first <= manifest.last_rank)
+        return "" if whole else f"{known.beyond[0]}-{known.beyond[1]}"
 
     def _tell(self, known: _Known, layout: Layout, shard: Shard, text: str) -> None:
         """Once."""
@@ -228,6 +275,14 @@ class Archiver:
             at = page[-1][0].decode() if page else at
             more = more and bool(page)
         return (count, first) if count else None
+
+
+def _is_much(at: Standing, waiting: int, known: _Known) -> bool:
+    """Beside what retention lets the shard hold: producers wait for it, if nobody else keeps it any longer."""
+    entries, size = PART * waiting, PART * waiting * known.each
+    return waiting > 0 and (
+        (at.maxlen is not None and entries >= at.maxlen) or (at.maxbytes is not None and size >= at.maxbytes)
+    )
 
 
 def _size(entry: Raw) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,8 @@ PAGE_ROWS = 100
 class Row:
     """A segment. key: of its object · size: of that, in bytes · first, last: ids · entries · payload: bytes of it ·
     head, head_sha256: size and digest of all before its blocks · tail, tail_sha256: where its index begins, and the
-    digest · references: how many different ones it has into the blob store.
+    digest · references: how many different ones it has into the blob store · gap: up to this id all was archived, as
+    Redis was told, and of what lies between the segment before and this one, some is not here: "" = nothing is missing.
     """
 
     key: str
@@ -43,13 +44,14 @@ class Row:
     tail: int
     tail_sha256: str
     references: int = 0
+    gap: str = ""
 
     @classmethod
-    def of(cls, key: str, sealed: Sealed) -> Row:
+    def of(cls, key: str, sealed: Sealed, gap: str = "") -> Row:
         header = sealed.header
         return cls(
             key, len(sealed.data), hashlib.sha256(sealed.data).hexdigest(), header.first, header.last, header.entries,
-            header.payload, sealed.head, sealed.head_sha256, sealed.tail, sealed.tail_sha256, sealed.references,
+            header.payload, sealed.head, sealed.head_sha256, sealed.tail, sealed.tail_sha256, sealed.references, gap,
         )  # fmt: skip
 
 
@@ -157,8 +159,22 @@ def empty(stream: str, shard: Shard) -> Manifest:
 
 def pack(what: Manifest | Page) -> bytes:
     """JSON in one line, and its SHA-256 in the next."""
-    told = json.dumps({"format": FORMAT, **asdict(what)}, separators=(",", ":")).encode()
+    return _packed(asdict(what))
+
+
+def _packed(what: dict[str, Any]) -> bytes:
+    told = json.dumps({"format": FORMAT, **what}, separators=(",", ":")).encode()
     return b"%s\n%s\n" % (told, hashlib.sha256(told).hexdigest().encode())
+
+
+def pack_schemas(schemas: Mapping[int, Mapping[str, Any]]) -> bytes:
+    """Of all versions, from the first on: payloads tell theirs by its number."""
+    return _packed({"schemas": [schema for _, schema in sorted(schemas.items())]})
+
+
+def unpack_schemas(data: bytes) -> dict[int, Mapping[str, Any]]:
+    """Raises `ValueError` where it is not what was stored."""
+    return dict(enumerate(_unpacked(data)["schemas"], 1))
 
 
 def unpack_manifest(data: bytes) -> Manifest:

@@ -1,4 +1,4 @@
-"""What is archived of a stream, and how far behind the archive is. Cost: two round trips, a LIST and a GET a shard."""
+"""What is archived of a stream, and how far behind the archive is. Cost: 3 round trips, a LIST and a GET a shard."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ def overview(archive: Archive, layout: Layout) -> Steps[list[ShardArchive]]:
     groups: list[GroupStats] = yield group_stats(layout)
     standings: list[Standing] = yield archiving.standings(layout.every)
     found: Mapping[Shard, Archived] = yield archive.survey(None, {})
+    later: list[Standing] = yield archiving.standings(layout.every)
     group = next((each for each in groups if each.name == keys.ARCHIVE), None)
-    at = dict(zip(layout.every, standings, strict=True))
+    at = dict(zip(layout.every, zip(standings, later, strict=True), strict=True))
     lags = {} if group is None else {each.shard: each for each in group.shards}
     shards = sorted({*found, *at}, key=lambda each: (each.generation, each.count, each.number))
     rows = []
@@ -51,7 +52,7 @@ def overview(archive: Archive, layout: Layout) -> Steps[list[ShardArchive]]:
         manifest = cast(Manifest | None, found.get(shard))
         first = None if manifest is None else manifest.first
         lag = lags.get(shard)
-        standing = at.get(shard)
+        standing, after = at.get(shard, (None, None))
         rows.append(
             ShardArchive(
                 shard,
@@ -64,21 +65,22 @@ def overview(archive: Archive, layout: Layout) -> Steps[list[ShardArchive]]:
                 manifest.last if manifest and manifest.entries else None,
                 lag.lag if lag else None,
                 lag.behind if lag else 0.0,
-                _wrong(manifest, standing),
+                _wrong(manifest, standing, after),
             )
         )
     return rows
 
 
-def _wrong(manifest: Manifest | None, at: Standing | None) -> str:
+def _wrong(manifest: Manifest | None, before: Standing | None, after: Standing | None) -> str:
+    """before, after: Redis, as it was before the manifest was read, and then: it is archived all the while."""
     last: Rank = manifest.last_rank if manifest else (0, 0)
-    if at is None or at.position is None:
+    if before is None or before.position is None or after is None or after.position is None:
         return ""
-    if at.position > last:
+    if before.position > last:
         return "Redis says that more is archived: the manifest is missing, or an older one"
-    if at.last < last:
+    if after.last < last:
         return "Redis lost data: it has given no ids as high as those that are archived"
-    if at.following is not None and at.following <= last:
+    if after.following is not None and after.following <= last:
         return "Redis has entries that should be archived, and are not known to be: see the archiver's log"
     return ""
 

@@ -6,6 +6,7 @@ a block. With a key, only the indexes of the segments are read (`AHEAD` at once)
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -21,9 +22,13 @@ from rstream.event import Entry, EntryId
 from rstream.store.keys import Rank, Shard, rank_of
 from rstream.store.log import make_entry
 
+log = logging.getLogger("rstream")
+
 T = TypeVar("T")
 
 AHEAD = 8
+GAP = "stream %s, shard %s: of what came before %s, some is missing in %s: it was archived elsewhere, or lost"
+
 SMALL = 256 * 1024
 """A segment of up to so many bytes is read as a whole, also where only a key is wanted."""
 
@@ -75,6 +80,8 @@ class SegmentReader:
         waiting = deque[tuple[Row, str, _Task[tuple[bytes, list[int] | None]]]]()
         after = (self._start.ms, self._start.seq - 1)
         for row, previous in self._vault.rows(self._manifest, after):
+            if row.gap and rank_of(row.gap.encode()) >= self._start[:2]:
+                log.warning(GAP, self._vault.stream, self._shard, row.first, self._vault.store.label)
             if not self._overlaps(row):
                 break
             waiting.append((row, previous, _Task(self._vault, partial(self._begin, row))))

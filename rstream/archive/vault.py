@@ -1,9 +1,10 @@
 """The objects of one stream's archive, as they are stored and checked. Blocks; `Shelf` has the threads.
 
-Below `<namespace>/<stream>/archive/`, a shard called `<generation>.<number>-<shards of the generation>` has
+Below `<namespace>/<stream>/archive/`, with a shard called `<generation>.<number>-<shards of the generation>`, lie
 
 | key                                       | what                                                               |
 | ----------------------------------------- | ------------------------------------------------------------------ |
+| `schemas`                                 | of all versions, as payloads number them; replaced as manifests are |
 | `manifests/<shard>`                       | see manifest.py; replaced by conditional writes only               |
 | `<shard>/<first id>.<random>.segment`     | see segment.py; never changed                                      |
 | `<shard>/<first id>.<random>.page`        | rows that the manifest has no more; never changed                  |
@@ -17,7 +18,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rstream.archive import manifest as manifests
 from rstream.archive.manifest import Manifest, Page, Pointer, Row
@@ -89,7 +90,7 @@ class Vault:
         generation, number, count = map(int, match.groups())
         return keys.shard(self.namespace, self.stream, generation, number, count) if number < count else None
 
-    # -- manifests and pages ------------------------------------------------------------------------------------
+    # -- manifests ------------------------------------------------------------------------------------
 
     def load(self, shard: Shard) -> tuple[Manifest, str | None]:
         """With the tag by which it is replaced; one that is empty, and None, where there is none."""
@@ -103,6 +104,31 @@ class Vault:
     def replace(self, shard: Shard, manifest: Manifest, tag: str | None) -> str | None:
         """The new tag; None where somebody was faster."""
         return self.store.put_if(self.manifest_key(shard), manifests.pack(manifest), tag)
+
+    # -- schemas ------------------------------------------------------------------------------------------------
+
+    def schemas(self) -> tuple[dict[int, Mapping[str, Any]], str | None]:
+        """Of all versions, and the tag."""
+        key = f"{self.source.prefix}schemas"
+        try:
+            data, tag = self.store.get_tagged(key)
+        except BlobMissing:
+            return {}, None
+        return self._read(key, manifests.unpack_schemas, data), tag
+
+    def keep_schemas(self, schemas: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Those of Redis; False where others had their numbers before: then these stay."""
+        while True:
+            found, tag = self.schemas()
+            if any(number in schemas and schemas[number] != schema for number, schema in found.items()):
+                return False
+            if found.keys() >= schemas.keys():
+                return True
+            data = manifests.pack_schemas(schemas)
+            if self.store.put_if(f"{self.source.prefix}schemas", data, tag) is not None:
+                return True
+
+    # -- pages --------------------------------------------------------------------------------------------------
 
     def page(self, pointer: Pointer) -> Page:
         return self._read(pointer.key, manifests.unpack_page, self._checked(pointer.key, pointer.sha256))
@@ -132,10 +158,10 @@ class Vault:
 
     # -- segments -----------------------------------------------------------------------------------------------
 
-    def put(self, shard: Shard, sealed: Sealed) -> Row:
+    def put(self, shard: Shard, sealed: Sealed, gap: str = "") -> Row:
         key = self._new_key(shard, sealed.header.first, "segment")
         self.store.put(key, sealed.data)
-        return Row.of(key, sealed)
+        return Row.of(key, sealed, gap)
 
     def whole(self, row: Row) -> bytes:
         """A segment, checked as a whole."""

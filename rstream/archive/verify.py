@@ -21,6 +21,11 @@ T = TypeVar("T")
 
 AT_ONCE = 8
 
+GAP = (
+    "there is a gap before it: of what came after {}, Redis was told that it was archived up to {}, and does not have "
+    "all of it any more. It is in another blob store, or was lost with a manifest"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -50,6 +55,10 @@ def verify(
 ) -> Verified:
     """positions: up to which id Redis says that shards are archived, asked for before. Raises `BlobError`."""
     done = Verified()
+    try:
+        vault.schemas()
+    except ArchiveDamaged as error:
+        done.problems.append(Problem("", error.object, error.why))
     found = _objects(vault)
     for shard in sorted({*found, *positions}, key=lambda each: (each.generation, each.count, each.number)):
         there = found.get(shard, set())
@@ -96,6 +105,8 @@ class _Check:
                 self._try(task.result)
                 if rank_of(row.first.encode()) <= last:
                     self._found(row.key, f"it begins with {row.first}, which is not after the segment before it")
+                if row.gap:
+                    self._found(row.key, GAP.format(_text(last), row.gap))
                 last = rank_of(row.last.encode())
                 self._there.discard(row.key)
                 self._named.add(row.sha256)
@@ -142,6 +153,10 @@ class _Check:
 
     def _found(self, key: str, what: str) -> None:
         self._done.problems.append(Problem(str(self._shard), key, what))
+
+
+def _text(id: Rank) -> str:
+    return f"{id[0]}-{id[1]}"
 
 
 def _digests_before(rows: Sequence[Row], before: str) -> list[str]:

@@ -67,13 +67,12 @@ def stop(stream: str) -> None:
     From then on nothing waits for the archive before it is trimmed.
     """
     from rstream.store import archiving
+    from rstream.store.steps import drive_sync
 
     with stored_app() as app:
         layout = app.open(stream).sync.layout(fresh=True)
         app.sync_link.run(archiving.hold(layout, "stop"))
-        standings = app.sync_link.run(archiving.standings(layout.every))
-        on = [shard for shard, at in zip(layout.every, standings, strict=True) if at.position is not None]
-        app.sync_link.run(archiving.destroy(on))
+        on = drive_sync(app.sync_link, archiving.end(layout.every), app.settings.publish_timeout)
     click.echo(f"{stream} is not archived any more." if on else f"{stream} was not archived.")
 
 

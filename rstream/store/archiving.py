@@ -13,6 +13,7 @@ from rstream.store.keys import Rank, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.scripts import ARCHIVED, ARCHIVER, GROUP, RANGE, SHARD, STANDING
+from rstream.store.steps import Steps
 
 STOPPED = "~stopped"
 PAGE, PAGE_BYTES = 1000, 1024 * 1024
@@ -22,7 +23,7 @@ PAGE, PAGE_BYTES = 1000, 1024 * 1024
 class Standing:
     """now: ms, by Redis's clock · there: whether the shard is · last: id that was given last · added: entries, ever ·
     length: entries · first: id, None where it is empty · position: up to which it is archived, None: it is not to be ·
-    following: the first id after that.
+    following: the first id after that · maxlen, maxbytes: what the shard may hold, None where nothing limits it.
     """
 
     now: int
@@ -33,19 +34,23 @@ class Standing:
     first: Rank | None = None
     position: Rank | None = None
     following: Rank | None = None
+    maxlen: int | None = None
+    maxbytes: int | None = None
 
 
 def standings(shards: Sequence[Shard]) -> Op[list[Standing]]:
     """One round trip."""
-    return Op([STANDING([shard.stream], keys.ARCHIVE) for shard in shards], lambda replies: [*map(_standing, replies)])
+    calls = [STANDING([shard.stream, shard.size], keys.ARCHIVE) for shard in shards]
+    return Op(calls, lambda replies: [*map(_standing, replies)])
 
 
 def _standing(reply: Sequence[Any]) -> Standing:
     now, *rest = reply
     if not rest:
         return Standing(now)
-    last, added, length, first, position, following = rest
-    return Standing(now, True, keys.rank_of(last), added, length, _rank(first), _rank(position), _rank(following))
+    last, added, length, first, position, following, *limits = rest
+    ranks = _rank(first), _rank(position), _rank(following)
+    return Standing(now, True, keys.rank_of(last), added, length, *ranks, *(int(n) if n else None for n in limits))
 
 
 def _rank(id: bytes) -> Rank | None:
@@ -56,6 +61,28 @@ def page(shard: Shard, after: str) -> Op[tuple[list[tuple[bytes, list[bytes]]], 
     """Entries after an id as Redis gives them, and whether there may be more."""
     call = RANGE([shard.stream], "(" + after, "+", PAGE, PAGE_BYTES)
     return Op([call], lambda replies: (replies[0][0], bool(replies[0][1])))
+
+
+def begin(layout: Layout, shards: Sequence[Shard]) -> Steps[int]:
+    """`make`, unless it was switched off, also in this moment: a group that nobody archives by would hold up producers
+    for good.
+    """
+    if (yield hold(layout, "look")) == STOPPED:
+        return 0
+    new: int = yield make(layout, shards)
+    if new and (yield hold(layout, "look")) == STOPPED:
+        yield from end(shards)
+        return 0
+    return new
+
+
+def end(shards: Sequence[Shard]) -> Steps[int]:
+    """Have these not be archived any more; how many were."""
+    found: list[Standing] = yield standings(shards)
+    on = [shard for shard, at in zip(shards, found, strict=True) if at.position is not None]
+    if on:
+        yield destroy(on)
+    return len(on)
 
 
 def make(layout: Layout, shards: Iterable[Shard]) -> Op[int]:

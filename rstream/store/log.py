@@ -19,7 +19,7 @@ from rstream.store import layout as layouts
 from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op, aside
-from rstream.store.past import Archived, Reading, ask_edges, begin_of, may_be_archived, read_edges
+from rstream.store.past import Archived, Reading, ask_edges, begin_of, may_be_archived, read_edges, told_of
 from rstream.store.scripts import ONCE, RANGE, Call
 from rstream.store.steps import Finding
 
@@ -261,7 +261,7 @@ class Cursor(Generic[E]):
         self._bounded = True
         found = read_edges(replies)
         self._surveying = self._past is not None and may_be_archived(self._layout, self._start, found)
-        self._told = {shard: edges.archived for shard, edges in zip(self._feeds, found, strict=True)}
+        self._told = told_of(self._feeds, found)
         for feed, edges in zip(self._feeds.values(), found, strict=True):
             if edges.newest:
                 self._newest.append(edges.newest)

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 class Edges(NamedTuple):
     """newest: id of a window of a shard, None where it is empty · first: of the shard · doubt: whether the archive may
-    have what comes before that, see edges.lua · archived: up to which id it has all, as Redis was told.
+    have what comes before that, see edges.lua · archived: up to which id it has all, as Redis was told; None where it
+    is not being archived.
     """
 
     newest: Rank | None
     first: Rank
     doubt: int
-    archived: Rank
+    archived: Rank | None
 
 
 def ask_edges(shard: Shard, start: EntryId, end: EntryId, *, archive: bool) -> Call:
@@ -38,10 +39,15 @@ def read_edges(replies: Sequence[tuple[bytes, bytes, int, bytes]]) -> list[Edges
             keys.rank_of(newest) if newest else None,
             begin_of(first),
             doubt,
-            keys.rank_of(archived) if archived else (0, 0),
+            keys.rank_of(archived) if archived else None,
         )
         for newest, first, doubt, archived in replies
     ]
+
+
+def told_of(shards: Iterable[Shard], edges: Iterable[Edges]) -> dict[Shard, Rank]:
+    """Up to which id those are archived that are being archived."""
+    return {shard: each.archived for shard, each in zip(shards, edges, strict=True) if each.archived is not None}
 
 
 def begin_of(first: bytes) -> Rank:
@@ -99,7 +105,9 @@ def may_be_archived(layout: Layout, start: EntryId, edges: Sequence[Edges]) -> b
     A shard may have had something that was removed, unless its archive ends before the window. Where none ever held
     anything, Redis may have lost it all. And what was in a generation that was removed came before the current one.
     """
-    doubts = [edge.doubt for edge in edges if edge.first > start[:2] and not (0, 0) < edge.archived < start[:2]]
+    doubts = [
+        edge.doubt for edge in edges if edge.first > start[:2] and not (0, 0) < (edge.archived or (0, 0)) < start[:2]
+    ]
     if 1 in doubts or (doubts and {2} == {edge.doubt for edge in edges}):
         return True
     current = edges[-layout.shards :] if len(edges) == len(layout.every) else edges[-1:]

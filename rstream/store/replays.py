@@ -19,7 +19,7 @@ from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.past import Archived, Edges, ask_edges, may_be_archived, read_edges
+from rstream.store.past import Archived, Edges, ask_edges, may_be_archived, read_edges, told_of
 from rstream.store.scripts import REPLAY, Arg, Call
 from rstream.store.steps import Steps
 
@@ -195,9 +195,7 @@ def find_window(layout: Layout, start: EntryId, end: EntryId, key: str | None = 
     told: list[Edges] = yield Op([ask_edges(shard, start, end, archive=True) for shard in shards], read_edges)
     found: Mapping[Shard, Archived] = {}
     if may_be_archived(layout, start, told):
-        found = yield layout.past.survey(
-            key, {shard: edges.archived for shard, edges in zip(shards, told, strict=True)}
-        )
+        found = yield layout.past.survey(key, told_of(shards, told))
     ends = [here] if here is not None else []
     for shard, archived in found.items():
         first, last = (

@@ -8,6 +8,7 @@
 --           leave  be it no more
 --           stop   switch it off
 --           start  switch it on again
+--           look   change nothing
 -- ARGV[2] archiver  who is asking
 -- ARGV[3] lease     ms
 -- returns who it is then, "~stopped", or ""

@@ -9,7 +9,8 @@
 -- ARGV[3] schema  JSON Schema of the events
 -- ARGV[4] digest  of the schema: a schema that is stored already keeps its version
 -- ARGV[5] compared  how many versions the caller has compared its schema with: a new one is stored only if there are
---                 no more, so that of two who declare at once the second compares itself with the first
+--                 no more, so that of two who declare at once the second compares itself with the first; -1: it is not
+--                 stored where there are none either
 -- ARGV[6] retention  JSON, "" = none declared: of several who declare one, the first counts
 -- returns         {generation, key, version of this schema (0: not stored), {generation, its shards, …} of all that
 --                  are stored, the same of those that were removed, {version, schema, …} of those not compared yet,
@@ -23,7 +24,7 @@ local kept = ARGV[6] ~= '' and redis.call('HSETNX', KEYS[1], 'retention', ARGV[6
 local version = redis.call('HGET', KEYS[1], 'version:' .. ARGV[4])
 local compared, versions = tonumber(ARGV[5]), tonumber(redis.call('HGET', KEYS[1], 'versions') or 0)
 local others = {}
-for number = compared + 1, versions do
+for number = math.max(0, compared) + 1, versions do
   others[#others + 1] = number
   others[#others + 1] = redis.call('HGET', KEYS[1], 'schema:' .. number)
 end
