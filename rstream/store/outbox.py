@@ -123,7 +123,7 @@ class _Piece:
         self._whole, self._places, self._done = whole, places, False
 
     def done(self) -> bool:
-        return self._done
+        return self._done or self._whole.promise.done()
 
     def set_result(self, ids: Sequence[EntryId], /) -> None:
         self._done = True
@@ -205,9 +205,9 @@ class Outbox:
         for shard in [shard for shard in self._waiting if shard not in busy]:
             if size >= WRITE_BYTES or self._refused:
                 break
-            flush = self._cut(shard)
-            self._taken.append(flush)
-            size += flush.size
+            if (new := self._cut(shard)) is not None:
+                self._taken.append(new)
+                size += new.size
         if not self._taken:
             return None
         retention = self.layout.retention
@@ -229,15 +229,23 @@ class Outbox:
         waiting = {flush.shard for flush in self._again} | self._waiting.keys()
         return max(0.0, min(self._hold.get(shard, 0.0) for shard in waiting) - clock()) if waiting else None
 
-    def _cut(self, shard: Shard) -> _Flush:
+    def _cut(self, shard: Shard) -> _Flush | None:
+        """What nobody waits for any more, a publish that was cancelled, is left out."""
         waiting = self._waiting.pop(shard)
-        parcels = [waiting.popleft()]
-        count, size = len(parcels[0].records), parcels[0].size
-        while waiting and count + len(waiting[0].records) <= FLUSH_ENTRIES and size + waiting[0].size <= FLUSH_BYTES:
-            parcels.append(waiting.popleft())
-            count, size = count + len(parcels[-1].records), size + parcels[-1].size
+        parcels: list[Parcel] = []
+        count = size = 0
+        while waiting:
+            parcel = waiting[0]
+            if not parcel.promise.done():
+                count, size = count + len(parcel.records), size + parcel.size
+                if parcels and (count > FLUSH_ENTRIES or size > FLUSH_BYTES):
+                    break
+                parcels.append(parcel)
+            waiting.popleft()
         if waiting:
             self._waiting[shard] = waiting  # at the end again: shards take turns
+        if not parcels:
+            return None
         self._seq[shard] = self._seq.get(shard, 0) + 1
         return _Flush(shard, self._seq[shard], parcels)
 
@@ -277,18 +285,31 @@ class Outbox:
         return {f.shard: f.tries for f in self._full if f.tries and min(parcel.until for parcel in f.parcels) <= now}
 
     def resend(self, errors: Mapping[Shard, StreamFull]) -> None:
-        """Try it again: what was full for the first time at once. Tell the callers of these shards instead."""
+        """Try it again: what was full for the first time at once. Tell the callers of these shards instead, as far as
+        they do not wait any longer.
+        """
         full, self._full = self._full, []
         for flush in full:
+            if not flush.unsure:  # then no packet of it is under way, and it may be another one under the same number
+                flush.parcels = [parcel for parcel in flush.parcels if not parcel.promise.done()]
             if error := errors.get(flush.shard):
-                _reject(flush.parcels, _known(error, flush.unsure))
+                self._give_up(flush, error)
+            if not flush.parcels:
                 self._hold.pop(flush.shard, None)
-                self._turn_away(flush.shard, error)
-            else:
-                if flush.tries:
-                    self._hold[flush.shard] = clock() + min(TRY_AGAIN, 0.02 * 2 ** min(flush.tries, 8))
-                flush.tries += 1
-                self._again.append(flush)
+                continue
+            if flush.tries:
+                self._hold[flush.shard] = clock() + min(TRY_AGAIN, 0.02 * 2 ** min(flush.tries, 8))
+            flush.tries += 1
+            self._again.append(flush)
+
+    def _give_up(self, flush: _Flush, error: StreamFull) -> None:
+        """Of one that may yet arrive, all of it."""
+        now = clock()
+        left = [] if flush.unsure else [parcel for parcel in flush.parcels if parcel.until > now]
+        _reject((p for p in flush.parcels if flush.unsure or p.until <= now), _known(error, flush.unsure))
+        flush.parcels = left
+        if not left:
+            self._turn_away(flush.shard, error)
 
     def _turn_away(self, shard: Shard, error: StreamFull) -> None:
         """Those behind a flush that was refused, as far as they do not wait for room any longer either."""

@@ -1,0 +1,140 @@
+"""What happens to waiting publishes and to limits when somebody gives up, or dies, or changes their mind half-way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rstream import Event, Retention, RStream, Stream
+from rstream.errors import StreamFull
+from rstream.event import EntryId
+from rstream.store import layout as layouts
+from rstream.store.deliveries import GroupOps
+from rstream.store.layout import Layout
+from rstream.store.steps import Steps, drive
+from rstream.store.trim import retain, tidy
+from tests.servers import Server
+
+
+class Item(Event):
+    key: str
+    n: int
+    pad: bytes = b""
+
+
+@pytest.fixture
+async def app(one_server: Server, namespace: str) -> AsyncIterator[RStream]:
+    async with RStream(one_server.url, namespace=namespace) as app:
+        yield app
+
+
+@pytest.fixture
+async def every_app(server: Server, namespace: str) -> AsyncIterator[RStream]:
+    async with RStream(server.url, namespace=namespace) as app:
+        yield app
+
+
+async def full(app: RStream, full_wait: float) -> Stream[Item]:
+    """One shard of 100 entries that a group has yet to read."""
+    kept = Retention(entries=100)
+    stream = app.stream("items", Item, key="key", shards=1, retention=kept, full_wait=full_wait)
+    await app.link.run(GroupOps(await stream.layout(), "billing", "w").create("0"))
+    await stream.publish_many([Item(key="k", n=n) for n in range(100)])
+    return stream
+
+
+async def numbers(stream: Stream[Item]) -> list[int]:
+    return [entry.event.n async for entry in stream.read()]
+
+
+async def stored(app: RStream) -> Layout:
+    layout = await app.link.run(layouts.load(app.settings.namespace, "items"))
+    assert layout is not None
+    return layout
+
+
+# -- publishes that wait --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sync", [False, True])
+async def test_each_waits_its_own_time(app: RStream, sync: bool) -> None:
+    """Though those that wait are sent together, and some of them have waited for long."""
+    wait = 0.8
+    stream = await full(app, wait)
+
+    async def waited(n: int) -> float:
+        began = time.monotonic()
+        with pytest.raises(StreamFull):
+            if sync:
+                await asyncio.to_thread(stream.sync.publish, Item(key="k", n=n))
+            else:
+                await stream.publish(Item(key="k", n=n))
+        return time.monotonic() - began
+
+    tasks = []
+    for n in range(8):  # over more than the time that the first of them wait
+        tasks.append(asyncio.create_task(waited(n)))
+        await asyncio.wait(tasks, timeout=0.2, return_when=asyncio.ALL_COMPLETED)
+    times = await asyncio.gather(*tasks)
+    assert min(times) >= wait
+    assert max(times) < wait + 2
+
+
+async def test_a_publish_that_was_cancelled_while_it_waited_is_not_added(app: RStream) -> None:
+    """A caller that gave up, and tries again, would have it many times when there is room."""
+    stream = await full(app, 30)
+    for _ in range(5):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stream.publish(Item(key="k", n=100)), 0.2)
+    last = asyncio.create_task(stream.publish(Item(key="k", n=101)))
+    await asyncio.wait([last], timeout=0.1)
+    await app.link.exchange([("XGROUP", "DESTROY", (await stream.layout()).current[0].stream, "billing")])
+    assert isinstance(await last, EntryId)
+    assert await numbers(stream) == [*range(1, 100), 101]
+
+
+# -- limits ---------------------------------------------------------------------------------------------------------
+
+
+async def part_of(app: RStream, steps: Steps[object], calls: int) -> None:
+    """So many calls of a procedure; then whoever was at it was killed."""
+    op = next(steps)
+    for _ in range(calls):
+        op = steps.send(await app.link.run(op))
+    steps.close()
+
+
+@pytest.mark.parametrize("calls", range(1, 7))
+async def test_what_was_there_is_counted_though_who_counted_it_was_killed(every_app: RStream, calls: int) -> None:
+    app = every_app
+    stream = app.stream("items", Item, key="key", shards=1)
+    await stream.publish_many([Item(key="k", n=n, pad=bytes(1000)) for n in range(4000)])
+    kept = Retention(bytes="1MB")
+    await part_of(app, retain(await stream.layout(), kept), calls)
+    await drive(app.link, tidy(await stored(app), kept), 5)
+    assert 600 <= len(await numbers(stream)) <= 950
+
+
+@pytest.mark.parametrize("calls", range(1, 5))
+async def test_who_brings_limits_up_to_date_does_not_bring_back_those_that_were_taken_away(
+    every_app: RStream, calls: int
+) -> None:
+    app = every_app
+    old = Retention(entries=100)
+    stream = app.stream("items", Item, key="key", shards=2)
+    await stream.publish_many([Item(key=f"k{n}", n=n) for n in range(50)])
+    await app.link.run(layouts.retain(app.settings.namespace, "items", old))
+    layout = await stored(app)
+    looking = tidy(layout, old)
+    op = next(looking)
+    with contextlib.suppress(StopIteration):
+        for n in range(100):
+            if n == calls:
+                await drive(app.link, retain(layout, None), 5)
+            op = looking.send(await app.link.run(op))
+    await stream.publish_many([Item(key=f"k{n}", n=n) for n in range(950)])
+    assert len(await numbers(stream)) == 1000
