@@ -12,11 +12,13 @@ import pytest
 from rstream import Event, Retention, RStream, Stream
 from rstream.errors import StreamFull
 from rstream.event import EntryId
+from rstream.retention import Limits
 from rstream.store import layout as layouts
 from rstream.store.deliveries import GroupOps
 from rstream.store.layout import Layout
 from rstream.store.steps import Steps, drive
 from rstream.store.trim import retain, tidy
+from rstream.store.weigh import Losers, trim
 from tests.servers import Server
 
 
@@ -138,3 +140,43 @@ async def test_who_brings_limits_up_to_date_does_not_bring_back_those_that_were_
             op = looking.send(await app.link.run(op))
     await stream.publish_many([Item(key=f"k{n}", n=n) for n in range(950)])
     assert len(await numbers(stream)) == 1000
+
+
+# -- large entries --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [Retention(bytes="64MB"), Retention(entries=20)])
+async def test_a_huge_event_gets_all_the_room_that_it_needs(
+    own_server: Server, namespace: str, kept: Retention
+) -> None:
+    """What is processed goes for it, however much."""
+    async with RStream(own_server.url, namespace=namespace, max_event_bytes=64 * 1024 * 1024) as app:
+        stream = app.stream("items", Item, key="key", shards=1, retention=kept)
+        for n in range(15):
+            await stream.publish(Item(key="k", n=n, pad=bytes(4_000_000)))
+        await stream.publish(Item(key="k", n=15, pad=bytes(40_000_000)))
+        assert (await numbers(stream))[-1] == 15
+
+
+async def test_many_small_events_get_the_room_of_large_ones(own_server: Server, namespace: str) -> None:
+    async with RStream(own_server.url, namespace=namespace) as app:
+        stream = app.stream("items", Item, key="key", shards=1, retention=Retention(entries=100))
+        for n in range(100):
+            await stream.publish(Item(key="k", n=n, pad=bytes(500_000)))
+        await stream.publish_many([Item(key="k", n=n) for n in range(100, 195)])
+        assert (await numbers(stream))[-95:] == list(range(100, 195))
+
+
+async def test_one_call_goes_through_few_bytes(own_server: Server, namespace: str) -> None:
+    """It copies what it counts, and the server stands still meanwhile."""
+    async with RStream(own_server.url, namespace=namespace) as app:
+        stream = app.stream("items", Item, key="key", shards=1)
+        for _ in range(8):
+            await stream.publish_many([Item(key="k", n=n, pad=bytes(30_000)) for n in range(250)])
+        layout, kept = await stream.layout(), Limits(10, None)
+        part = await app.link.run(trim(layout.current[0], "", kept, Losers([], {}), dry=False))
+        assert part.more
+        assert 100 <= part.removed <= 400, "about 8 MB"
+        while part.more:
+            part = await app.link.run(trim(layout.current[0], "", kept, Losers([], {}), dry=False))
+        assert len(await numbers(stream)) == 10

@@ -26,7 +26,7 @@ from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of
 from rstream.store.scripts import PUBLISH, Call
 
 WRITE_BYTES = 1024 * 1024
@@ -71,7 +71,7 @@ class Parcel:
         batch: list[Record] = []
         size = 0
         for record in records:
-            weight = _weight(record)
+            weight = weight_of(record)
             if batch and (len(batch) >= FLUSH_ENTRIES or size + weight > FLUSH_BYTES):
                 parcels.append(cls(shard, batch, promise(), size, until))
                 batch, size = [], 0
@@ -89,11 +89,7 @@ class Parcel:
         whole = _Whole(self.promise, len(self.records), len(by_shard))
         for shard, places in by_shard.items():
             records = [self.records[n] for n in places]
-            yield Parcel(shard, records, _Piece(whole, places), sum(map(_weight, records)), self.until)
-
-
-def _weight(record: Record) -> int:
-    return len(record.payload) + len(record.key) + len(record.headers) + 64
+            yield Parcel(shard, records, _Piece(whole, places), sum(map(weight_of, records)), self.until)
 
 
 class _Whole:

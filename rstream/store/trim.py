@@ -15,8 +15,9 @@ from typing import Literal
 
 from rstream.retention import Limits, Retention, current_limits, older_limits, roomy
 from rstream.store import layout as layouts
-from rstream.store.keys import ARCHIVE, Shard
+from rstream.store.keys import ARCHIVE, Shard, rank_of
 from rstream.store.layout import Layout
+from rstream.store.pins import behind_first
 from rstream.store.steps import Steps
 from rstream.store.weigh import LOOKED, Losers, Seen, Trim, Weight, index, limit, now_seen, seen, trim, weigh
 
@@ -191,10 +192,14 @@ def _trim(
 ) -> Steps[None]:
     """Where there is something to trim: all of it."""
     held = weight.held
-    if need is not None and losers.groups and over(held.entries + need[0], held.counted + need[1], limits):
-        limits = Limits(roomy(limits.entries, need[0]), roomy(limits.bytes, need[1]))
+    if need is not None and over(held.entries + need[0], held.counted + need[1], limits):
+        limits = Limits(*(roomy(*each, loses=bool(losers.groups)) for each in zip(limits, need, strict=True)))
+    if dry and limits.entries is not None and weight.first is not None and held.entries > limits.entries:
+        # A call goes through some of them only, and the next would begin where that has trimmed.
+        minid = _later(minid, (yield from behind_first(weight.shard, weight.first, held.entries - limits.entries)))
+        limits = limits._replace(entries=None)
     too_much = over(held.entries, held.counted, limits)
-    if weight.first is None or not (too_much or (minid and _older(weight.first, minid))):
+    if weight.first is None or not (too_much or (minid and rank_of(weight.first) < rank_of(minid.encode()))):
         return
     whole: Trim | None = None
     while True:
@@ -229,8 +234,8 @@ def _sum(one: Trim, other: Trim) -> Trim:
     return other._replace(removed=one.removed + other.removed, before=before, lost=lost)
 
 
-def _older(id: bytes, minid: str) -> bool:
-    return int(id.split(b"-")[0]) < int(minid.split("-")[0])
+def _later(one: str, other: str) -> str:
+    return other if not one or rank_of(one.encode()) < rank_of(other.encode()) else one
 
 
 # -- who counts -----------------------------------------------------------------------------------------------------
