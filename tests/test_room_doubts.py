@@ -14,6 +14,7 @@ from rstream.errors import StreamFull
 from rstream.event import EntryId
 from rstream.retention import Limits
 from rstream.store import layout as layouts
+from rstream.store import reshard
 from rstream.store.deliveries import GroupOps
 from rstream.store.layout import Layout
 from rstream.store.steps import Steps, drive
@@ -99,6 +100,36 @@ async def test_a_publish_that_was_cancelled_while_it_waited_is_not_added(app: RS
     assert await numbers(stream) == [*range(1, 100), 101]
 
 
+@pytest.mark.parametrize("sync", [False, True])
+async def test_who_waits_for_room_does_not_keep_others_from_following_a_resharding(app: RStream, sync: bool) -> None:
+    """A shard is full, another has been sealed by a resharding, and who did that took its time."""
+    stream = app.stream("items", Item, key="key", shards=2, retention=Retention(entries=20), full_wait=30)
+    layout = await stream.layout()
+    await app.link.run(GroupOps(layout, "billing", "w").create("0"))
+    full, sealed = (next(f"k{n}" for n in range(99) if layout.shard(f"k{n}") == each) for each in layout.current)
+    await stream.publish_many([Item(key=full, n=n) for n in range(10)])
+
+    def publish(key: str, n: int) -> asyncio.Task[EntryId]:
+        event = Item(key=key, n=n)
+        return asyncio.create_task(asyncio.to_thread(stream.sync.publish, event) if sync else stream.publish(event))
+
+    waiting = [publish(full, 10)]
+    await asyncio.wait(waiting, timeout=0.2)
+    await app.link.run(reshard._seal([layout.current[1]], 2))
+    before = await commands_of(app)
+    waiting += [publish(sealed, 11), publish(full, 12)]
+    await asyncio.wait(waiting, timeout=1)
+    assert await commands_of(app) - before < 500, "nobody asks all the time"
+    await drive(app.link, reshard.reshard(app.settings.namespace, "items", 4), 5)
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert [n for n in await numbers(stream) if n != 11] == [*range(10), 10, 12]
+
+
+async def commands_of(app: RStream) -> int:
+    (told,) = await app.link.exchange([("INFO", "stats")])
+    return int(dict(line.split(":") for line in told.decode().splitlines() if ":" in line)["total_commands_processed"])
+
+
 # -- limits ---------------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +171,24 @@ async def test_who_brings_limits_up_to_date_does_not_bring_back_those_that_were_
             op = looking.send(await app.link.run(op))
     await stream.publish_many([Item(key=f"k{n}", n=n) for n in range(950)])
     assert len(await numbers(stream)) == 1000
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("lost", ["everything", "a shard"])
+async def test_limits_are_back_when_redis_has_lost_them(
+    own_server: Server, namespace: str, sync: bool, lost: str
+) -> None:
+    """Also where no worker looks after them."""
+    async with RStream(own_server.url, namespace=namespace) as app:
+        stream = app.stream("items", Item, key="key", shards=1, retention=Retention(entries=100))
+        await stream.publish(Item(key="k", n=-1))
+        shard = (await stream.layout()).current[0]
+        calls = [("FLUSHALL",)] if lost == "everything" else [("DEL", shard.stream, shard.size, shard.marks)]
+        await app.link.exchange(calls)
+        for start in range(0, 500, 50):
+            batch = [Item(key="k", n=n) for n in range(start, start + 50)]
+            await (asyncio.to_thread(stream.sync.publish_many, batch) if sync else stream.publish_many(batch))
+        assert await numbers(stream) == list(range(400, 500))
 
 
 # -- large entries --------------------------------------------------------------------------------------------------

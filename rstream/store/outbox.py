@@ -222,7 +222,9 @@ class Outbox:
 
     def pause(self) -> float | None:
         """Seconds until there is something to take; None when nothing waits."""
-        waiting = {flush.shard for flush in self._again} | self._waiting.keys()
+        waiting = {flush.shard for flush in self._again}
+        if not self._refused:
+            waiting |= self._waiting.keys()
         return max(0.0, min(self._hold.get(shard, 0.0) for shard in waiting) - clock()) if waiting else None
 
     def _cut(self, shard: Shard) -> _Flush | None:
@@ -251,6 +253,7 @@ class Outbox:
                 self._refused.append(flush)
             elif isinstance(reply, ShardLimited):  # somebody has given it limits since
                 self._limited = True
+                flush.unsure = flush.unsure or reply.sent
                 self._again.append(flush)
             elif isinstance(reply, StreamFull):
                 flush.unsure = flush.unsure or reply.sent
@@ -317,11 +320,16 @@ class Outbox:
 
     @property
     def refused(self) -> Shard | None:
-        """A shard that took nothing. What was full there before has to be tried first: it is ahead of all others."""
-        if self._refused and self._again:
-            self._hold.clear()
+        """A shard that took nothing. What was full elsewhere goes where the others go, ahead of what came later; but
+        what of it may yet arrive has to be tried before.
+        """
+        if not self._refused:
             return None
-        return self._refused[0].shard if self._refused else None
+        for flush in self._again:
+            if not flush.unsure:
+                self._waiting.setdefault(flush.shard, deque()).extendleft(reversed(flush.parcels))
+        self._again = [flush for flush in self._again if flush.unsure]
+        return None if self._again else self._refused[0].shard
 
     def go_on(self, layout: Layout) -> None:
         """What has become of the stream. A shard that is still written to gets the same flush with the same number: an
