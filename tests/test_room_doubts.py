@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rstream import Event, Retention, RStream, Stream
-from rstream.errors import StreamFull
+from rstream.errors import StoreError, StreamFull
 from rstream.event import EntryId
 from rstream.retention import Limits
 from rstream.store import layout as layouts
@@ -20,6 +20,7 @@ from rstream.store.layout import Layout
 from rstream.store.steps import Steps, drive
 from rstream.store.trim import retain, tidy
 from rstream.store.weigh import Losers, trim
+from rstream.worker.janitor import Janitor
 from tests.servers import Server
 
 
@@ -189,6 +190,17 @@ async def test_limits_are_back_when_redis_has_lost_them(
             batch = [Item(key="k", n=n) for n in range(start, start + 50)]
             await (asyncio.to_thread(stream.sync.publish_many, batch) if sync else stream.publish_many(batch))
         assert await numbers(stream) == list(range(400, 500))
+
+
+async def test_a_stream_that_cannot_be_looked_at_does_not_keep_the_others_from_it(app: RStream) -> None:
+    streams = [app.stream(name, Item, key="key", shards=1, retention=Retention(age="0.001s")) for name in ("a", "b")]
+    for stream in streams:
+        await stream.publish_many([Item(key="k", n=n) for n in range(10)])
+    shard = (await streams[0].layout()).current[0]
+    await app.link.exchange([("DEL", shard.stream), ("SET", shard.stream, "what is this?")])
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await Janitor(app, "w").look()
+    assert await numbers(streams[1]) == []
 
 
 # -- large entries --------------------------------------------------------------------------------------------------
