@@ -263,11 +263,11 @@ def grain(limits: Limits) -> int:
     return 65_536 if limits.bytes is None else min(65_536, max(1024, limits.bytes // 64))
 
 
-def roomy(limit: int | None, need: int) -> int | None:
-    """To what a full shard is trimmed where that loses something, for so much more: a little below, so that it is not
+def roomy(limit: int | None, need: int, *, loses: bool) -> int | None:
+    """To what a full shard is trimmed, for so much more. Where that loses something, a little below, so that it is not
     done all the time.
     """
-    return None if limit is None else max(0, limit - max(need, limit // 16))
+    return None if limit is None else max(0, limit - (max(need, limit // 16) if loses else need))
 
 
 # -- slowing down ---------------------------------------------------------------------------------------------------

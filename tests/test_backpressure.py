@@ -618,7 +618,7 @@ async def _nothing(event: Item) -> None: ...
 
 
 async def test_where_redis_is_full_producers_learn_it_at_once_and_draining_goes_on(
-    own_server: Server, namespace: str
+    own_server: Server, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with RStream(own_server.url, namespace=namespace) as app:
         stream = items(app, shards=2, age="0.1s")
@@ -645,7 +645,7 @@ async def test_where_redis_is_full_producers_learn_it_at_once_and_draining_goes_
                         await publish(some(1, pad=100_000)[0])
                     times.append(time.monotonic() - began)
                 assert min(times) <= 0.1, times
-            logging.getLogger("rstream").setLevel(logging.ERROR)
+            caplog.set_level(logging.ERROR, "rstream")
             async with working(app):
                 await eventually_async(lambda: len(set(handled)) == published, 20)
                 assert sorted(set(handled)) == list(range(published))

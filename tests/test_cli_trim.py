@@ -81,6 +81,19 @@ def test_a_dry_run_says_what_a_trim_then_does(rs: Commands, orders: Stream[Order
     assert per_shard(orders) == [5, 5]
 
 
+def test_a_dry_run_of_a_large_trim_does(rs: Commands, orders: Stream[Order]) -> None:
+    """Which takes several calls."""
+    for _ in range(3):
+        orders.sync.publish_many([Order(customer=f"c{n}", total=n) for n in range(4000)])
+    keep(orders, Retention(entries=10))
+    before = per_shard(orders)
+    planned = json.loads(rs.ok("trim", "orders", "--dry-run", "--json"))
+    assert per_shard(orders) == before
+    done = json.loads(rs.ok("trim", "orders", "--json"))
+    assert [shard["trimmed"] for shard in planned["shards"]] == [shard["trimmed"] for shard in done["shards"]]
+    assert per_shard(orders) == [5, 5]
+
+
 def test_it_names_the_group_the_entry_and_whose_delivery_it_is(rs: Commands, orders: Stream[Order]) -> None:
     keep(orders, Retention(entries=10))
     first = member(orders, "ahead")

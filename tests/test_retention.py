@@ -142,10 +142,12 @@ def test_the_newest_generation_keeps_what_the_older_ones_lose() -> None:
 
 
 def test_a_limit_leaves_room_for_what_is_waiting() -> None:
-    assert roomy(None, 5) is None
-    assert roomy(1600, 5) == 1500
-    assert roomy(1600, 300) == 1300
-    assert roomy(100, 300) == 0
+    assert roomy(None, 5, loses=True) is None
+    assert roomy(1600, 5, loses=True) == 1500
+    assert roomy(1600, 300, loses=True) == 1300
+    assert roomy(100, 300, loses=True) == 0
+    assert roomy(1600, 5, loses=False) == 1595, "what is processed goes as far as it has to"
+    assert roomy(100, 300, loses=False) == 0
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 1))

@@ -52,6 +52,11 @@ class Record(NamedTuple):
     headers: bytes
 
 
+def weight_of(record: Record) -> int:
+    """Bytes; a little more than what it counts as where there are limits."""
+    return len(record.payload) + len(record.key) + len(record.headers) + 64
+
+
 def place_of(layout: Layout, record: Record) -> Shard:
     """The shard that a record is written to."""
     return layout.shard(_hashed(record))

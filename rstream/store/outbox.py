@@ -26,7 +26,7 @@ from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of
 from rstream.store.scripts import PUBLISH, Call
 
 WRITE_BYTES = 1024 * 1024
@@ -71,7 +71,7 @@ class Parcel:
         batch: list[Record] = []
         size = 0
         for record in records:
-            weight = _weight(record)
+            weight = weight_of(record)
             if batch and (len(batch) >= FLUSH_ENTRIES or size + weight > FLUSH_BYTES):
                 parcels.append(cls(shard, batch, promise(), size, until))
                 batch, size = [], 0
@@ -89,11 +89,7 @@ class Parcel:
         whole = _Whole(self.promise, len(self.records), len(by_shard))
         for shard, places in by_shard.items():
             records = [self.records[n] for n in places]
-            yield Parcel(shard, records, _Piece(whole, places), sum(map(_weight, records)), self.until)
-
-
-def _weight(record: Record) -> int:
-    return len(record.payload) + len(record.key) + len(record.headers) + 64
+            yield Parcel(shard, records, _Piece(whole, places), sum(map(weight_of, records)), self.until)
 
 
 class _Whole:
@@ -123,7 +119,7 @@ class _Piece:
         self._whole, self._places, self._done = whole, places, False
 
     def done(self) -> bool:
-        return self._done
+        return self._done or self._whole.promise.done()
 
     def set_result(self, ids: Sequence[EntryId], /) -> None:
         self._done = True
@@ -205,9 +201,9 @@ class Outbox:
         for shard in [shard for shard in self._waiting if shard not in busy]:
             if size >= WRITE_BYTES or self._refused:
                 break
-            flush = self._cut(shard)
-            self._taken.append(flush)
-            size += flush.size
+            if (new := self._cut(shard)) is not None:
+                self._taken.append(new)
+                size += new.size
         if not self._taken:
             return None
         retention = self.layout.retention
@@ -226,18 +222,28 @@ class Outbox:
 
     def pause(self) -> float | None:
         """Seconds until there is something to take; None when nothing waits."""
-        waiting = {flush.shard for flush in self._again} | self._waiting.keys()
+        waiting = {flush.shard for flush in self._again}
+        if not self._refused:
+            waiting |= self._waiting.keys()
         return max(0.0, min(self._hold.get(shard, 0.0) for shard in waiting) - clock()) if waiting else None
 
-    def _cut(self, shard: Shard) -> _Flush:
+    def _cut(self, shard: Shard) -> _Flush | None:
+        """What nobody waits for any more, a publish that was cancelled, is left out."""
         waiting = self._waiting.pop(shard)
-        parcels = [waiting.popleft()]
-        count, size = len(parcels[0].records), parcels[0].size
-        while waiting and count + len(waiting[0].records) <= FLUSH_ENTRIES and size + waiting[0].size <= FLUSH_BYTES:
-            parcels.append(waiting.popleft())
-            count, size = count + len(parcels[-1].records), size + parcels[-1].size
+        parcels: list[Parcel] = []
+        count = size = 0
+        while waiting:
+            parcel = waiting[0]
+            if not parcel.promise.done():
+                count, size = count + len(parcel.records), size + parcel.size
+                if parcels and (count > FLUSH_ENTRIES or size > FLUSH_BYTES):
+                    break
+                parcels.append(parcel)
+            waiting.popleft()
         if waiting:
             self._waiting[shard] = waiting  # at the end again: shards take turns
+        if not parcels:
+            return None
         self._seq[shard] = self._seq.get(shard, 0) + 1
         return _Flush(shard, self._seq[shard], parcels)
 
@@ -247,6 +253,7 @@ class Outbox:
                 self._refused.append(flush)
             elif isinstance(reply, ShardLimited):  # somebody has given it limits since
                 self._limited = True
+                flush.unsure = flush.unsure or reply.sent
                 self._again.append(flush)
             elif isinstance(reply, StreamFull):
                 flush.unsure = flush.unsure or reply.sent
@@ -277,18 +284,31 @@ class Outbox:
         return {f.shard: f.tries for f in self._full if f.tries and min(parcel.until for parcel in f.parcels) <= now}
 
     def resend(self, errors: Mapping[Shard, StreamFull]) -> None:
-        """Try it again: what was full for the first time at once. Tell the callers of these shards instead."""
+        """Try it again: what was full for the first time at once. Tell the callers of these shards instead, as far as
+        they do not wait any longer.
+        """
         full, self._full = self._full, []
         for flush in full:
+            if not flush.unsure:  # then no packet of it is under way, and it may be another one under the same number
+                flush.parcels = [parcel for parcel in flush.parcels if not parcel.promise.done()]
             if error := errors.get(flush.shard):
-                _reject(flush.parcels, _known(error, flush.unsure))
+                self._give_up(flush, error)
+            if not flush.parcels:
                 self._hold.pop(flush.shard, None)
-                self._turn_away(flush.shard, error)
-            else:
-                if flush.tries:
-                    self._hold[flush.shard] = clock() + min(TRY_AGAIN, 0.02 * 2 ** min(flush.tries, 8))
-                flush.tries += 1
-                self._again.append(flush)
+                continue
+            if flush.tries:
+                self._hold[flush.shard] = clock() + min(TRY_AGAIN, 0.02 * 2 ** min(flush.tries, 8))
+            flush.tries += 1
+            self._again.append(flush)
+
+    def _give_up(self, flush: _Flush, error: StreamFull) -> None:
+        """Of one that may yet arrive, all of it."""
+        now = clock()
+        left = [] if flush.unsure else [parcel for parcel in flush.parcels if parcel.until > now]
+        _reject((p for p in flush.parcels if flush.unsure or p.until <= now), _known(error, flush.unsure))
+        flush.parcels = left
+        if not left:
+            self._turn_away(flush.shard, error)
 
     def _turn_away(self, shard: Shard, error: StreamFull) -> None:
         """Those behind a flush that was refused, as far as they do not wait for room any longer either."""
@@ -300,11 +320,16 @@ class Outbox:
 
     @property
     def refused(self) -> Shard | None:
-        """A shard that took nothing. What was full there before has to be tried first: it is ahead of all others."""
-        if self._refused and self._again:
-            self._hold.clear()
+        """A shard that took nothing. What was full elsewhere goes where the others go, ahead of what came later; but
+        what of it may yet arrive has to be tried before.
+        """
+        if not self._refused:
             return None
-        return self._refused[0].shard if self._refused else None
+        for flush in self._again:
+            if not flush.unsure:
+                self._waiting.setdefault(flush.shard, deque()).extendleft(reversed(flush.parcels))
+        self._again = [flush for flush in self._again if flush.unsure]
+        return None if self._again else self._refused[0].shard
 
     def go_on(self, layout: Layout) -> None:
         """What has become of the stream. A shard that is still written to gets the same flush with the same number: an

@@ -16,6 +16,9 @@ from rstream.store.steps import Steps
 LOOK = 1000
 LOOK_BYTES = 4 * 1024 * 1024
 
+LAST = f"{2**64 - 1}-{2**64 - 1}"
+"""No id comes behind it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pin:
@@ -100,3 +103,16 @@ def count_before(shard: Shard, before: bytes) -> Steps[int]:
         if not looked:
             return total
         after = looked.decode()
+
+
+def behind_first(shard: Shard, first: bytes, count: int) -> Steps[str]:
+    """The id behind so many entries, of which `first` is the first: a call for every thousand."""
+    after, left = first.decode(), count - 1
+    while left > 0:
+        call = COUNT([shard.stream], after, LAST, min(LOOK, left), LOOK_BYTES)
+        number, looked = yield Op([call], lambda replies: replies[0])
+        if not looked:
+            return LAST
+        after, left = looked.decode(), left - number
+    ms, seq = rank_of(after.encode())
+    return f"{ms}-{seq + 1}"

@@ -205,7 +205,10 @@ def follow(declaration: Op[Layout], refused: Shard, within: float) -> Paced[Layo
     began = clock()
     for pause in backoff(0.25):
         layout: Layout = yield declaration
-        if not layout.writes(refused) or not (yield _shape(layout.current, (0, 0))):
+        if not layout.writes(refused):
+            return layout
+        if not (yield _shape(layout.current, (0, 0))):
+            yield from limit_new(layout, layout.current)  # with a shard, Redis lost its limits
             return layout
         if clock() - began > within:
             raise StoreUnavailable(

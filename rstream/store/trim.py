@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rstream.retention import Limits, Retention, current_limits, older_limits, roomy
-from rstream.store.keys import ARCHIVE, Shard
+from rstream.store import layout as layouts
+from rstream.store.keys import ARCHIVE, Shard, rank_of
 from rstream.store.layout import Layout
-from rstream.store.layout import retain as store_retention
+from rstream.store.pins import behind_first
 from rstream.store.steps import Steps
 from rstream.store.weigh import LOOKED, Losers, Seen, Trim, Weight, index, limit, now_seen, seen, trim, weigh
 
@@ -99,15 +100,19 @@ def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Need
         older = [(yield weigh([each.shard for generation in older for each in generation]))]
     left = [each.held for generation in older for each in generation]
     wanted = current_limits(retention, [each.held for each in current], left, layout.shards)
+    changed = False
     for weight, each in zip(current, wanted, strict=True):
         now_limited = each if dry or not retention.counts else (yield from _limit(weight, each, retention))
+        changed = changed or now_limited is not weight.limits
         yield from _trim(done, weight, minid, now_limited, losers, needs.get(weight.shard), dry=dry)
+    if changed and retention.counts and not dry:
+        yield from _recall(layout, [each.shard for each in current])
     return done
 
 
 def retain(layout: Layout, retention: Retention | None) -> Steps[None]:
     """Store another retention, or that there is none, and put it into force for producers."""
-    yield store_retention(layout.namespace, layout.name, retention)
+    yield layouts.retain(layout.namespace, layout.name, retention)
     if retention is None or not retention.counts:
         for shard in layout.every:
             yield limit(shard, None, None)
@@ -125,8 +130,19 @@ def limit_new(layout: Layout, shards: Sequence[Shard]) -> Steps[None]:
         new = yield weigh(shards)
     old: list[Weight] = yield weigh([shard for shard in layout.every if shard not in shards])
     wanted = current_limits(retention, [each.held for each in new], [each.held for each in old], len(shards))
+    changed = False
     for weight, each in zip(new, wanted, strict=True):
-        yield from _limit(weight, each, retention)
+        changed = (yield from _limit(weight, each, retention)) is not weight.limits or changed
+    if changed:
+        yield from _recall(layout, shards)
+
+
+def _recall(layout: Layout, shards: Sequence[Shard]) -> Steps[None]:
+    """Who put limits into force may be late: where the retention was taken away meanwhile, nobody would look again."""
+    (stored,) = yield layouts.retentions(layout.namespace, [layout.name])
+    if stored is None or not stored.counts:
+        for shard in shards:
+            yield limit(shard, None, None)
 
 
 def _split(layout: Layout, weights: Sequence[Weight]) -> tuple[list[Weight], list[list[Weight]]]:
@@ -176,10 +192,14 @@ def _trim(
 ) -> Steps[None]:
     """Where there is something to trim: all of it."""
     held = weight.held
-    if need is not None and losers.groups and over(held.entries + need[0], held.counted + need[1], limits):
-        limits = Limits(roomy(limits.entries, need[0]), roomy(limits.bytes, need[1]))
+    if need is not None and over(held.entries + need[0], held.counted + need[1], limits):
+        limits = Limits(*(roomy(*each, loses=bool(losers.groups)) for each in zip(limits, need, strict=True)))
+    if dry and limits.entries is not None and weight.first is not None and held.entries > limits.entries:
+        # A call goes through some of them only, and the next would begin where that has trimmed.
+        minid = _later(minid, (yield from behind_first(weight.shard, weight.first, held.entries - limits.entries)))
+        limits = limits._replace(entries=None)
     too_much = over(held.entries, held.counted, limits)
-    if weight.first is None or not (too_much or (minid and _older(weight.first, minid))):
+    if weight.first is None or not (too_much or (minid and rank_of(weight.first) < rank_of(minid.encode()))):
         return
     whole: Trim | None = None
     while True:
@@ -214,8 +234,8 @@ def _sum(one: Trim, other: Trim) -> Trim:
     return other._replace(removed=one.removed + other.removed, before=before, lost=lost)
 
 
-def _older(id: bytes, minid: str) -> bool:
-    return int(id.split(b"-")[0]) < int(minid.split("-")[0])
+def _later(one: str, other: str) -> str:
+    return other if not one or rank_of(one.encode()) < rank_of(other.encode()) else one
 
 
 # -- who counts -----------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from rstream.store.deliveries import Emit, Outcome
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import backoff, together
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, new_ones, place_of, publish_once
+from rstream.store.log import Record, new_ones, place_of, publish_once, weight_of
 from rstream.store.reshard import follow
 from rstream.store.room import make_room
 from rstream.store.steps import drive
@@ -112,7 +112,7 @@ class Emitter:
                 await self.follow()
             except StreamFull as error:
                 log.warning("what %d deliveries emit to stream %r waits: %s", len(left), self._target.name, error)
-                await self.make_room()
+                await self.make_room(record for part in left for record in part)
             except (StoreUnavailable, MemoryFull) as error:
                 log.warning("what %d deliveries emit to stream %r waits: %s", len(left), self._target.name, error)
             await asyncio.sleep(pause)
@@ -145,10 +145,11 @@ class Emitter:
             raise StoreRefused(str(error)) from None
         self._layout = layout
 
-    async def make_room(self) -> None:
-        """Some shard of the target is full: trim what may be trimmed, where Redis lets us."""
+    async def make_room(self, records: Iterable[Record]) -> None:
+        """Some shard of the target is full: trim what may be trimmed for them, where Redis lets us."""
         target, wait = self._target, self._target.app.settings.publish_timeout
-        needs = dict.fromkeys(self._layout.current, (FLUSH_ENTRIES, 2 * FLUSH_BYTES))
+        placed = self._placed(records).items()
+        needs = {shard: (len(batch), sum(map(weight_of, batch))) for shard, batch in placed}
         try:
             await drive(target.app.link, make_room(self._layout, needs, {}), wait)
         except StoreError as error:

@@ -40,14 +40,23 @@ class Janitor:
         self._sweeping: threading.Thread | None = None
 
     async def look(self) -> None:
-        """At all streams of the app, one after the other. Raises `StoreError`."""
+        """At all streams of the app, one after the other. Raises the last `StoreError`, at the end."""
         streams = list(self._app.streams.values())
         namespace, link = self._app.settings.namespace, self._app.link
         stored = await link.run(layouts.retentions(namespace, [stream.name for stream in streams]))
+        failed: StoreError | None = None
         for stream, retention in zip(streams, stored, strict=True):
-            ttl_ms = int(3 * INTERVAL * 1000)
-            if retention is None or not await link.run(office(namespace, stream.name, self._worker, ttl_ms)):
-                continue
+            try:
+                if retention is not None:
+                    await self._look_at(stream, retention)
+            except StoreError as error:  # the others may be on another server of the cluster
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def _look_at(self, stream: Stream[Any], retention: Retention) -> None:
+        namespace, link = self._app.settings.namespace, self._app.link
+        if await link.run(office(namespace, stream.name, self._worker, int(3 * INTERVAL * 1000))):
             layout = await link.run(layouts.load(namespace, stream.name))
             if layout is not None:
                 await self._tidy(stream, layout, retention)

@@ -83,7 +83,7 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
             resent = True
             log.warning("%s: what %d outcomes emit waits for room: %s", run.name, len(batch), error)
             assert run.emitter is not None
-            await run.emitter.make_room()
+            await run.emitter.make_room(record for outcome in batch for _, record in outcome.emits)
             await asyncio.sleep(pause)
             continue
         except StoreError as error:

@@ -31,4 +31,5 @@ while left > 0 and budget > 0 and not ended do
 end
 if marked ~= score then redis.call('ZADD', marks, string.format('%.0f', score), last) end
 redis.call('HSET', size, 'base', string.format('%.0f', score))
+if ended then redis.call('HDEL', size, 'uncounted') end
 return ended and 0 or 1

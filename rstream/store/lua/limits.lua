@@ -5,7 +5,8 @@
 -- KEYS[1] S         stream
 -- KEYS[2] S:sealed  string: what is sealed needs no limits, it only shrinks
 -- KEYS[3] S:size    hash: total (bytes counted so far), mark (the last mark's score), base (counted before the first entry),
---                   floor (before the first that is not processed, as seen last), maxlen, maxbytes, soft (1/1000), grain
+--                   floor (before the first that is not processed, as seen last), maxlen, maxbytes, soft (1/1000), grain,
+--                   uncounted (1 until index.lua has come to the first entry)
 -- KEYS[4] S:marks   zset: entry id -> bytes counted before it
 -- ARGV[1] maxlen    entries, "" = no limit
 -- ARGV[2] maxbytes  bytes as they are counted, "" = no limit
@@ -29,6 +30,7 @@ if redis.call('HEXISTS', size, 'total') == 0 or redis.call('EXISTS', marks) == 0
   end
   redis.call('UNLINK', size, marks)
   redis.call('HSET', size, 'total', 0, 'mark', 0, 'base', 0, 'floor', 0)
+  if redis.call('XLEN', key) > 0 then redis.call('HSET', size, 'uncounted', 1) end
   redis.call('ZADD', marks, 0, after(last))
 end
 redis.call('HSET', size, 'soft', ARGV[3], 'grain', ARGV[4])

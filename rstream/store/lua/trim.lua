@@ -20,37 +20,29 @@
 -- returns {removed, id before which it was trimmed or "", group that stopped it or "", id it stopped at or "",
 --         {{group, lost}, ...}, 1 where there is more to do}
 -- cost    O(removed / listpack + groups · log pending), what is pending and lost copied inside the server; by number of
---         entries, O(removed). At most STEP entries, STEP_BYTES where some are lost, or WALK where they have to be gone
---         through
+--         entries, O(removed). At most STEP entries, STEP_BYTES where some are lost, or WALK, WALK_BYTES where they have
+--         to be gone through
 -- include: padded
 -- include: floors
 -- include: base
 -- include: lose
 local key, size, marks, record = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local losers, WALK, PAGE, STEP, STEP_BYTES = cmsgpack.unpack(ARGV[5]), 5000, 500, 50000, 32 * 1024 * 1024
+local losers, PAGE = cmsgpack.unpack(ARGV[5]), 500
+local STEP, STEP_BYTES, WALK, WALK_BYTES = 50000, 32 * 1024 * 1024, 5000, 8 * 1024 * 1024
 local more = 0
 if redis.call('EXISTS', key) == 0 then return {0, '', '', '', {}, 0} end
 
 local function less(one, other) return padded(one) < padded(other) end
 
--- The id behind the first so many entries.
-local function behind_first(count)
-  local start, last = '-', nil
-  if count > WALK then count, more = WALK, 1 end
-  while count > 0 do
-    local page = redis.call('XRANGE', key, start, '+', 'COUNT', math.min(count, 100))
-    if #page == 0 then return END end
-    last, count = page[#page][1], count - #page
-    start = '(' .. last
-  end
-  return after(last)
-end
-
 local function wanted()
   local target = ARGV[1] ~= '' and ARGV[1] or nil
   local function take(id) if not target or less(target, id) then target = id end end
   local over = ARGV[2] ~= '' and redis.call('XLEN', key) - tonumber(ARGV[2]) or 0
-  if over > 0 then take(behind_first(over)) end
+  if over > 0 then
+    local id, seen = behind_first(key, math.min(over, WALK), WALK_BYTES)
+    if seen < over then more = 1 end
+    take(id)
+  end
   local total = ARGV[3] ~= '' and tonumber(redis.call('HGET', size, 'total'))
   local begun = total and base(marks, first_of(key))
   if begun and total - begun > tonumber(ARGV[3]) then take(behind(marks, total - tonumber(ARGV[3]))) end
@@ -99,7 +91,7 @@ end
 
 -- What is lost is cut off at an id that is known, some of it at a time.
 local counted = redis.call('HGET', size, 'total') and base(marks, first)
-local far = counted and behind(marks, counted + STEP_BYTES) or behind_first(WALK)
+local far = counted and behind(marks, counted + STEP_BYTES) or behind_first(key, WALK, WALK_BYTES)
 if less(far, target) then target, more = far, 1 end
 
 -- What is pending for nobody who is at work.

@@ -4,7 +4,7 @@
 -- KEYS[1] S        stream; per group also S:alive:<group>:<worker>
 -- KEYS[2] S:size   hash, see limits.lua
 -- KEYS[3] S:marks  zset
--- returns {now (ms), entries, first id or "", counted bytes held or -1, listpacks, radix nodes, maxlen, maxbytes, soft,
+-- returns {now (ms), entries, first id or "", counted bytes held (-1: not counted, or not all of it), listpacks, radix nodes, maxlen, maxbytes, soft,
 --         groups} ("" = no limit); each group is {name, id: all before it is settled, pending, last-delivered id,
 --         unread as Redis has it or -1, 1 if a worker of it lives, {silent worker with something pending, ...}}; false where there is no such shard
 -- cost    O(groups · consumers + log marks), two entries copied inside the server
@@ -18,8 +18,8 @@ local info, raw = {}, redis.call('XINFO', 'STREAM', key)
 for n = 1, #raw, 2 do info[raw[n]] = raw[n + 1] end
 local first = info['first-entry'] and info['first-entry'][1]
 
-local held, stored = -1, redis.call('HMGET', size, 'total', 'base', 'maxlen', 'maxbytes', 'soft')
-if stored[1] then
+local held, stored = -1, redis.call('HMGET', size, 'total', 'base', 'maxlen', 'maxbytes', 'soft', 'uncounted')
+if stored[1] and not stored[6] then
   local lowest = first and (upto(marks, first) or tonumber(stored[2])) or tonumber(stored[1])
   held = tonumber(stored[1]) - lowest
 end

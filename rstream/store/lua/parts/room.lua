@@ -6,18 +6,6 @@
 local WALK = 1000 -- entries
 local STEP_BYTES = 8 * 1024 * 1024 -- that go at once
 
--- The id behind the first so many entries (at most WALK).
-local function behind_first(stream, count)
-  local start, last = '-', nil
-  for from = 0, math.min(count, WALK) - 1, 100 do
-    local page = redis.call('XRANGE', stream, start, '+', 'COUNT', math.min(count - from, 100))
-    if #page == 0 then return END end
-    last = page[#page][1]
-    start = '(' .. last
-  end
-  return after(last)
-end
-
 local function later(one, other)
   if not one or not other then return one or other end
   return padded(one) > padded(other) and one or other
@@ -53,7 +41,7 @@ local function room(stream, size, marks, count, bytes, spare)
     begun = base(marks, first_of(stream)) or (length == 0 and total or begun)
     local target
     local over = length + count - maxlen
-    if over > 0 then target = behind_first(stream, over) end
+    if over > 0 then target = behind_first(stream, math.min(over, WALK), STEP_BYTES) end
     over = total - begun + bytes - maxbytes
     if over > 0 then target = later(target, behind(marks, begun + math.min(over, STEP_BYTES))) end
     if target then
