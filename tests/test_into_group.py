@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from rstream import Delivery, EntryId, Event, RStream, Stream
-from rstream.errors import ConfigError
+from rstream.errors import ConfigError, StoreUnavailable
 from rstream.replay import Giving, ReplayResult, as_group, into_group
 from rstream.replay import give as giving
 from rstream.store import give as store
@@ -384,6 +384,23 @@ def test_sent_again_however_late_a_call_gives_nothing_twice(bench: Bench) -> Non
     assert sorted(bench.again()) == ids[30:]
     bench.run(GiveOps(bench.game.moves.sync.layout(), "g", "mine", "run2").give(ids[:5], hold=False))
     assert sorted(bench.again()) == [*ids[:5], *ids[30:]]
+
+
+@pytest.mark.usefixtures("small_pages")
+def test_a_page_that_redis_was_not_ready_for_is_not_passed_over(bench: Bench) -> None:
+    """A server answers some calls of a write that it loads, or is busy, and does those behind them."""
+    bench.game.publish(["a"], 0, 12)
+    ids = sorted(bench.ack(bench.fetch(100)))
+    op = GiveOps(bench.game.moves.sync.layout(), "g", "mine", "run1").give(ids, hold=False)
+    first, second, *_ = op.calls
+    [error] = bench.game.app.sync_link.exchange([second])
+    assert isinstance(error, StoreUnavailable)
+    assert bench.again() == {}
+    assert set(bench.run(op).outcomes.values()) == {"given"}
+    assert sorted(bench.again()) == ids
+    for call in (second, first):
+        [(verdicts, _)] = bench.game.app.sync_link.exchange([call])
+        assert verdicts == b"bbb"
 
 
 def test_conditions_decide_and_are_part_of_what_it_is(bench: Bench) -> None:
