@@ -117,6 +117,8 @@ class Giving(Runner):
                 await self._send(self._giver.end())
 
     async def _page(self, ops: GiveOps, page: Page) -> None:
+        if not self._gathered:
+            self._mark.expect(page[0].id)
         found = await self._sifted(page)
         if len(found.matching) + len(found.others) < len(page):
             return  # it was asked to stop while the blob store was away
