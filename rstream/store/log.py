@@ -163,8 +163,9 @@ def read(
 class _Feed(Generic[E]):
     """A shard, as a cursor reads it.
 
-    floor: all before this id was read, or is not there · sure: an entry was seen there · past: what of the archive is to
-    be read before Redis is, by `coming` · over: nothing is to come · page, at: what was read, and how far it was given.
+    floor: all before this id was read, or is not there · sure: an entry was seen there · past: what of the archive is
+    to be read before Redis is, by `coming` · over: nothing is to come · page, at: what was read, and how far it was
+    given.
     """
 
     def __init__(self, shard: Shard, start: EntryId) -> None:
