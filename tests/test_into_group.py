@@ -486,6 +486,30 @@ def test_on_a_cluster(cluster: Cluster, namespace: str) -> None:
     assert all(numbers == sorted(set(numbers)) for numbers in again.values())
 
 
+async def test_workers_do_not_ask_for_every_look_about_all_that_waits(own_server: Server, namespace: str) -> None:
+    async with RStream(own_server.url, namespace=namespace) as app:
+        moves = app.stream("moves", Move, key="player", shards=1)
+        handled = 0
+
+        @moves.consumer("live")
+        async def live(move: Move) -> None:
+            nonlocal handled
+            handled += 1
+
+        await moves.publish_many(Move(player=f"p{n % 40}", n=n) for n in range(4000))
+        worker = Worker(app, ["live"])
+        working = asyncio.create_task(worker.serve(signals=False))
+        await eventually_async(lambda: handled == 4000, timeout=20)
+        with redis.Redis.from_url(own_server.url) as raw:
+            raw.config_resetstat()
+            await into_group(moves, "live", None, None)
+            await eventually_async(lambda: handled == 8000, timeout=30)
+            asked = raw.info("commandstats")["cmdstat_xpending"]["calls"]
+        worker.stop()
+        await working
+        assert asked < 4000 * 12  # given, claimed, begun and settled: four each
+
+
 # -- a stream that was resharded --------------------------------------------------------------------------------------
 
 
