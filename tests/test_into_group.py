@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from rstream import Delivery, EntryId, Event, RStream, Stream
-from rstream.errors import ConfigError
+from rstream.errors import ConfigError, StoreUnavailable
 from rstream.replay import Giving, ReplayResult, as_group, into_group
 from rstream.replay import give as giving
 from rstream.store import give as store
@@ -386,6 +386,23 @@ def test_sent_again_however_late_a_call_gives_nothing_twice(bench: Bench) -> Non
     assert sorted(bench.again()) == [*ids[:5], *ids[30:]]
 
 
+@pytest.mark.usefixtures("small_pages")
+def test_a_page_that_redis_was_not_ready_for_is_not_passed_over(bench: Bench) -> None:
+    """A server answers some calls of a write that it loads, or is busy, and does those behind them."""
+    bench.game.publish(["a"], 0, 12)
+    ids = sorted(bench.ack(bench.fetch(100)))
+    op = GiveOps(bench.game.moves.sync.layout(), "g", "mine", "run1").give(ids, hold=False)
+    first, second, *_ = op.calls
+    [error] = bench.game.app.sync_link.exchange([second])
+    assert isinstance(error, StoreUnavailable)
+    assert bench.again() == {}
+    assert set(bench.run(op).outcomes.values()) == {"given"}
+    assert sorted(bench.again()) == ids
+    for call in (second, first):
+        [(verdicts, _)] = bench.game.app.sync_link.exchange([call])
+        assert verdicts == b"bbb"
+
+
 def test_conditions_decide_and_are_part_of_what_it_is(bench: Bench) -> None:
     bench.game.publish(["a", "b"], 0, 20)
     bench.ack(bench.fetch(100))
@@ -467,6 +484,30 @@ def test_on_a_cluster(cluster: Cluster, namespace: str) -> None:
     for player, n in handled[240:]:
         again[player].append(n)
     assert all(numbers == sorted(set(numbers)) for numbers in again.values())
+
+
+async def test_workers_do_not_ask_for_every_look_about_all_that_waits(own_server: Server, namespace: str) -> None:
+    async with RStream(own_server.url, namespace=namespace) as app:
+        moves = app.stream("moves", Move, key="player", shards=1)
+        handled = 0
+
+        @moves.consumer("live")
+        async def live(move: Move) -> None:
+            nonlocal handled
+            handled += 1
+
+        await moves.publish_many(Move(player=f"p{n % 40}", n=n) for n in range(4000))
+        worker = Worker(app, ["live"])
+        working = asyncio.create_task(worker.serve(signals=False))
+        await eventually_async(lambda: handled == 4000, timeout=20)
+        with redis.Redis.from_url(own_server.url) as raw:
+            raw.config_resetstat()
+            await into_group(moves, "live", None, None)
+            await eventually_async(lambda: handled == 8000, timeout=30)
+            asked = raw.info("commandstats")["cmdstat_xpending"]["calls"]
+        worker.stop()
+        await working
+        assert asked < 4000 * 12  # given, claimed, begun and settled: four each
 
 
 # -- a stream that was resharded --------------------------------------------------------------------------------------

@@ -93,6 +93,13 @@ def one(one_server: Server, namespace: str) -> Any:
         yield Bench(app, raw)
 
 
+def cut(bench: Bench, before: EntryId) -> list[EntryId]:
+    """Trim the stream, as its retention would; what is gone."""
+    for shard in bench.stream.sync.layout().every:
+        bench.raw.xtrim(shard.stream, minid=before.redis, approximate=False)
+    return [id for id in bench.ids if id[:2] < before[:2]]
+
+
 # -- the window -----------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +484,56 @@ def test_the_same_with_one_hot_key_among_others(one: Bench) -> None:
     go_on(one)
     assert sorted(one.handled) == sorted(window)
     assert len(set(one.handled)) == len(one.handled)
+
+
+# -- trimmed meanwhile ----------------------------------------------------------------------------------------------
+
+
+def spread(bench: Bench, moments: int = 20, each: int = 150) -> list[EntryId]:
+    """At many moments: there are pages enough that not all has been read when it is trimmed."""
+    for _ in range(moments):
+        bench.publish(each)
+        bench.tick()
+    return bench.ids
+
+
+def test_a_trim_that_overtakes_a_replay_is_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    ids = spread(bench, 40)
+
+    async def handle(event: Seen, delivery: Delivery) -> None:
+        if not bench.handled:
+            await asyncio.to_thread(cut, bench, ids[5500])
+        await bench.handle(event, delivery)
+
+    result = bench.play(None, None, handler=handle, concurrency=1)
+    missed = set(ids) - set(bench.handled)
+    assert result.finished and missed and result.handled == len(bench.handled)
+    assert result.trimmed and min(result.trimmed) == min(missed) and set(result.trimmed) <= missed
+    assert caplog.text.count("were trimmed before they were read") == 1
+    assert bench.play(None, None).trimmed == ()  # what was gone before is in no window
+
+
+def test_a_trim_of_what_was_read_is_none(one: Bench) -> None:
+    ids = spread(one)
+
+    async def handle(event: Seen, delivery: Delivery) -> None:
+        await asyncio.to_thread(cut, one, delivery.id)
+        await one.handle(event, delivery)
+
+    result = one.play(None, None, handler=handle, concurrency=1)
+    assert (result.trimmed, one.handled) == ((), ids)
+
+
+@pytest.mark.parametrize("further", [0, 1000])
+def test_a_trim_between_two_runs_is_told(one: Bench, further: int) -> None:
+    ids = spread(one)
+    first = stop_after(one, 100, concurrency=1)
+    assert first.position is not None
+    following = ids.index(first.position) + 1
+    gone = [id for id in cut(one, ids[following + further]) if id > first.position]
+    second = go_on(one)
+    assert second.finished and sorted(one.handled) == [id for id in ids if id not in gone]
+    assert second.trimmed[:1] == ((ids[following],) if further else ())
 
 
 def test_a_plan_tells_where_it_would_go_on(one: Bench) -> None:

@@ -172,6 +172,21 @@ def test_killed_at_half_and_started_again_all_is_handled_and_no_group_is_touched
     assert shell.stored() == {}
 
 
+def test_what_was_trimmed_before_it_was_killed_and_went_on_is_told(one: Shell) -> None:
+    first = one.start()
+    one.half_done()
+    first.kill()
+    first.wait()
+    one.open_gate()
+    for key in one.shards:
+        one.raw.xtrim(key, maxlen=0, approximate=False)
+
+    code, out, _ = one.run(*one.command())
+
+    assert code == 1
+    assert "trimmed: entries from" in out and "on were gone from the stream before they were read" in out
+
+
 def test_a_batch_handler_is_killed_at_half_and_all_is_handled(one: Shell) -> None:
     """At a rate, which is another one afterwards."""
     command = one.command("handlers:batches", "-c", "1", "--batch", "10", "--rate", "2000/s")

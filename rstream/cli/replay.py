@@ -107,7 +107,7 @@ def replay(
       rstream replay orders --from "7d ago" --as-group shadow
 
     \b
-    Exit codes: 0 all done · 1 an error, or entries failed, are invalid or gone · 2 wrong usage · 130 Ctrl-C ·
+    Exit codes: 0 all done · 1 an error, or entries failed, are invalid, gone or trimmed · 2 wrong usage · 130 Ctrl-C ·
     143 SIGTERM
     """
     _check_usage(context)
@@ -201,7 +201,7 @@ async def _run(make: Callable[[Any], Replay | Giving], as_json: bool, first: str
         at = f"at {result.position}" if result.position else "before it had done an entry"
         _say(f"stopped {at}: run the same command again to go on")
         return 128 + stopped_by[0]
-    return 1 if result.failed or result.invalid or result.gone else 0
+    return 1 if result.failed or result.invalid or result.gone or result.trimmed else 0
 
 
 @contextmanager

@@ -33,6 +33,8 @@ def summary(result: ReplayResult, group: str | None) -> str:
         (result.gone, "gone: {:,} that Redis does not store any more, and that cannot be given to a group"),
     ):
         text += f"\n{what.format(count)}" if count else ""
+    if result.trimmed:
+        text += f"\ntrimmed: entries from {min(result.trimmed)} on were gone from the stream before they were read"
     for count, ids, word in (
         (result.failed, result.failed_ids, "failed"),
         (result.invalid, result.invalid_ids, "invalid"),

@@ -20,7 +20,7 @@ class Mark:
 
     def __init__(self, was: Progress) -> None:
         self._lock = threading.Lock()
-        self._position = was.position
+        self._position, self._next = was.position, was.next
         self._open: deque[EntryId] = deque()
         self._done: dict[EntryId, Outcome] = dict(was.beyond)
         self._earlier = frozenset(was.beyond)
@@ -53,10 +53,15 @@ class Mark:
     def pass_over(self, position: EntryId, counts: Mapping[Outcome, int], aside: Mapping[EntryId, Outcome]) -> None:
         """Everything up to a position is done: for who does one after the other, and begins none here."""
         with self._lock:
-            self._position = position
+            self._position, self._next = position, None
             for outcome, count in counts.items():
                 self._counts[outcome] += count
             self._set_aside(aside)
+
+    def expect(self, id: EntryId) -> None:
+        """The entry that comes after the position: for the same."""
+        with self._lock:
+            self._next = id
 
     def _set_aside(self, outcomes: Mapping[EntryId, Outcome]) -> None:
         if len(self._aside) < ASIDE and not BAD.isdisjoint(outcomes.values()):
@@ -66,9 +71,10 @@ class Mark:
     def _advance(self) -> None:
         opened, done, counts = self._open, self._done, self._counts
         while opened and (outcome := done.pop(opened[0], None)):
-            self._position = opened.popleft()
+            self._position, self._next = opened.popleft(), None
             counts[outcome] += 1
 
     def progress(self) -> Progress:
         with self._lock:
-            return Progress(self._position, dict(self._done), dict(self._counts), dict(self._aside))
+            next = self._open[0] if self._open else self._next
+            return Progress(self._position, dict(self._done), dict(self._counts), dict(self._aside), next)

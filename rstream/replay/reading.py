@@ -25,9 +25,12 @@ async def pages(
     end: EntryId,
     key: str | None,
     decode: Callable[[bytes], Any],
+    trimmed: Callable[[EntryId], None] | None = None,
+    *,
+    seen: bool = False,
 ) -> AsyncGenerator[Page, None]:
-    """The entries from `start` to `end`, in id order. Raises `StoreError`s."""
-    cursor = Cursor(layout, start, end, decode, key)
+    """The entries from `start` to `end`, in id order. trimmed, seen: see `Cursor`. Raises `StoreError`s."""
+    cursor = Cursor(layout, start, end, decode, key, trimmed=trimmed, seen=seen)
     while op := cursor.op():
         await stream.app.link.run(op, within=stream.app.settings.publish_timeout)
         if page := cursor.ready():

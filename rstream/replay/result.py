@@ -45,6 +45,7 @@ class ReplayResult:
     unread: int = 0
     gone: int = 0
     read_to: EntryId | None = None
+    trimmed: tuple[EntryId, ...] = ()
 
     @property
     def done(self) -> int:

@@ -85,6 +85,7 @@ class Runner:
         self._read_all = False
         self._read_to: EntryId | None = None
         self._set_aside = 0
+        self._trimmed: list[EntryId] = []
         self._stop_asked = asyncio.Event()
         self._error: RStreamError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,6 +151,7 @@ class Runner:
             seconds=clock() - self._began,
             way=self.way,
             read_to=self._read_to,
+            trimmed=tuple(self._trimmed),
             **counts,
         )
 
@@ -248,11 +250,26 @@ class Runner:
     def _pages(self, layout: Layout, start: EntryId, end: EntryId) -> AsyncGenerator[Page, None]:
         return pages(self.stream, layout, start, end, self.key, self._decode)
 
+    def _overtaken(self, id: EntryId) -> None:
+        if not self._trimmed:
+            log.warning(
+                "replay %s: entries of %s were trimmed before they were read, the first of them %s: archive the "
+                "stream, or keep more of it while it is replayed", self.name, self.stream.name, id
+            )  # fmt: skip
+        if len(self._trimmed) < ASIDE:
+            self._trimmed.append(id)
+
     def _left(self, layout: Layout, window: Window) -> AsyncGenerator[Page, None]:
         """The pages from where it goes on."""
-        at = self._mark.progress().position
-        start = window.start if at is None else at._replace(shard=at.shard + 1)  # the next id there can be
-        return self._pages(layout, start, window.end)
+        done = self._mark.progress()
+        if done.next is not None:
+            start, seen = done.next, True
+        elif (at := done.position) is not None:
+            start, seen = at._replace(shard=at.shard + 1), False  # the next id there can be
+        else:
+            start, seen = window.start, layout.past is None
+        end = window.end
+        return pages(self.stream, layout, start, end, self.key, self._decode, self._overtaken, seen=seen)
 
     async def _sifted(self, entries: Sequence[Entry[Any]]) -> Sifted:
         found = await self._sift.sift(entries, self._stop_asked)

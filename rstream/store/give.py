@@ -45,6 +45,14 @@ class Given(NamedTuple):
     waiting: int
 
 
+class _Page(NamedTuple):
+    """What one call gives. after: the last id of the page before it, "" = it is the first."""
+
+    shard: Shard
+    ids: Sequence[EntryId]
+    after: str = ""
+
+
 class GiveOps:
     """The operations by which one run of a replay gives entries to a group. run: "" = it only says what it would do."""
 
@@ -68,27 +76,27 @@ class GiveOps:
         pages = [page for shard, mine in by_shard.items() for page in _pages(shard, mine)]
         token = self._token if hold else ""
         if hold:
-            newer = [(shard, list[EntryId]()) for shard in self.layout.every if self._follows(shard, by_shard)]
+            newer = [_Page(shard, ()) for shard in self.layout.every if self._follows(shard, by_shard)]
             pages = newer + pages
 
         def parse(replies: list[Any]) -> Given:
             most = 0
-            for (_, mine), (verdicts, waiting) in zip(pages, replies, strict=True):
+            for (_, mine, _), (verdicts, waiting) in zip(pages, replies, strict=True):
                 outcomes.update(zip(mine, map(VERDICTS.__getitem__, verdicts), strict=True))
                 most = max(most, waiting)
             return Given(outcomes, most)
 
-        return Op([self._call(shard, mine, token) for shard, mine in pages], parse)
+        return Op([self._call(page, token) for page in pages], parse)
 
     def _follows(self, shard: Shard, given: Mapping[Shard, object]) -> bool:
         return shard not in given and any(
             other.generation < shard.generation and other.overlaps(shard) for other in given
         )
 
-    def _call(self, shard: Shard, ids: Sequence[EntryId], token: str) -> Call:
-        group = self.group
+    def _call(self, page: _Page, token: str) -> Call:
+        group, (shard, ids, after) = self.group, page
         names = [shard.stream, shard.owner(group), shard.epoch(group), shard.given(group, self._name)]
-        return GIVE(names, group, token, HOLD_MS, self._run, TTL_MS, *(id.redis for id in ids))
+        return GIVE(names, group, token, HOLD_MS, self._run, TTL_MS, after, *(id.redis for id in ids))
 
     def waiting(self) -> Op[int]:
         """How many entries that were given wait for workers, in the shard that has most."""
@@ -118,6 +126,6 @@ class GiveOps:
         return Op(ring(self.layout.namespace, self.layout.name, self.group).calls, lambda replies: None, partial=True)
 
 
-def _pages(shard: Shard, ids: list[EntryId]) -> Iterator[tuple[Shard, list[EntryId]]]:
+def _pages(shard: Shard, ids: Sequence[EntryId]) -> Iterator[_Page]:
     for at in range(0, len(ids), PAGE):
-        yield shard, ids[at : at + PAGE]
+        yield _Page(shard, ids[at : at + PAGE], ids[at - 1].redis if at else "")

@@ -168,13 +168,14 @@ def read(
 class _Feed(Generic[E]):
     """A shard, as a cursor reads it.
 
-    floor: all before this id was read, or is not there · past: what of the archive is to be read before Redis is, by
-    `coming` · over: nothing is to come · page, at: what was read, and how far it was given.
+    floor: all before this id was read, or is not there · sure: an entry was seen there · past: what of the archive is
+    to be read before Redis is, by `coming` · over: nothing is to come · page, at: what was read, and how far it was
+    given.
     """
 
     def __init__(self, shard: Shard, start: EntryId) -> None:
         self.shard, self.floor = shard, start[:2]
-        self.over = False
+        self.over = self.sure = False
         self.past: Reading | None = None
         self.coming: Future[list[Entry[E]] | None] | None = None
         self.page: list[Entry[E]] = []
@@ -208,7 +209,9 @@ class Cursor(Generic[E]):
     it is None, and takes what is `ready()` after each.
 
     start, end: inclusive bounds · key: only this key's entries (one shard a generation is read) · now: Redis's clock,
-    where the window reaches up to it: see `_fix_end` · limit: entries that will be taken at most.
+    where the window reaches up to it: see `_fix_end` · limit: entries that will be taken at most · trimmed: told where
+    entries were trimmed before they were read, and are in no archive: the first of them; without it, nobody is · seen:
+    the start is an entry that was there.
 
     What Redis has no more comes from the archive, where the layout knows of one: that is looked into where a shard in
     Redis begins after the window does and something may have been before, and wherever a trim overtakes the reading.
@@ -226,13 +229,18 @@ class Cursor(Generic[E]):
         *,
         now: int | None = None,
         limit: int | None = None,
+        trimmed: Callable[[EntryId], None] | None = None,
+        seen: bool = False,
     ) -> None:
         self._start, self._end = start, end
         self._decode, self._key, self._now = decode, key, now
+        self._trimmed = trimmed
         shards = layout.holding(key)
         self._page = PAGE if limit is None else max(1, min(PAGE, limit))
         self._budget = max(1, READ_BYTES // len(shards))
         self._feeds = {shard: _Feed[E](shard, start) for shard in shards}
+        for shard, feed in self._feeds.items():
+            feed.sure = seen and start[2:] == (shard.generation, shard.number)
         self._bounded = False
         self._newest = [(0, 0)]
         self._layout, self._past = layout, layout.past
@@ -271,10 +279,14 @@ class Cursor(Generic[E]):
             if edges.newest:
                 self._newest.append(edges.newest)
             feed.over = edges.newest is None
-            if self._past is not None and edges.first > feed.floor:
+            if self._past is None:
+                if feed.over:
+                    self._missed(feed)
+            elif edges.first > feed.floor:
                 if self._surveying:
                     self._firsts[feed.shard] = edges.first
                 else:
+                    self._missed(feed)
                     feed.floor = edges.first
         if not self._surveying:
             self._fix_end()
@@ -301,7 +313,9 @@ class Cursor(Generic[E]):
             start = max(self._start, EntryId(*feed.floor, 0, 0))
             if self._past is not None and archived is not None and archived.last_rank >= feed.floor:
                 feed.open(self._past.read(shard, archived, start, self._end, begins, self._key, self._decode, window))
-            feed.floor = begins  # what is in neither is nowhere
+            else:
+                self._missed(feed)
+            feed.floor, feed.sure = begins, begins < END  # what is in neither is nowhere
             feed.over = feed.past is None and (feed.over or begins > self._end[:2])
 
     def _fix_end(self) -> None:
@@ -320,20 +334,29 @@ class Cursor(Generic[E]):
 
     def _range(self, feed: _Feed[E]) -> Call:
         ms, seq = feed.floor
-        told = (1,) if self._past is not None else ()
+        told = (1,) if self._past is not None or self._trimmed is not None else ()
         return RANGE([feed.shard.stream], f"{ms}-{seq}", self._end.redis, self._page, self._budget, *told)
 
     def _feed(self, feeds: list[_Feed[E]], replies: list[Any]) -> None:
-        for feed, (found, more, *first) in zip(feeds, replies, strict=True):
-            if first and (begins := begin_of(first[0])) > feed.floor:
-                self._firsts[feed.shard] = begins  # a trim was faster: what it took comes before this page
-                continue
+        for feed, (found, more, *told) in zip(feeds, replies, strict=True):
+            if told and (begins := begin_of(told[0])) > feed.floor:  # a trim was faster
+                if self._past is not None:
+                    self._firsts[feed.shard] = begins  # what it took comes before this page
+                    continue
+                self._missed(feed)
             page = make_entries(feed.shard, found, self._decode)
             feed.page, feed.at = self._wanted(page), 0
-            if more:
-                feed.floor = _after(keys.rank_of(found[-1][0]))
-            else:
+            if not more:
                 feed.over = True
+            elif told:
+                feed.floor, feed.sure = keys.rank_of(told[1]), True
+            else:
+                feed.floor = _after(keys.rank_of(found[-1][0]))
+
+    def _missed(self, feed: _Feed[E]) -> None:
+        id = EntryId(*feed.floor, feed.shard.generation, feed.shard.number)
+        if self._trimmed is not None and feed.sure and self._start <= id <= self._end:
+            self._trimmed(id)
 
     def _wanted(self, page: list[Entry[E]]) -> list[Entry[E]]:
         start, end, key = self._start, self._end, self._key

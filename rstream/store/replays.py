@@ -2,8 +2,9 @@
 
 One hash a replay, `ns:replay:<stream>:<name>`: `holder`, `until` (ms, by Redis's clock), `spec` (JSON: what was
 asked for), `run` (drawn when the replay first started), `start`, `end` (the window, resolved then), `position`
-(everything up to it is done), `beyond` (what is done above it), counts of all outcomes up to `position`, `aside` (the
-first ids that failed or were invalid). Only the holder writes; it is forgotten 30 days after its last runner.
+(everything up to it is done), `next` (the entry after it, where it was read), `beyond` (what is done above it), counts
+of all outcomes up to `position`, `aside` (the first ids that failed or were invalid). Only the holder writes; it is
+forgotten 30 days after its last runner.
 """
 
 from __future__ import annotations
@@ -35,16 +36,18 @@ TTL_MS = 30 * 24 * 3600 * 1000
 @dataclass(frozen=True, slots=True)
 class Progress:
     """position: everything of the window up to it is done, None = nothing yet · beyond: what is done above it ·
-    counts: outcomes up to `position` · aside: the first that failed or were invalid.
+    counts: outcomes up to `position` · aside: the first that failed or were invalid · next: the first entry that was
+    read and is not done, None = nobody knows.
     """
 
     position: EntryId | None = None
     beyond: Mapping[EntryId, Outcome] = field(default_factory=dict)
     counts: Mapping[Outcome, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     aside: Mapping[EntryId, Outcome] = field(default_factory=dict)
+    next: EntryId | None = None
 
     def fields(self) -> list[Arg]:
-        flat: list[Arg] = ["position", _id_text(self.position)]
+        flat: list[Arg] = ["position", _id_text(self.position), "next", _id_text(self.next)]
         flat += ["beyond", _outcomes_text(self.beyond), "aside", _outcomes_text(self.aside)]
         return [*flat, *(part for name, count in self.counts.items() for part in (name, count))]
 
@@ -127,12 +130,13 @@ def _done(replies: list[Any]) -> bool:
 def _saved(flat: Sequence[bytes]) -> Saved:
     stored = {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
     window = Window(_id(stored["start"]), _id(stored["end"])) if "start" in stored else None
-    position = stored.get("position")
+    position, next = stored.get("position"), stored.get("next")
     progress = Progress(
         _id(position) if position else None,
         _outcomes(stored.get("beyond", "")),
         {name: int(stored.get(name, 0)) for name in OUTCOMES},
         _outcomes(stored.get("aside", "")),
+        _id(next) if next else None,
     )
     return Saved(json.loads(stored.get("spec", "{}")), window, progress, stored.get("run", ""))
 

@@ -32,7 +32,7 @@ INTERVAL_MAX = 1.0
 
 async def recover_loop(run: ConsumerRun) -> None:
     """Runs until cancelled."""
-    term, turn, search_at = run.lease.term, 0, float("-inf")
+    term, turn, search_at, ask_at = run.lease.term, 0, float("-inf"), float("-inf")
     search_every = run.consumer.lease / 4
     interval = min(search_every, INTERVAL_MAX)
     while True:
@@ -49,7 +49,8 @@ async def recover_loop(run: ConsumerRun) -> None:
                     run.hand.sources.clear()
                     run.adopted.set()
             if run.order is not None:
-                await _ask_elsewhere(run, turn)
+                await _ask_elsewhere(run, turn, rest=now >= ask_at)
+                ask_at = now + interval if now >= ask_at else ask_at
             found = await _take_over(run, turn, search=search)
             if found is None:
                 continue
@@ -121,28 +122,28 @@ async def _others(run: ConsumerRun) -> Others:
     return await run.link.run(run.ops.others(shards)) if shards else {}
 
 
-def _to_ask(run: ConsumerRun, turn: int) -> list[Place]:
+def _to_ask(run: ConsumerRun, turn: int, rest: bool) -> list[Place]:
     """First what other workers had: they ring when they settle. The rest comes by being claimed, but somebody may have
-    settled it by hand: some of that, in turn.
+    settled it by hand: some of that, in turn; not with every look, of which there are hundreds while much is claimed.
     """
     assert run.order is not None
     elsewhere, known = run.order.elsewhere, run.own.known
     run.own.abroad = {place for place in run.own.abroad if place in elsewhere}
     places = [place for place in run.own.abroad if place[0] in known][:ASKED]
-    if len(places) < ASKED and len(elsewhere) > len(places):
+    if rest and len(places) < ASKED and len(elsewhere) > len(places):
         start = turn * ASKED % len(elsewhere)
-        rest = islice(chain(islice(elsewhere, start, None), elsewhere), ASKED - len(places))
-        places += [place for place in rest if place[0] in known and place not in run.own.abroad]
+        others = islice(chain(islice(elsewhere, start, None), elsewhere), ASKED - len(places))
+        places += [place for place in others if place[0] in known and place not in run.own.abroad]
     return places
 
 
-async def _ask_elsewhere(run: ConsumerRun, turn: int) -> None:
+async def _ask_elsewhere(run: ConsumerRun, turn: int, *, rest: bool) -> None:
     """Find out which entries, that others of their key wait for, were settled meanwhile: by a former owner of their
     shard, which still ran them.
     """
     assert run.order is not None
     owned = run.lease.owned
-    places = _to_ask(run, turn)
+    places = _to_ask(run, turn, rest)
     if not places:
         return
     holders = await run.link.run(run.owners.holders(places))

@@ -4,7 +4,8 @@
 -- group has yet to read comes anyway. No other group notices, and nothing is published.
 --
 -- Each call says up to where it has given, so that none is given twice, whoever sends it again, and however late. The
--- same in a run that was killed and goes on: a run is what a replay is from its start to its end.
+-- same in a run that was killed and goes on: a run is what a replay is from its start to its end. So the pages of a
+-- write have to come in turn: where Redis answered one that it is not ready, those behind it give nothing either.
 --
 -- With a token, no worker of an ordered group owns the shard meanwhile, and who does afterwards learns what is pending
 -- before it reads on: so what is given comes before newer entries of its key. (It is held for moments only: a giver that
@@ -19,9 +20,11 @@
 -- ARGV[3] hold   ms
 -- ARGV[4] run    "" = only say what would be done
 -- ARGV[5] ttl    ms
--- ARGV[6...]     ids, ascending; none = it is only held
+-- ARGV[6] after  the last id of the page before it in the same write, "" = it is the first
+-- ARGV[7...]     ids, ascending; none = it is only held
 -- returns {a letter an id: g given · b given, or found otherwise, by a call before · p pending · u unread · n not stored,
 --         how many are pending for ~again}
+-- errors  BUSY: the page before has given nothing yet; nothing was given
 -- cost    O(ids · log pending + consumers); 500 ids take it 1 to 2 ms
 -- include: padded
 local key, marker, group, token, run = KEYS[1], KEYS[4], ARGV[1], ARGV[2], ARGV[4]
@@ -46,21 +49,22 @@ end
 
 local read_up_to = redis.call('EXISTS', key) == 1 and position()
 if not read_up_to then -- a shard that is not there any more, or one that a worker will make the group anew in
-  return {string.rep(redis.call('EXISTS', key) == 1 and 'u' or 'n', #ARGV - 5), 0}
+  return {string.rep(redis.call('EXISTS', key) == 1 and 'u' or 'n', #ARGV - 6), 0}
 end
 
 local before = ''
 if token ~= '' and redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 then
   redis.call('SET', KEYS[2], token, 'PX', ARGV[3])
 end
-if #ARGV < 6 then return {'', 0} end
+if #ARGV < 7 then return {'', 0} end
 if not dry then
   local stored = redis.call('HMGET', marker, 'run', 'upto')
   if stored[1] == run then before = stored[2] end
+  if ARGV[6] ~= '' and before < padded(ARGV[6]) then return redis.error_reply('BUSY with the page before') end
 end
 
 local verdicts, wanted = {}, {}
-for n = 6, #ARGV do
+for n = 7, #ARGV do
   local id = ARGV[n]
   local rank = padded(id)
   local verdict
@@ -76,7 +80,7 @@ for n = 6, #ARGV do
     verdict = 'n'
     wanted[#wanted + 1] = id
   end
-  verdicts[n - 5] = verdict
+  verdicts[n - 6] = verdict
 end
 
 if wanted[1] then
@@ -86,8 +90,8 @@ if wanted[1] then
   wanted[#wanted + 1] = '0'
   wanted[#wanted + 1] = 'JUSTID'
   for _, id in ipairs(redis.call('XCLAIM', key, group, '~again', 0, unpack(wanted))) do given[id] = true end
-  for n = 6, #ARGV do
-    if given[ARGV[n]] then verdicts[n - 5] = 'g' end
+  for n = 7, #ARGV do
+    if given[ARGV[n]] then verdicts[n - 6] = 'g' end
   end
 end
 

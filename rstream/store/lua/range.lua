@@ -6,8 +6,9 @@
 -- ARGV[2] end     id
 -- ARGV[3] limit   entries
 -- ARGV[4] budget  bytes of payload after which the page ends
--- ARGV[5] first   1 = tell also the first id of the shard: who stands before it may have been overtaken by a trim
--- returns         {entries as XRANGE gives them, 1 if the range may hold more}, and with `first` that id or ""
+-- ARGV[5] first   1 = tell also the first id of the shard, and the one that the next page begins with: who comes for
+--                 that page, and finds that the shard begins later, was overtaken by a trim
+-- returns         {entries as XRANGE gives them, 1 if the range may hold more}, and with `first` the two ids, "" = none
 -- cost            O(entries)
 local STEP = 64 -- XRANGE copies entries before anybody knows their size
 local start, left, budget, found = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), {}
@@ -23,7 +24,9 @@ while left > 0 and budget > 0 do
     found[#found + 1] = entry
     budget = budget - #entry[2][2]
   end
-  if #entries < step then return {found, 0, first} end
+  if #entries < step then return {found, 0, first, ''} end
   start, left = '(' .. entries[#entries][1], left - step
 end
-return {found, 1, first}
+local following = first and redis.call('XRANGE', KEYS[1], start, ARGV[2], 'COUNT', 1)[1]
+if first and not following then return {found, 0, first, ''} end
+return {found, 1, first, following and following[1]}
