@@ -10,11 +10,12 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from rstream import RStream, Stream
+from rstream import Retention, RStream, Stream
 from rstream.errors import StoreUnavailable
 from rstream.store.deliveries import GroupOps
 from rstream.store.keys import Shard
 from rstream.store.owners import OwnerOps
+from rstream.store.weigh import weigh
 from rstream.worker.lease import Lease, LeaseKeeper
 from tests.fleets import Cluster, ClusterNode
 from tests.steps import Step
@@ -142,3 +143,23 @@ def test_a_worker_that_starts_meanwhile_works_afterwards(
             assert second.process.poll() is None, second.log
         second.ready()
         assert first.process.poll() is None
+
+
+def test_a_full_shard_is_looked_at_while_its_slot_moves(own_cluster: Cluster, namespace: str) -> None:
+    """A janitor, and a producer that met a limit, ask for alive keys that no call declares: here a dead worker's."""
+    with RStream(own_cluster.url, namespace=namespace) as app:
+        steps = app.stream("steps", Step, key="key", shards=1, retention=Retention(entries=100))
+        steps.sync.publish_many([Step(key="ada", n=n) for n in range(3)])
+        shard = steps.sync.layout().current[0]
+        ops = GroupOps(steps.sync.layout(), "g", "dead", spread=True)
+        app.sync_link.run(ops.create("0"))
+        assert len(app.sync_link.run(ops.fetch(10)).entries) == 3
+
+        def silent() -> list[list[bytes]]:
+            (weight,) = app.sync_link.run(weigh([shard]))
+            return [list(group.silent) for group in weight.groups]
+
+        assert silent() == [[b"dead"]]
+        with own_cluster.moving(shard.slot, *way(own_cluster, shard)):
+            assert silent() == [[]], "nobody knows: then nobody is judged"
+        assert silent() == [[b"dead"]]

@@ -4,9 +4,10 @@
 -- KEYS[1] S        stream; per group also S:alive:<group>:<worker>
 -- KEYS[2] S:size   hash, see limits.lua
 -- KEYS[3] S:marks  zset
--- returns {now (ms), entries, first id or "", counted bytes held (-1: not counted, or not all of it), listpacks, radix nodes, maxlen, maxbytes, soft,
---         groups} ("" = no limit); each group is {name, id: all before it is settled, pending, last-delivered id,
---         unread as Redis has it or -1, 1 if a worker of it lives, {silent worker with something pending, ...}}; false where there is no such shard
+-- returns {now (ms), entries, first id or "", counted bytes held (-1: not counted, or not all of it), listpacks, radix
+--         nodes, maxlen, maxbytes, soft, groups} ("" = no limit); each group is {name, id: all before it is settled,
+--         pending, last-delivered id, unread as Redis has it or -1, 1 if a worker of it lives, {silent worker with
+--         something pending, ...}}; false where there is no such shard
 -- cost    O(groups · consumers + log marks), two entries copied inside the server
 -- include: padded
 -- include: floors
@@ -30,7 +31,8 @@ for n, group in ipairs(groups) do
   for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', key, group[1])) do
     local consumer = {}
     for at = 1, #flat, 2 do consumer[flat[at]] = flat[at + 1] end
-    if redis.call('EXISTS', key .. ':alive:' .. group[1] .. ':' .. consumer.name) == 1 then
+    -- While a cluster moves the slot, it may not say of a key that is not declared: who may live counts as alive.
+    if redis.pcall('EXISTS', key .. ':alive:' .. group[1] .. ':' .. consumer.name) ~= 0 then
       lives = 1
     elseif consumer.pending > 0 and string.sub(consumer.name, 1, 1) ~= '~' then
       silent[#silent + 1] = consumer.name
