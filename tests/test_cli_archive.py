@@ -48,7 +48,7 @@ def test_from_start_to_stop(rs: Commands, log: Log, bits: Bits) -> None:
     key = bits.keys(".segment")[0]
     with bits.flipped(key, 500):
         done = rs.run("archive", "verify", "readings")
-        assert done.returncode == 1 and key in done.stdout and "1 problems" in done.stdout
+        assert done.returncode == 1 and key in done.stdout and "1 problem" in done.stdout
         told = json.loads(rs.run("archive", "verify", "readings", "--json").stdout)
         assert [problem["object"] for problem in told["problems"]] == [key]
         done = rs.run("read", "readings", "--json")

@@ -182,7 +182,11 @@ def verify(stream: str, as_json: bool) -> int:
 def _tell(stream: str, done: Verified) -> None:
     for problem in done.problems:
         click.echo(f"shard {problem.shard}: {problem.object}: {problem.what}")
-    verdict = f"{len(done.problems):,} problems" if done.problems else "all as it was archived"
+    verdict = (
+        f"{len(done.problems):,} problem{'s' * (len(done.problems) != 1)}"
+        if done.problems
+        else "all as it was archived"
+    )
     click.echo(
         f"{stream}: {done.segments:,} segments of {done.shards:,} shards, {done.entries:,} entries, "
         f"{done.size:,} bytes: {verdict}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rstream.errors import StreamFull
 from rstream.retention import Retention, size_text, text_of
 from rstream.store import layout as layouts
-from rstream.store.keys import Shard, rank_of
+from rstream.store.keys import ARCHIVE, Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.steps import Steps
 from rstream.store.trim import Needs, over, tidy
@@ -48,6 +48,12 @@ def _told(layout: Layout, retention: Retention | None, weight: Weight) -> str:
     pinning = min(weight.groups, key=lambda group: rank_of(group.floor), default=None)
     if pinning is None:
         return f"{head}. Raise the limits: rstream streams retention {layout.name} --bytes … --entries …"
+    if pinning.name == ARCHIVE:
+        return (
+            f"{head}. It is not archived yet: {_lag(weight, pinning)}. Have it archived, by workers of an app that "
+            f"declares archive=True or by `rstream archive run {layout.name}`; how far it is: "
+            f"rstream archive show {layout.name}"
+        )
     return (
         f"{head}. Group {pinning.name!r} keeps it from being trimmed: {_lag(weight, pinning)}. "
         f"Have its workers go on (rstream groups {layout.name}), or raise the limits or drop what is not processed: "
@@ -58,9 +64,9 @@ def _told(layout: Layout, retention: Retention | None, weight: Weight) -> str:
 def _lag(weight: Weight, group: Group) -> str:
     oldest = max(rank_of(group.floor), rank_of(weight.first or b"0-0"))
     age = max(0.0, (weight.now - oldest[0]) / 1000)
-    workers = "its workers live" if group.lives else "no worker of it lives"
-    unread = f"about {group.unread:,} are unread there, " if group.unread >= 0 else ""
-    return (
-        f"its oldest entry that is not processed is {oldest[0]}-{oldest[1]}, {text_of(age)} old, "
-        f"{unread}{group.pending:,} are pending, {workers}"
-    )
+    told = f"its oldest entry that is not processed is {oldest[0]}-{oldest[1]}, {text_of(age)} old"
+    if group.unread >= 0:
+        told += f", about {group.unread:,} are unread there"
+    if group.name == ARCHIVE:
+        return told
+    return f"{told}, {group.pending:,} are pending, {'its workers live' if group.lives else 'no worker of it lives'}"
