@@ -61,11 +61,6 @@ def columns(schemas: Iterable[Node]) -> list[Column]:
     return [Column(f"event.{name}" if name in OWN else name, name, kind) for name, kind in kinds.items()]
 
 
-def kind_of(node: Node, root: Node) -> Kind:
-    """Of a field."""
-    return _Kinds(root).of(node, frozenset())
-
-
 class _Kinds:
     """Of what one schema has. An object within one that it may contain again has no columns of its own, but JSON."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from rstream.event import EntryId
@@ -166,13 +166,8 @@ _OUTCOME: dict[str, Outcome] = {outcome: outcome for outcome in OUTCOMES}
 # -- what a replay asks of the stream ---------------------------------------------------------------------------
 
 
-def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None) -> Op[Window | None]:
-    """The window between the bounds, narrowed to what is stored there now; None where nothing is. Where there may be an
-    archive, its start is not narrowed, see `find_window`.
-
-    Two XRANGE COUNT 1 a shard.
-    """
-    shards = layout.holding(key)
+def _in_redis(shards: Sequence[Shard], start: EntryId, end: EntryId) -> Op[Window | None]:
+    """The window of what Redis has between the bounds."""
     calls: list[Call] = []
     for shard in shards:
         calls.append(("XRANGE", shard.stream, start.redis, end.redis, "COUNT", 1))
@@ -180,22 +175,21 @@ def window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None)
 
     def parse(replies: list[Any]) -> Window | None:
         ids = [shards[n // 2].entry_id(reply[0][0]) for n, reply in enumerate(replies) if reply]
-        if not ids:
-            return None
-        first = start if layout.past is not None else min(ids)
-        return Window(max(start, first), min(end, max(ids)))
+        return Window(max(start, min(ids)), min(end, max(ids))) if ids else None
 
     return Op(calls, parse)
 
 
 def find_window(layout: Layout, start: EntryId, end: EntryId, key: str | None = None) -> Steps[Window | None]:
-    """As `window`, over the archive, too; of that, a LIST and a GET a shard. Raises `StoreError`, `BlobError`,
+    """The window between the bounds, narrowed to what is there now, in Redis or the archive; None where nothing is.
+
+    Two XRANGE COUNT 1 a shard; of the archive, a LIST and a GET a shard. Raises `StoreError`, `BlobError`,
     `ArchiveDamaged`.
     """
-    here: Window | None = yield window(replace(layout, past=None), start, end, key)
+    shards = layout.holding(key)
+    here: Window | None = yield _in_redis(shards, start, end)
     if layout.past is None:
         return here
-    shards = layout.holding(key)
     told: list[Edges] = yield Op([ask_edges(shard, start, end, archive=True) for shard in shards], read_edges)
     found: Mapping[Shard, Archived] = {}
     if may_be_archived(layout, start, told):
