@@ -23,7 +23,8 @@ from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link, Op, SyncLink
 from rstream.store.log import Record
-from rstream.store.outbox import Outbox, Parcel
+from rstream.store.outbox import Outbox
+from rstream.store.parcel import Parcel
 from rstream.store.reshard import follow
 from rstream.store.room import make_room
 from rstream.store.steps import drive, drive_sync

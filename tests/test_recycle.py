@@ -51,7 +51,7 @@ def hold(job: Job) -> None:
 @jobs.consumer("crash", concurrency=1, prefetch=0, lease=1.0)
 def crash(job: Job) -> None:
     crashed = pathlib.Path("crashed.txt")
-    if job.kind == "crash" and not crashed.exists():
+    if job.kind == "die" or job.kind == "crash" and not crashed.exists():
         crashed.touch()
         os._exit(7)
     remember(job)
@@ -130,6 +130,14 @@ def test_a_process_that_crashes_is_still_restarted_with_backoff(rs: Commands) ->
         eventually(lambda: "exit code 7, is started again in 1 s" in worker.err, 40)
         eventually(lambda: len(rs.handled) == 1, 40)
         assert not recycled(worker)
+        worker.process.terminate()
+        assert worker.ended() == 0
+
+
+def test_sigterm_while_a_process_waits_to_be_started_again_ends_all_well(rs: Commands) -> None:
+    publish(rs, 1, "die")
+    with rs.started("worker", "leaky:app", "-g", "crash", "-p", "1", "--max-handled", "1000") as worker:
+        eventually(lambda: "is started again in 2 s" in worker.err, 40)
         worker.process.terminate()
         assert worker.ended() == 0
 

@@ -6,23 +6,27 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 
 import pytest
 
 from rstream import Event, Retention, RStream, Stream
 from rstream.errors import StoreError, StreamFull
 from rstream.event import EntryId
+from rstream.process import clock
 from rstream.retention import Limits
 from rstream.store import layout as layouts
 from rstream.store import reshard
 from rstream.store.deliveries import GroupOps
 from rstream.store.layout import Layout
+from rstream.store.outbox import Outbox
+from rstream.store.parcel import Parcel
 from rstream.store.steps import Steps, drive
 from rstream.store.trim import retain, tidy
 from rstream.store.weigh import Losers, trim
 from rstream.worker.janitor import Janitor
 from tests.servers import Server
-from tests.waiting import eventually_async
+from tests.waiting import eventually, eventually_async
 
 
 class Item(Event):
@@ -60,6 +64,29 @@ async def stored(app: RStream) -> Layout:
     layout = await app.link.run(layouts.load(app.settings.namespace, "items"))
     assert layout is not None
     return layout
+
+
+def test_what_was_cancelled_while_it_was_held_back_is_left_out(namespace: str) -> None:
+    """Between the answer that the shard is full and the next try."""
+    layout = Layout(namespace, "items", generation=1, shards=1, key="key", version=1)
+    shard = layout.current[0]
+    record = (b"payload", b"k", b"", b"")
+    futures: list[Future[list[EntryId]]] = [Future(), Future()]
+    gave_up, waits = (Parcel(shard, [record], future, 7, clock() + 60) for future in futures)
+    outbox = Outbox(layout)
+    outbox.add([gave_up])
+    for _ in range(2):  # the second time it is held back for a while
+        op = outbox.take()
+        assert op is not None
+        op.parse([StreamFull("full")])
+        outbox.resend({})
+    futures[0].cancel()
+    outbox.add([waits])
+    eventually(lambda: outbox.pause() == 0)
+    op = outbox.take()
+    assert op is not None and len(op.calls) == 1
+    op.parse([b"5-0"])
+    assert waits.promise.done() and outbox.take() is None
 
 
 # -- publishes that wait --------------------------------------------------------------------------------------------

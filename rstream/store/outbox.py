@@ -13,9 +13,9 @@ from __future__ import annotations
 import copy
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import msgpack
 
@@ -26,7 +26,8 @@ from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES
+from rstream.store.parcel import Parcel
 from rstream.store.scripts import PUBLISH, Call
 
 WRITE_BYTES = 1024 * 1024
@@ -38,101 +39,7 @@ SEQ_TTL_MS = 15 * 60 * 1000
 TRY_AGAIN = 0.25
 """Seconds, at most, after which it is tried again to add to a shard that was full."""
 
-
 DEFAULT_SOFT = Retention().soft
-
-
-class Promise(Protocol):
-    """A future, of asyncio or of concurrent.futures."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: Any, /) -> None: ...
-    def set_exception(self, exception: Any, /) -> None: ...
-
-
-@dataclass(slots=True)
-class Parcel:
-    """Records that go to one shard together; `promise` gets the EntryId of each. until: when to give up waiting for
-    room, by the process's clock.
-    """
-
-    shard: Shard
-    records: Sequence[Record]
-    promise: Promise
-    size: int
-    until: float = 0.0
-
-    @classmethod
-    def pack(
-        cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise], until: float = 0.0
-    ) -> list[Parcel]:
-        """Cut records into parcels of at most one flush each."""
-        parcels: list[Parcel] = []
-        batch: list[Record] = []
-        size = 0
-        for record in records:
-            weight = weight_of(record)
-            if batch and (len(batch) >= FLUSH_ENTRIES or size + weight > FLUSH_BYTES):
-                parcels.append(cls(shard, batch, promise(), size, until))
-                batch, size = [], 0
-            batch.append(record)
-            size += weight
-        if batch:
-            parcels.append(cls(shard, batch, promise(), size, until))
-        return parcels
-
-    def cut(self, layout: Layout) -> Iterator[Parcel]:
-        """The same records for the shards of another layout; the promise is kept when all of them are through."""
-        by_shard: dict[Shard, list[int]] = {}
-        for n, record in enumerate(self.records):
-            by_shard.setdefault(place_of(layout, record), []).append(n)
-        whole = _Whole(self.promise, len(self.records), len(by_shard))
-        for shard, places in by_shard.items():
-            records = [self.records[n] for n in places]
-            yield Parcel(shard, records, _Piece(whole, places), sum(map(weight_of, records)), self.until)
-
-
-class _Whole:
-    """A parcel that was cut up. What became of its pieces."""
-
-    def __init__(self, promise: Promise, count: int, pieces: int) -> None:
-        self.promise, self.open = promise, pieces
-        self.ids: list[EntryId | None] = [None] * count
-        self.error: BaseException | None = None
-
-    def end_piece(self) -> None:
-        self.open -= 1
-        if self.open or self.promise.done():
-            return
-        if self.error is None:
-            self.promise.set_result(self.ids)
-            return
-        if isinstance(self.error, StoreError):
-            self.error.published = [id for id in self.ids if id is not None]
-        self.promise.set_exception(self.error)
-
-
-class _Piece:
-    """The promise of one of them."""
-
-    def __init__(self, whole: _Whole, places: Sequence[int]) -> None:
-        self._whole, self._places, self._done = whole, places, False
-
-    def done(self) -> bool:
-        return self._done or self._whole.promise.done()
-
-    def set_result(self, ids: Sequence[EntryId], /) -> None:
-        self._done = True
-        for place, id in zip(self._places, ids, strict=True):
-            self._whole.ids[place] = id
-        self._whole.end_piece()
-
-    def set_exception(self, error: BaseException, /) -> None:
-        self._done = True
-        for place, id in zip(self._places, getattr(error, "published", ()), strict=False):
-            self._whole.ids[place] = id
-        self._whole.error = self._whole.error or error
-        self._whole.end_piece()
 
 
 @dataclass(slots=True)
@@ -148,6 +55,14 @@ class _Flush:
     @property
     def size(self) -> int:
         return sum(parcel.size for parcel in self.parcels)
+
+    def wanted(self) -> bool:
+        """Leaves out what nobody waits for any more, if no packet of it is under way: then it may be another one under
+        the same number. False where nothing is left.
+        """
+        if not self.unsure:
+            self.parcels = [parcel for parcel in self.parcels if not parcel.promise.done()]
+        return bool(self.parcels)
 
     def call(self, producer: str, *, limited: bool) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
@@ -193,7 +108,7 @@ class Outbox:
         The Op must end, by `finish` or by `fail`, before the next `take`; so must a refusal, by `go_on` or by `fail`.
         """
         held = self._held() if self._hold else ()
-        again, self._again = self._again, []
+        again, self._again = [flush for flush in self._again if flush.wanted()], []
         for flush in again:
             (self._again if flush.shard in held else self._taken).append(flush)
         busy = {flush.shard for flush in again}.union(held)
@@ -289,11 +204,9 @@ class Outbox:
         """
         full, self._full = self._full, []
         for flush in full:
-            if not flush.unsure:  # then no packet of it is under way, and it may be another one under the same number
-                flush.parcels = [parcel for parcel in flush.parcels if not parcel.promise.done()]
             if error := errors.get(flush.shard):
                 self._give_up(flush, error)
-            if not flush.parcels:
+            if not flush.wanted():
                 self._hold.pop(flush.shard, None)
                 continue
             if flush.tries:

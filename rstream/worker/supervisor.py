@@ -117,7 +117,8 @@ class Supervisor:
             number = self._signals.pop(0)
             self._stopping, self._next_at = True, time.monotonic() + ECHO + 0.1
             for child in self._children:
-                child.restart_at = None
+                if child.restart_at is not None:  # it was to be started again: there is nothing to end
+                    child.restart_at, child.ended_well = None, True
                 if child.process is not None:
                     child.process.send_signal(number)
 
