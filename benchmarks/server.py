@@ -1,0 +1,92 @@
+"""The server that all contestants of a workload share: one binary, one address by TCP, one fsync policy.
+
+It starts empty for each workload and ends with it. `appendfsync everysec` is what most people run; the file is not
+rewritten meanwhile, which would disturb whoever is at work then.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from types import TracebackType
+from typing import Any
+
+import redis
+
+from rstream.store.embedded import find_server
+
+POLICY = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--auto-aof-rewrite-percentage", "0")
+START_WITHIN = 15.0
+
+Snapshot = list[tuple[bytes, int, bytes]]
+
+
+class Server:
+    """url; `raw`, a client for the harness."""
+
+    def __enter__(self) -> Server:
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [str(find_server()), "--port", str(port), "--bind", "127.0.0.1", "--dir", self._folder.name, *POLICY]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.url = f"redis://127.0.0.1:{port}"
+        self.raw = redis.Redis.from_url(self.url)
+        limit = time.monotonic() + START_WITHIN
+        while not self._answers():
+            if time.monotonic() > limit or self._process.poll() is not None:
+                raise RuntimeError(f"{command[0]} does not answer at {self.url}")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.raw.close()
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.raw.ping())
+        except redis.RedisError:
+            return False
+
+    @property
+    def version(self) -> str:
+        told: dict[str, Any] = self.raw.info("server")
+        name = told.get("server_name", "redis").capitalize()
+        return f"{name} {told.get('valkey_version') or told['redis_version']}"
+
+    def cpu(self) -> float:
+        """CPU seconds that the server has used."""
+        told: dict[str, Any] = self.raw.info("cpu")
+        return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
+
+    def memory(self) -> int:
+        told: dict[str, Any] = self.raw.info("memory")
+        return int(told["used_memory_dataset"])
+
+    def commands(self) -> dict[str, int]:
+        """How often each command was called, also from scripts."""
+        told: dict[str, Any] = self.raw.info("commandstats")
+        return {name.removeprefix("cmdstat_"): int(stat["calls"]) for name, stat in told.items()}
+
+    def snapshot(self) -> Snapshot:
+        """All there is, so that each round begins with the same queue, and publishes it once."""
+        found: Snapshot = []
+        for key in self.raw.scan_iter(count=1000):
+            found.append((key, max(self.raw.pttl(key), 0), self.raw.dump(key)))
+        return found
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.raw.flushall()
+        for at in range(0, len(snapshot), 1000):
+            pipe = self.raw.pipeline(transaction=False)
+            for key, ttl, dumped in snapshot[at : at + 1000]:
+                pipe.restore(key, ttl, dumped)
+            pipe.execute()

@@ -1,0 +1,1 @@
+"""One file a workload: it takes a plan, and gives tables."""
