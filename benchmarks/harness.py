@@ -72,7 +72,7 @@ class Process:
 
     def cpu(self) -> float:
         """CPU seconds that the process group has used so far."""
-        return sum(_cpu(pid) for pid in _group(self.popen.pid))
+        return sum(_cpu(pid) for pid in group(self.popen.pid))
 
     def __enter__(self) -> Any:
         return self
@@ -83,7 +83,7 @@ class Process:
         self.kill()
 
 
-def _group(leader: int) -> list[int]:
+def group(leader: int) -> list[int]:
     """The processes of a group, by /proc; elsewhere only its leader is known."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
