@@ -38,6 +38,11 @@ class Contestant:
         return [word.replace("MODE", mode) for word in words], dict(self.environ.get(mode, {}))
 
 
+def _rstream(*groups: str) -> list[str]:
+    chosen = [word for group in groups for word in ("--group", group)]
+    return ["-m", "rstream", "worker", "benchmarks.contestants.ours:app", *chosen]
+
+
 def _celery(*options: str) -> list[str]:
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "ERROR"]
     return ["-m", "celery", "-A", "benchmarks.contestants.celery", "worker", *quiet, *options]
@@ -60,8 +65,8 @@ OURS = Contestant(
     "ours",
     "ours",
     run={
-        "": ["-m", "rstream", "worker", "benchmarks.contestants.ours:app", "--group", "MODE"],
-        "idle": ["-m", "rstream", "worker", "benchmarks.contestants.ours:app", "-g", "idle0", "-g", "idle1"],
+        "": _rstream("MODE"),
+        **{f"idle{many}": _rstream(*(f"idle{at}" for at in range(many))) for many in (1, 2, 8)},
     },
     environ={"mix": {"BENCH_SLOTS": "16"}},
 )

@@ -67,9 +67,20 @@ class Server:
         told: dict[str, Any] = self.raw.info("cpu")
         return float(told["used_cpu_user"]) + float(told["used_cpu_sys"])
 
-    def memory(self) -> int:
-        told: dict[str, Any] = self.raw.info("memory")
-        return int(told["used_memory_dataset"])
+    def size(self) -> int:
+        """Bytes that all keys take."""
+        keys, total = list(self.raw.scan_iter(count=1000)), 0
+        for at in range(0, len(keys), 1000):
+            pipe = self.raw.pipeline(transaction=False)
+            for key in keys[at : at + 1000]:
+                pipe.memory_usage(key, samples=0)
+            total += sum(pipe.execute())
+        return total
+
+    def reads(self) -> int:
+        """How often the server has read from a connection: one for each command or pipeline that came alone."""
+        told: dict[str, Any] = self.raw.info("stats")
+        return int(told["total_reads_processed"])
 
     def commands(self) -> dict[str, int]:
         """How often each command was called, also from scripts."""
