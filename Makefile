@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 4
 
-.PHONY: demo test torture lint bench-quick clean
+.PHONY: demo test torture lint bench bench-quick clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rstream needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
@@ -24,8 +24,16 @@ torture: $(VENV)/.installed   ## the long runs
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench-quick: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.quick
+.venv-%/.installed: benchmarks/%-requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench: $(VENV)/.installed .venv-peers/.installed .venv-arq/.installed   ## beside the peers; writes benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.installed   ## beside the raw limits alone, in a minute
+	$(BIN)/python -m benchmarks --quick
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .venv-arq .pytest_cache .mypy_cache .ruff_cache

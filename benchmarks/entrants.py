@@ -10,7 +10,7 @@ from typing import Literal
 
 Kind = Literal["ours", "raw", "peer"]
 ROOT = Path(__file__).parent.parent
-PEERS, ARQ = ROOT / ".venv-peers", ROOT / ".venv-peers-arq"
+PEERS, ARQ = ROOT / ".venv-peers", ROOT / ".venv-arq"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +91,7 @@ DRAMATIQ = Contestant(
     run={"": _dramatiq(8), "wait": _dramatiq(100), "mix": _dramatiq(16)},
     environ={"noop": {"dramatiq_queue_prefetch": "1000"}},
 )
-ARQ_PEER = Contestant(
-    "arq", "arq", "peer", ARQ, run={"": ["-m", "arq", "benchmarks.contestants.arq.Worker"]}
-)
+ARQ_PEER = Contestant("arq", "arq", "peer", ARQ, run={"": ["-m", "arq", "benchmarks.contestants.arq.Worker"]})
 TASKIQ = Contestant(
     "taskiq",
     "taskiq",

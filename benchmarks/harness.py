@@ -142,9 +142,7 @@ class Bench:
 
     def worker(self, contestant: Contestant, mode: str, **environ: str) -> Process:
         command, of_mode = contestant.worker(mode)
-        return Process(
-            [contestant.python, *command], self._environ(contestant, {**of_mode, **environ}), self.folder
-        )
+        return Process([contestant.python, *command], self._environ(contestant, {**of_mode, **environ}), self.folder)
 
     def _environ(self, contestant: Contestant, environ: dict[str, str]) -> dict[str, str]:
         return {

@@ -17,7 +17,7 @@ import time
 import redis
 
 from benchmarks.archive import trim
-from benchmarks.quick import Sample
+from benchmarks.contestants.ours import Sample
 from rstream import Batch, RStream
 from rstream.archive.archiver import Archiver
 from rstream.replay import replay

@@ -68,6 +68,7 @@ class Batcher:
     def __init__(self) -> None:
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._sending: asyncio.Task[None] | None = None
+        self._digest = ""
 
     async def add(self, event: bytes) -> None:
         done = asyncio.get_running_loop().create_future()
@@ -77,10 +78,10 @@ class Batcher:
         await done
 
     async def _send(self) -> None:
-        digest = await fast.script_load(SCRIPT)
+        self._digest = self._digest or await fast.script_load(SCRIPT)
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            await fast.evalsha(digest, 1, STREAM, *(event for event, _ in batch))
+            await fast.evalsha(self._digest, 1, STREAM, *(event for event, _ in batch))
             for _, done in batch:
                 done.set_result(None)
 

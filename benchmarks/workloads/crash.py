@@ -195,7 +195,10 @@ def timeline(rate: float, seconds: float) -> list[tuple[float, int, float]]:
 
 
 def tables_of_mix(
-    chosen: dict[Contestant, Patience], outcomes: dict[Contestant, Outcome], failed: dict[Contestant, str], watched: float
+    chosen: dict[Contestant, Patience],
+    outcomes: dict[Contestant, Outcome],
+    failed: dict[Contestant, str],
+    watched: float,
 ) -> list[Table]:
     tail, twice, again = [], [], []
     for contestant, its in chosen.items():

@@ -1,0 +1,89 @@
+"""`make bench`: rstream beside its peers and the raw limits. Prints the tables; writes RESULTS.md and results.svg.
+
+`python -m benchmarks --quick`: rstream and the raw limits alone, in a minute, nothing written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import chart, report
+from benchmarks.harness import Bench, bench
+from benchmarks.table import Table, text
+from benchmarks.targets import rows, verdicts
+from benchmarks.workloads.cost import idle, imports, memory
+from benchmarks.workloads.crash import mix, recovery
+from benchmarks.workloads.drain import drain, waiting
+from benchmarks.workloads.growth import growth
+from benchmarks.workloads.latency import latency
+from benchmarks.workloads.publish import publish
+from benchmarks.workloads.rounds import Plan
+
+WORKLOADS: dict[str, Callable[[Bench, Plan], list[Table]]] = {
+    "publish": publish,
+    "drain": drain,
+    "latency": latency,
+    "io": waiting,
+    "mix": mix,
+    "recovery": recovery,
+    "memory": memory,
+    "idle": idle,
+    "import": imports,
+    "growth": growth,
+}
+QUICK = ["publish", "drain", "latency"]
+CHARTED = ["publish", "concurrent", "many", "drain", "batch", "io", "p50", "p99", "memory", "recovery"]
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Table]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="rstream and the raw limits alone, nothing written")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each contestant (5)")
+    parser.add_argument("--scale", type=float, metavar="X", help="of all counts (1; quick: 0.5)")
+    parser.add_argument("--only", metavar="A,B", help=f"of {', '.join(WORKLOADS)}; nothing is written then")
+    parser.add_argument("--verbose", action="store_true", help="tell each round")
+    given = parser.parse_args(arguments)
+    names = given.only.split(",") if given.only else QUICK if given.quick else [*WORKLOADS]
+    if unknown := set(names) - set(WORKLOADS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}: there are {', '.join(WORKLOADS)}")
+    plan = Plan(given.rounds, given.scale or (0.5 if given.quick else 1.0), peers=not given.quick)
+    load, began, server, tables = os.getloadavg()[0], time.monotonic(), "", list[Table]()
+    for name in names:
+        with bench(quiet=not given.verbose) as one:
+            server = one.server.version
+            found = WORKLOADS[name](one, plan)
+        for table in found:
+            print(text(table), flush=True)
+        tables += found
+    tell(tables)
+    print(f"\n{time.monotonic() - began:.0f} s")
+    if not (given.quick or given.only):
+        write(Path(__file__).parent, tables, server, load)
+    return tables
+
+
+def tell(tables: list[Table]) -> None:
+    """The targets, in columns."""
+    lines = rows(verdicts({table.key: table for table in tables}))
+    if not lines:
+        return
+    widths = [max(len(line[at]) for line in lines) for at in range(3)]
+    print("\nTargets")
+    for line in lines:
+        print("  " + "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]))
+
+
+def write(folder: Path, tables: list[Table], server: str, load: float) -> None:
+    (folder / "RESULTS.md").write_text(report.results(tables, server, load), "utf-8")
+    charted = [table for key in CHARTED for table in tables if table.key == key]
+    (folder / "results.svg").write_text(chart.svg(charted), "utf-8")
+    print(f"written: {folder.name}/RESULTS.md, {folder.name}/results.svg", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
