@@ -72,10 +72,11 @@ def tell(tables: list[Table]) -> None:
     lines = rows(verdicts({table.key: table for table in tables}))
     if not lines:
         return
-    widths = [max(len(line[at]) for line in lines) for at in range(3)]
-    print("\nTargets")
+    lines.insert(0, ["Targets", "", "measured", "by CPU time", ""])
+    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    print()
     for line in lines:
-        print("  " + "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[3]]))
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def write(folder: Path, tables: list[Table], server: str, load: float) -> None:

@@ -59,7 +59,8 @@ def panel(table: Table, wide: int) -> str:
 def bar(series: Series, most: float, y: int, wide: int) -> str:
     name = f'<text x="0" y="{y + 12}">{escape(shortened(series.name))}</text>'
     if not series.measured:
-        return f'{name}<text class="s" x="{NAME}" y="{y + 12}">{escape(shortened(series.failed or "not measured", 40))}</text>'
+        reason = escape(shortened(series.failed or "not measured", 40))
+        return f'{name}<text class="s" x="{NAME}" y="{y + 12}">{reason}</text>'
     room = wide - NAME - FIGURE
     long = max(room * series.median / most, 1.0)
     return (

@@ -15,19 +15,22 @@ from benchmarks.targets import rows, verdicts
 
 OURS = ["rstream", "redis", "hiredis", "pydantic"]
 THEIRS = {
-    PEERS: ["celery", "kombu", "dramatiq", "taskiq", "taskiq-redis", "streaq", "coredis", "faststream", "redis", "hiredis"],
+    PEERS: [
+        *("celery", "kombu", "dramatiq", "taskiq", "taskiq-redis"),
+        *("streaq", "coredis", "faststream", "redis", "hiredis"),
+    ],
     ARQ: ["arq", "redis", "hiredis"],
-}  # fmt: skip
-ASK = (
-    "import json, sys; from importlib.metadata import version; print(json.dumps({n: version(n) for n in sys.argv[1:]}))"
-)
+}
+ASK = """import json, sys
+from importlib.metadata import version
+print(json.dumps({name: version(name) for name in sys.argv[1:]}))"""
 LIMITS = """\
-- A queue that deletes what was handled (Celery, dramatiq, arq, streaQ) and a log that keeps it (rstream, and the streams
-  of taskiq and FastStream) do not do the same work; the memory table has waiting messages, where both hold them.
-- rstream validates each event when it is published and when it is handled, keeps leases, fences each settle and routes by
-  key to 8 shards. None of the peers does; where they could validate, that is off, in their favour.
-- Celery, dramatiq, arq and taskiq have no call that publishes many, and no handler that takes a batch; none of the peers
-  keeps order per key while it handles in parallel. Those cells are empty.
+- A queue that deletes what was handled (Celery, dramatiq, arq, streaQ) and a log that keeps it (rstream, and the
+  streams of taskiq and FastStream) do not do the same work; the memory table has waiting messages, which both hold.
+- rstream validates each event when it is handled, keeps leases, fences each settle and routes by key to 8 shards.
+  None of the peers does; where they could validate, that is off, in their favour.
+- Celery, dramatiq, arq and taskiq have no call that publishes many, and no handler that takes a batch; none of the
+  peers keeps order per key while it handles in parallel. So they are not in those tables.
 - arq has no blocking read: its latency is its poll interval, set to 10 ms (its default: 500 ms).
 - A rate is what the handlers counted. What was counted and not yet acked when the worker was stopped, at most what it
   had prefetched, is in everybody's rate.
@@ -43,8 +46,8 @@ def results(tables: list[Table], server: str, load: float) -> str:
     lines = [
         "# Results of `make bench`",
         "",
-        "Written by the run itself. [How it is measured, and how to run it](../docs/benchmarks.md). All ratios are of figures "
-        "of one run, of contestants that took turns; in brackets the least and the greatest of the rounds.",
+        "Written by the run itself. [How it is measured, and how to run it](../docs/benchmarks.md). All ratios are of "
+        "figures of one run, of contestants that took turns; in brackets the least and the greatest of the rounds.",
         "",
         f"On {os.cpu_count()} cores, {platform.system()} {platform.machine()}, {platform.python_implementation()} "
         f"{platform.python_version()}, {server} (appendonly yes, appendfsync everysec, by TCP). "
@@ -55,8 +58,8 @@ def results(tables: list[Table], server: str, load: float) -> str:
         "",
         f"## Targets: {met} of {len(found)} met",
         "",
-        "| workload | target | measured | |",
-        "| --- | --- | --- | --- |",
+        "| workload | target | measured | by CPU time | |",
+        "| --- | --- | --- | --- | --- |",
         *("| " + " | ".join(row) + " |" for row in rows(found)),
         "",
         "![Bars of all workloads](results.svg)",
@@ -73,12 +76,11 @@ def results(tables: list[Table], server: str, load: float) -> str:
 
 def peers() -> str:
     """Their versions, as their virtual environments have them."""
-    told: dict[str, str] = {}
+    told = []
     for venv, names in THEIRS.items():
         python = venv / "bin" / "python"
         if python.exists():
             done = subprocess.run([str(python), "-c", ASK, *names], capture_output=True, text=True, check=True)
             found: Mapping[str, str] = json.loads(done.stdout)
-            beside = ", ".join(f"{name} {found[name]}" for name in names[1:])
-            told[f"{names[0]} {found[names[0]]} ({beside})"] = ""
+            told.append(", ".join(f"{name} {found[name]}" for name in names))
     return "; ".join(told) or "not installed"

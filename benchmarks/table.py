@@ -150,14 +150,7 @@ def text(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    lines = [
-        f"### {table.title}",
-        "",
-        f"In {table.unit}.",
-        "",
-        "| " + " | ".join(HEAD) + " |",
-        "| --- |" + " ---: |" * 4,
-    ]
+    lines = [f"### {table.title}", "", f"In {table.unit}.", "", f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * 4]
     for name, *cells in table.rows():
         strong = f"**{name}**" if (found := table.get(name)) and found.kind == "ours" else name
         lines.append("| " + " | ".join([strong, *cells]) + " |")

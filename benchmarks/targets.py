@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal, NamedTuple
 
 from benchmarks.table import Ratio, Series, Table, number, ratio
@@ -34,11 +35,13 @@ class Target:
 
 
 class Verdict(NamedTuple):
-    """found: what was measured, with its spread · met: None where it could not be measured."""
+    """found: what was measured, with its spread · met: None where it could not be measured · cpu: the same ratio by CPU
+    time of the processes, which a busy machine disturbs far less; empty where it was not measured."""
 
     target: Target
     found: str
     met: bool | None
+    cpu: str = ""
 
 
 PIPELINE, LOOP, LIMIT = (
@@ -92,7 +95,10 @@ def judge(target: Target, tables: Mapping[str, Table]) -> Verdict | None:
         return Verdict(target, str(error), None)
     if target.against == PEER and other is not None:
         found += f", {other.name}"
-    return Verdict(target, found, middle >= target.bound if target.sense == "≥" else middle <= target.bound)
+    cpu = ""
+    if table.higher and other is not None and ours.cpu and other.cpu:
+        cpu = f"× {number(median(other.cpu) / median(ours.cpu))}"
+    return Verdict(target, found, middle >= target.bound if target.sense == "≥" else middle <= target.bound, cpu)
 
 
 def _compare(target: Target, ours: Series, other: Series | None) -> tuple[float, str]:
@@ -119,4 +125,4 @@ WORD = {True: "met", False: "not met", None: "not measured"}
 
 
 def rows(found: list[Verdict]) -> list[list[str]]:
-    return [[v.target.what, v.target.told, v.found, WORD[v.met]] for v in found]
+    return [[v.target.what, v.target.told, v.found, v.cpu, WORD[v.met]] for v in found]

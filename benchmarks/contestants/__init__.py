@@ -1,1 +1,1 @@
-"""One small file a contestant: its app, its handlers, and how it publishes. How it is run says `benchmarks.entrants`."""
+"""One small file a contestant: its app, its handlers, how it publishes. How it is run says `benchmarks.entrants`."""

@@ -8,6 +8,7 @@ ceiling of what a Python client can reach on this server. The bytes are those th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -133,10 +134,8 @@ async def stamp() -> None:
 
 
 def main() -> None:
-    try:
+    with contextlib.suppress(redis.ResponseError):  # there it is
         sync.xgroup_create(STREAM, GROUP, "0", mkstream=True)
-    except redis.ResponseError:
-        pass  # there it is
     if sys.argv[1] == "sync500":
         sync500()
     else:

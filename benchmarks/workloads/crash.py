@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from benchmarks import history
-from benchmarks.entrants import ALL_PEERS, ARQ_PEER, CELERY, DRAMATIQ, FASTSTREAM, OURS, STREAQ, TASKIQ, Contestant
+from benchmarks.entrants import ARQ_PEER, CELERY, DRAMATIQ, OURS, STREAQ, TASKIQ, Contestant
 from benchmarks.harness import Bench, Failed, Player, Process, group
 from benchmarks.table import Series, Table, quantile
 from benchmarks.workloads.rounds import Plan
@@ -77,6 +77,15 @@ class Fleet:
     def calls(self) -> dict[int, list[history.Call]]:
         return history.calls(self.bench.notes(self.contestant.module))
 
+    def occupy(self, handlers: int) -> None:
+        """Have so many run that do not end meanwhile. Raises `Failed`."""
+        self.player.do("timeline", plan=[[0, n, LONG_RUN] for n in range(handlers)], handler="mix")
+        limit = time.monotonic() + START_WITHIN
+        while sum(n in self.calls() for n in range(handlers)) < handlers:
+            if time.monotonic() > limit:
+                raise Failed(f"it did not run {handlers} handlers: {self.workers[0].last_line()}")
+            time.sleep(0.02)
+
     def kill_first(self) -> None:
         self.killed = set(group(self.workers[0].popen.pid))
         self.killed_at = time.monotonic()
@@ -111,36 +120,35 @@ def recovery(bench: Bench, plan: Plan, within: float = 15.0, handlers: int = 8) 
     with ExitStack() as stack:
         found = fleets(bench, stack, chosen, failed, 1)
         for fleet in found.values():
-            fleet.player.do("timeline", plan=[[0, n, LONG_RUN] for n in range(handlers)], handler="mix")
-            limit = time.monotonic() + START_WITHIN
-            while sum(n in fleet.calls() for n in range(handlers)) < handlers and time.monotonic() < limit:
-                time.sleep(0.02)
+            fleet.occupy(handlers)
         for fleet in found.values():  # the ones who are to take over
             fleet.start()
         time.sleep(3.0)
-        for fleet in found.values():
-            fleet.kill_first()
         trickle = [[n / TRICKLE, 1000 + n, 0.001] for n in range(round(within * TRICKLE))]
         for fleet in found.values():
+            fleet.kill_first()
             fleet.player.tell("timeline", plan=trickle, handler="mix")
         for fleet in found.values():
             fleet.player.answer("timeline")
-        series = []
-        for contestant, its in chosen.items():
-            one = Series(f"{contestant.name}: {its.default}", contestant.kind, failed=failed.get(contestant, ""))
-            if contestant in found:
-                fleet = found[contestant]
-                again = history.taken_over(fleet.calls(), fleet.killed, fleet.killed_at)
-                one.values = [each.after for each in again if each.after is not None]
-                if missed := len(again) - len(one.values):
-                    one.failed = f"{missed} of {len(again)} were not running after {within:g} s"
-            series.append(one)
+        series = [
+            recovered(Series(f"{c.name}: {its.default}", c.kind, failed=failed.get(c, "")), found.get(c), within)
+            for c, its in chosen.items()
+        ]
     title = "Recovery: from SIGKILL of a worker until its handlers run elsewhere, time scaled 1:10"
     notes = [
-        f"Each at its own default, a tenth of it; {handlers} handlers, one run; {TRICKLE:g} other events a second come in.",
+        f"Each at a tenth of its default; {handlers} handlers, one run; {TRICKLE:g} other events a second come in.",
         "FastStream takes over only what another subscriber, written for it, claims.",
     ]
     return [Table("recovery", title, "s", series, higher=False, notes=notes)]
+
+
+def recovered(one: Series, fleet: Fleet | None, within: float) -> Series:
+    if fleet is not None:
+        again = history.taken_over(fleet.calls(), fleet.killed, fleet.killed_at)
+        one.values = [each.after for each in again if each.after is not None]
+        if missed := len(again) - len(one.values):
+            one.failed = f"{missed} of {len(again)} were not running after {within:g} s"
+    return one
 
 
 @dataclass
@@ -152,14 +160,19 @@ class Outcome:
     duplicates: int
     again: list[history.Again]
 
+    def missing(self, watched: float) -> str:
+        waiting = sum(each.after is None for each in self.again)
+        if not (waiting or self.never):
+            return ""
+        ran = f"{waiting} of the {len(self.again)} that ran on it"
+        return f"{ran}, and {self.never} that had not begun, were still waiting after {watched:.0f} s"
+
 
 def mix(bench: Bench, plan: Plan, rate: float = 100.0, seconds: float = 15.0, after: float = 15.0) -> list[Table]:
-    """`rate` events a second for `seconds`; a kill after 8 of them; watched for `after` more."""
+    """`rate` events a second for `seconds`; a kill after half of them; watched for `after` more."""
     chosen = {c: its for c, its in SIXTIETH.items() if plan.peers or c.kind != "peer"}
     failed: dict[Contestant, str] = {}
     events = timeline(rate, seconds)
-    lengths = {n: length for _, n, length in events}
-    outcomes: dict[Contestant, Outcome] = {}
     with ExitStack() as stack:
         found = fleets(bench, stack, chosen, failed, 2)
         for fleet in found.values():
@@ -171,16 +184,19 @@ def mix(bench: Bench, plan: Plan, rate: float = 100.0, seconds: float = 15.0, af
         published = {c: dict(fleet.player.answer("timeline")["times"]) for c, fleet in found.items()}
         time.sleep(after)
         until = time.monotonic()
-        for contestant, fleet in found.items():
-            calls = {n: several for n, several in fleet.calls().items() if n >= 0}
-            shorts = {n: at for n, at in published[contestant].items() if lengths[n] == SHORT}
-            outcomes[contestant] = Outcome(
-                history.delays(calls, shorts, until),
-                sum(n not in calls for n in lengths),
-                history.duplicates(calls, fleet.killed, fleet.killed_at),
-                history.taken_over(calls, fleet.killed, fleet.killed_at),
-            )
+        outcomes = {c: outcome(fleet, events, published[c], until) for c, fleet in found.items()}
     return tables_of_mix(chosen, outcomes, failed, after + seconds * 0.5)
+
+
+def outcome(fleet: Fleet, events: list[tuple[float, int, float]], published: dict[int, float], until: float) -> Outcome:
+    calls = {n: several for n, several in fleet.calls().items() if n >= 0}
+    shorts = {n: published[n] for _, n, length in events if length == SHORT}
+    return Outcome(
+        history.delays(calls, shorts, until),
+        sum(n not in calls for n in published),
+        history.duplicates(calls, fleet.killed, fleet.killed_at),
+        history.taken_over(calls, fleet.killed, fleet.killed_at),
+    )
 
 
 def timeline(rate: float, seconds: float) -> list[tuple[float, int, float]]:
@@ -207,16 +223,14 @@ def tables_of_mix(
         if outcome := outcomes.get(contestant):
             one.values, two.values = [quantile(outcome.delays, 0.99) * 1000], [float(outcome.duplicates)]
             three.values = [each.after for each in outcome.again if each.after is not None]
-            waiting = len(outcome.again) - len(three.values)
-            if waiting or outcome.never:
-                three.failed = (
-                    f"{waiting} of {len(outcome.again)} that ran on it, and {outcome.never} it had only fetched, "
-                    f"were still waiting after {watched:.0f} s"
-                )
+            three.failed = outcome.missing(watched)
         tail.append(one), twice.append(two), again.append(three)
-    scaled = "time scaled 1:60, one run"
+    columns = [
+        ("mix-p99", "start delay of the short ones, 99th percentile", "ms", tail),
+        ("mix-twice", "handled twice, though done or alive", "events", twice),
+        ("mix-again", "until what ran on the killed worker ran again", "s", again),
+    ]
     return [
-        Table("mix-p99", f"Mix with a SIGKILL: start delay of the short ones, 99th percentile ({scaled})", "ms", tail, higher=False),
-        Table("mix-twice", f"Mix with a SIGKILL: handled twice, though done or alive ({scaled})", "events", twice, higher=False),
-        Table("mix-again", f"Mix with a SIGKILL: until what ran on the killed worker ran again ({scaled})", "s", again, higher=False),
-    ]  # fmt: skip
+        Table(key, f"Mix with a SIGKILL: {title} (time scaled 1:60, one run)", unit, series, higher=False)
+        for key, title, unit, series in columns
+    ]

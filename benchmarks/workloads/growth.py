@@ -7,7 +7,7 @@ server itself, with copies of an entry that rstream has published.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.entrants import OURS
