@@ -52,6 +52,11 @@ def _dramatiq(threads: int) -> list[str]:
     return ["-m", "dramatiq", "benchmarks.contestants.dramatiq", "--processes", "1", "--threads", str(threads)]
 
 
+def _arq() -> list[str]:
+    here = "benchmarks.contestants.arq"
+    return ["-m", "arq", f"{here}.Worker", "--custom-log-dict", f"{here}.LOGGING"]
+
+
 def _taskiq(*options: str) -> list[str]:
     return [
         *("-m", "taskiq", "worker", "benchmarks.contestants.taskiq:broker", "--workers", "1", "--no-parse"),
@@ -91,7 +96,7 @@ DRAMATIQ = Contestant(
     run={"": _dramatiq(8), "wait": _dramatiq(100), "mix": _dramatiq(16)},
     environ={"noop": {"dramatiq_queue_prefetch": "1000"}},
 )
-ARQ_PEER = Contestant("arq", "arq", "peer", ARQ, run={"": ["-m", "arq", "benchmarks.contestants.arq.Worker"]})
+ARQ_PEER = Contestant("arq", "arq", "peer", ARQ, run={"": _arq()})
 TASKIQ = Contestant(
     "taskiq",
     "taskiq",

@@ -138,10 +138,19 @@ def number(value: float) -> str:
     return f"{value:,.{min(digits, 4)}f}"
 
 
+def columns(table: Table) -> list[list[str]]:
+    """Its head and its rows, without columns that would be empty."""
+    rows = [HEAD, *table.rows()]
+    kept = [at for at in range(len(HEAD)) if at < 2 or any(row[at] for row in rows[1:])]
+    return [[row[at] for at in kept] for row in rows]
+
+
 def text(table: Table) -> str:
     """For a terminal."""
-    rows = [HEAD, *table.rows()]
-    widths = [max(len(row[at]) for row in rows if row[2] or at == 0) for at in range(len(HEAD))]
+    rows = columns(table)
+    failed = {series.name for series in table.series if not series.measured}
+    # The reason why there is no figure may be long: it goes over all columns.
+    widths = [max(len(row[at]) for row in rows if at == 0 or row[0] not in failed) for at in range(len(rows[0]))]
     lines = [f"\n{table.title}  [{table.unit}]"]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
@@ -150,8 +159,10 @@ def text(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    lines = [f"### {table.title}", "", f"In {table.unit}.", "", f"| {' | '.join(HEAD)} |", "| --- |" + " ---: |" * 4]
-    for name, *cells in table.rows():
+    head, *rows = columns(table)
+    ruler = "| --- |" + " ---: |" * (len(head) - 1)
+    lines = [f"### {table.title}", "", f"In {table.unit}.", "", f"| {' | '.join(head)} |", ruler]
+    for name, *cells in rows:
         strong = f"**{name}**" if (found := table.get(name)) and found.kind == "ours" else name
         lines.append("| " + " | ".join([strong, *cells]) + " |")
     return "\n".join([*lines, *(f"\n{note}" for note in table.notes), ""])

@@ -1,9 +1,9 @@
 """arq.
 
-Choices: `max_jobs` 100, as all have; no results kept; jobs are not logged; it polls every 10 ms instead of 500, since
-it has no blocking read. It is at least once. It publishes by `enqueue_job`; it has no call for many. A killed worker's
-jobs run again once their in-progress key has expired: `job_timeout` (300 s) + 10 s after they began. Its redis-py is
-older (< 6), so that it has a virtual environment of its own.
+Choices: `max_jobs` 100, as all have; no results kept; neither jobs nor results are logged; it polls every 10 ms instead
+of 500, since it has no blocking read. It is at least once. It publishes by `enqueue_job`; it has no call for many. A
+killed worker's jobs run again once their in-progress key has expired: `job_timeout` (300 s) + 10 s after they began.
+Its redis-py is older (< 6), so that it has a virtual environment of its own.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ async def mix(context: dict[Any, Any], event: dict[str, Any]) -> None:
     side.begun(event["size"], event["seconds"])
     await asyncio.sleep(event["seconds"])
     side.ended(event["size"], event["seconds"])
+
+
+LOGGING = {"version": 1, "loggers": {"arq": {"level": "WARNING"}}}
 
 
 class Worker:

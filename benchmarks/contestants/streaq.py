@@ -1,8 +1,9 @@
 """streaQ.
 
-Choices: concurrency 100, as all have; a prefetch of 500; no results (`ttl=0`); pickle, its default; uvloop is not used,
-since none of the others has it. It is at least once. It publishes by `enqueue` and, many, by `enqueue_many`, a
-pipeline. A killed worker's tasks run again after `idle_timeout` (default 60 s), which a live worker renews.
+Choices: concurrency 100, as all have; a prefetch of 500; no results (`ttl=0`) and no line in the log for each task
+(`silent`); pickle, its default; uvloop is not used, since none of the others has it. It is at least once. It publishes
+by `enqueue` and, many, by `enqueue_many`, a pipeline. A killed worker's tasks run again after `idle_timeout` (default
+60 s), which a live worker renews.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ worker = Worker(
 )
 
 
-@worker.task(ttl=0)
+@worker.task(ttl=0, silent=True)
 async def noop(event: dict[str, Any]) -> None:
     side.count()
 
 
-@worker.task(ttl=0)
+@worker.task(ttl=0, silent=True)
 async def wait(event: dict[str, Any]) -> None:
     await asyncio.sleep(event["seconds"])
     side.count()
 
 
-@worker.task(ttl=0)
+@worker.task(ttl=0, silent=True)
 async def stamp(event: dict[str, Any]) -> None:
     side.stamp(event["seconds"])
 
 
-@worker.task(ttl=0)
+@worker.task(ttl=0, silent=True)
 async def mix(event: dict[str, Any]) -> None:
     side.begun(event["size"], event["seconds"])
     await asyncio.sleep(event["seconds"])
