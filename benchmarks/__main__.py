@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import chart, report
-from benchmarks.harness import Bench, bench
-from benchmarks.table import Table, text
+from benchmarks.harness import Bench, Failed, bench
+from benchmarks.table import Series, Table, text
 from benchmarks.targets import rows, verdicts
 from benchmarks.workloads.cost import idle, imports, memory
 from benchmarks.workloads.crash import mix, recovery
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
     for name in names:
         with bench(quiet=not given.verbose) as one:
             server = one.server.version
-            found = WORKLOADS[name](one, plan)
+            found = attempt(name, one, plan)
         for table in found:
             print(text(table), flush=True)
         tables += found
@@ -65,6 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
     if not (given.quick or given.only):
         write(Path(__file__).parent, tables, server, load)
     return tables
+
+
+def attempt(name: str, one: Bench, plan: Plan) -> list[Table]:
+    """What could not be run at all is a table, too: the others shall not be lost for it."""
+    try:
+        return WORKLOADS[name](one, plan)
+    except Failed as error:
+        return [Table(name, name.capitalize(), "", [Series("rstream", "ours", failed=str(error))])]
 
 
 def tell(tables: list[Table]) -> None:

@@ -71,7 +71,7 @@ OURS = Contestant(
     "ours",
     run={
         "": _rstream("MODE"),
-        **{f"idle{many}": _rstream(*(f"idle{at}" for at in range(many))) for many in (1, 2, 8)},
+        **{f"groups{many}": _rstream(*(f"idle{at}" for at in range(many))) for many in (1, 2, 8)},
     },
     environ={"mix": {"BENCH_SLOTS": "16"}},
 )

@@ -74,7 +74,7 @@ def idle(bench: Bench, plan: Plan) -> list[Table]:
         leases = watch(bench, [renewing], plan.count(10, 1))
         renewing.kill()
         shards = {"BENCH_SHARDS": "16", "BENCH_GROUPS": "2", "RSTREAM_NAMESPACE": "idle"}
-        lazy = stack.enter_context(bench.worker(OURS, "idle2", **shards))
+        lazy = stack.enter_context(bench.worker(OURS, "groups2", **shards))
         ready(lazy)
         rest = watch(bench, [lazy], plan.count(10, 1))
     return [
