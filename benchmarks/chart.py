@@ -11,8 +11,8 @@ from html import escape
 
 from benchmarks.table import Series, Table, number
 
-WIDTH, COLUMNS, GAP, ROW, HEAD, TOP = 980, 2, 28, 19, 30, 52
-NAME, FIGURE = 205, 92
+WIDTH, COLUMNS, GAP, ROW, HEAD, TOP = 980, 2, 28, 19, 34, 52
+NAME, FIGURE = 222, 70
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328 } .t { font-weight: 600; font-size: 13px } .s { fill: #59636e }
 .h { font-weight: 700; font-size: 16px } .ours { fill: #0969da } .peer { fill: #8c959f } .raw { fill: #d0d7de }
@@ -48,11 +48,8 @@ def height(table: Table) -> int:
 def panel(table: Table, wide: int) -> str:
     most = max((series.median for series in table.series if series.measured), default=1.0) or 1.0
     better = "more is better" if table.higher else "less is better"
-    head = f'<text class="t" y="12">{escape(table.title)}</text>'
-    head += f'<text class="s" x="{wide}" y="12" text-anchor="end">{escape(table.unit)}, {better}</text>'
-    # A long title and the unit would run into each other on one line.
-    if len(table.title) > 42:
-        head = head.replace(f'x="{wide}" y="12" text-anchor="end"', f'x="{wide}" y="26" text-anchor="end"')
+    head = f'<text class="t" y="12">{escape(shortened(table.title, 64))}</text>'
+    head += f'<text class="s" y="27">{escape(table.unit)}, {better}</text>'
     return head + "".join(bar(series, most, HEAD + ROW * at, wide) for at, series in enumerate(table.series))
 
 
@@ -69,5 +66,5 @@ def bar(series: Series, most: float, y: int, wide: int) -> str:
     )
 
 
-def shortened(text: str, most: int = 33) -> str:
+def shortened(text: str, most: int = 32) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip(" ,") + "…"

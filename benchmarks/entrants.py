@@ -113,5 +113,6 @@ FASTSTREAM = Contestant(
     "peer",
     PEERS,
     run={"": ["-m", "faststream", "run", "benchmarks.contestants.faststream:app", "--log-level", "error"]},
+    environ={"validated": {"BENCH_VALIDATE": "1"}},
 )
 ALL_PEERS = [CELERY, DRAMATIQ, ARQ_PEER, TASKIQ, STREAQ, FASTSTREAM]

@@ -28,7 +28,7 @@ LIMITS = """\
 - A queue that deletes what was handled (Celery, dramatiq, arq, streaQ) and a log that keeps it (rstream, and the
   streams of taskiq and FastStream) do not do the same work; the memory table has waiting messages, which both hold.
 - rstream validates each event when it is handled, keeps leases, fences each settle and routes by key to 8 shards.
-  None of the peers does; where they could validate, that is off, in their favour.
+  None of the peers does; where they could validate, that is off, in their favour, but for one line that says so.
 - Celery, dramatiq, arq and taskiq have no call that publishes many, and no handler that takes a batch; none of the
   peers keeps order per key while it handles in parallel. So they are not in those tables.
 - arq has no blocking read: its latency is its poll interval, set to 10 ms (its default: 500 ms).

@@ -134,9 +134,10 @@ def recovery(bench: Bench, plan: Plan, within: float = 15.0, handlers: int = 8) 
             recovered(Series(f"{c.name}: {its.default}", c.kind, failed=failed.get(c, "")), found.get(c), within)
             for c, its in chosen.items()
         ]
-    title = "Recovery: from SIGKILL of a worker until its handlers run elsewhere, time scaled 1:10"
+    title = "SIGKILL of a worker: until its handlers run elsewhere (1:10)"
     notes = [
-        f"Each at a tenth of its default; {handlers} handlers, one run; {TRICKLE:g} other events a second come in.",
+        f"Time is scaled 1:10, each has a tenth of its default; {handlers} handlers, one run; {TRICKLE:g} other events "
+        "a second come in.",
         "FastStream takes over only what another subscriber, written for it, claims.",
     ]
     return [Table("recovery", title, "s", series, higher=False, notes=notes)]

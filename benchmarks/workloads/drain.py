@@ -35,6 +35,7 @@ BATCH = [
     Entrant("XREADGROUP 500 + XACK, async", RAW, 100_000, "async500", "script"),
     Entrant("rstream, batch of 500", OURS, 50_000, "batch"),
     Entrant("FastStream, batch of 500", FASTSTREAM, 30_000, "batch", handler="batch"),
+    Entrant("FastStream, the same, validated", FASTSTREAM, 15_000, "validated", handler="batch"),
 ]
 WAITING = [
     Entrant("rstream", OURS, 1_500, "wait", handler="wait"),
@@ -48,8 +49,8 @@ def drain(bench: Bench, plan: Plan) -> list[Table]:
     single = [found[each.name] for each in entrants if each in SINGLE]
     batch = [found[each.name] for each in entrants if each in BATCH]
     return [
-        Table("drain", "Drain: a handler that does nothing, event by event, concurrency 100", "events/s", single),
-        Table("batch", "Drain: a handler that takes 500 events at once", "events/s", batch),
+        Table("drain", "Drain, event by event: a no-op handler, concurrency 100", "events/s", single),
+        Table("batch", "Drain: a no-op handler that takes 500 events at once", "events/s", batch),
     ]
 
 
