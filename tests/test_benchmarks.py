@@ -155,6 +155,7 @@ def test_every_contestant_has_its_file_and_its_choices() -> None:
             assert "Choices: " in source
 
 
+@pytest.mark.timeout(300)
 def test_the_harness_runs() -> None:
     found = main(["--quick", "--rounds", "1", "--scale", "0.1", "--only", "publish,drain,latency"])
     keys = {table.key for table in found}
