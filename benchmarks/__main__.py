@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Table]:
     tell(tables)
     print(f"\n{time.monotonic() - began:.0f} s")
     if not (given.quick or given.only):
-        write(Path(__file__).parent, tables, server, load)
+        write(Path(__file__).parent, tables, server, (load, os.getloadavg()[0]))
     return tables
 
 
@@ -87,7 +87,7 @@ def tell(tables: list[Table]) -> None:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def write(folder: Path, tables: list[Table], server: str, load: float) -> None:
+def write(folder: Path, tables: list[Table], server: str, load: tuple[float, float]) -> None:
     (folder / "RESULTS.md").write_text(report.results(tables, server, load), "utf-8")
     charted = [table for key in CHARTED for table in tables if table.key == key]
     (folder / "results.svg").write_text(chart.svg(charted), "utf-8")

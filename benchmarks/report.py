@@ -40,7 +40,7 @@ LIMITS = """\
 """
 
 
-def results(tables: list[Table], server: str, load: float) -> str:
+def results(tables: list[Table], server: str, load: tuple[float, float]) -> str:
     found = verdicts({table.key: table for table in tables})
     met = sum(verdict.met is True for verdict in found)
     lines = [
@@ -53,8 +53,8 @@ def results(tables: list[Table], server: str, load: float) -> str:
         f"{platform.python_version()}, {server} (appendonly yes, appendfsync everysec, by TCP). "
         f"{', '.join(f'{name} {version(name)}' for name in OURS)}. Peers: {peers()}.",
         "",
-        f"Before it began, the machine had a load of {load:.1f} processes that wanted to run"
-        + (": **it was busy with other work**, so wall times are of what was left to each." if load > 1 else "."),
+        f"Before it began, {load[0]:.1f} processes of the machine wanted to run, at its end {load[1]:.1f}"
+        + (": **it was busy with other work**, so wall times are of what was left to each." if load[0] > 1 else "."),
         "",
         f"## Targets: {met} of {len(found)} met",
         "",

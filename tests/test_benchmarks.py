@@ -119,7 +119,7 @@ def test_the_chart_is_an_image_whatever_the_names_are() -> None:
 
 
 def test_the_results_tell_of_every_table() -> None:
-    told = report.results([sample()], "Valkey 9", 0.5)
+    told = report.results([sample()], "Valkey 9", (0.5, 2.0))
     assert "Drain & more" in told and "Valkey 9" in told and str(ROOT) not in told
 
 
