@@ -91,6 +91,11 @@ class OwnerOps:
 
         return Op(calls, parse)
 
+    def look_round(self, lease_ms: int, shards: Sequence[Shard]) -> Op[tuple[list[str], dict[Shard, Look]]]:
+        """`take_part` and then `look`, in one write."""
+        part, look = self.take_part(lease_ms), self.look(shards)
+        return Op([*part.calls, *look.calls], lambda replies: (part.parse(replies[:1]), look.parse(replies[1:])))
+
     def own(self, floors: Mapping[Shard, int], lease_ms: int) -> Op[dict[Shard, str]]:
         """Become the owner of shards that nobody owns, each by an epoch above its floor; the tokens of those that now
         are this worker's.
