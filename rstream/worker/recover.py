@@ -13,12 +13,11 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from itertools import chain, islice
-from typing import Any
 
 from rstream.errors import GroupMissing, StoreError
-from rstream.store.deliveries import Recovered
+from rstream.store.deliveries import Others, Recovered
 from rstream.store.keys import Shard, rotated
-from rstream.store.link import Op
+from rstream.store.link import Op, both
 from rstream.worker.adopt import adopt, lost
 from rstream.worker.hand import from_the_dead
 from rstream.worker.order import Place
@@ -146,14 +145,13 @@ def _and_learn(
     """The same, and who is to be judged the next time: whoever joins until then is silent for a lease at that time at
     the earliest, and so no later found than if it was known.
     """
-    number, asked = len(op.calls), run.ops.others(shards)
 
-    def parse(replies: list[Any]) -> Recovered:
+    def learn(found: tuple[Recovered, Others]) -> Recovered:
         others.clear()
-        others.update(asked.parse(replies[number:]))
-        return op.parse(replies[:number])
+        others.update(found[1])
+        return found[0]
 
-    return Op([*op.calls, *asked.calls], parse)
+    return both(op, run.ops.others(shards)).then(learn)
 
 
 def _to_ask(run: ConsumerRun, turn: int, rest: bool) -> list[Place]:
