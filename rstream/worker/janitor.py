@@ -113,4 +113,4 @@ async def janitor_loop(app: RStream, worker: str) -> None:
             busy = await janitor.look()
         except StoreError as error:
             log.warning("retention was not looked after: %s", error)
-        await asyncio.sleep(INTERVAL * random.uniform(0.8, 1.2) * (1 if busy else IDLE))
+        await asyncio.sleep(INTERVAL * random.uniform(1.0, 1.2) * (1 if busy else IDLE))
