@@ -164,7 +164,7 @@ async def test_more_than_there_is_room_for_is_taken_over_page_after_page(one_ser
         async with working(app):
             await eventually_async(lambda: len(starts) == 80, 20)
     # Ten pages: one each lease/4 would take five seconds.
-    assert max(starts.values()) - min(starts.values()) < 2
+    assert max(starts.values()) - min(starts.values()) < 4
 
 
 # -- long handlers, and a Redis that goes away -----------------------------------------------------------------------
