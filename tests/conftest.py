@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from rstream import RStream
 from tests.commands import Commands
 from tests.fleets import Cluster, Sentinels
 from tests.servers import KINDS, Server
+
+# Where Python is told to keep no bytecode, as in many containers, each of the hundreds of processes that tests start would
+# compile all of rstream anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _count = itertools.count()
 _servers: dict[str, Server] = {}
