@@ -16,8 +16,8 @@ from tests.commands import Commands
 from tests.fleets import Cluster, Sentinels
 from tests.servers import KINDS, Server
 
-# Where Python is told to keep no bytecode, as in many containers, each of the hundreds of processes that tests start would
-# compile all of rstream anew.
+# Where Python is told to keep no bytecode, as in many containers, each of the hundreds of processes that tests start
+# would compile all of rstream anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

@@ -56,7 +56,8 @@ def imported(statement: str) -> set[str]:
     """The modules that a fresh interpreter has after a statement, without those of Python's own library."""
     script = f"import sys\nbefore = {{*sys.modules}}\n{statement}\nprint(*sorted({{*sys.modules}} - before))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    found = {name for name in done.stdout.splitlines()[-1].split() if not name.startswith("_sysconfigdata")}
+    made_up = ("_sysconfigdata", "_cython", "cython_runtime")  # by Python, and by compiled modules
+    found = {name for name in done.stdout.splitlines()[-1].split() if not name.startswith(made_up)}
     return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
 
 
