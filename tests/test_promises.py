@@ -64,7 +64,7 @@ def all_settled(bench: Bench, stream: Stream[Job] | Stream[Timed], group: str, c
 
 # -- workers that are killed ------------------------------------------------------------------------------------------
 
-JOBS = 10_000
+JOBS = 6_000
 EVERY, LEASE = 2.0, 1.0
 Place = tuple[int, bytes]
 """(shard, Redis id) of an entry."""
@@ -143,7 +143,7 @@ def test_a_worker_killed_every_two_seconds_costs_no_job_and_each_at_most_one_and
     assert {line.pid for line in lines if line != last[line.n, line.what]} <= killed
 
     delays = [delay for delay, _ in redeliveries(bench, kills)]
-    assert len(kills) >= 8 and len(delays) >= 50
+    assert len(kills) >= 5 and len(delays) >= 30
     # Nine of ten in time: a quarter of a second is left for the machine to start handlers, and it has other work.
     late = [delay for delay in delays if delay > 1.5 * LEASE]
     assert len(late) <= len(delays) / 10, f"of {len(delays)} the latest: {sorted(delays)[-10:]}"
