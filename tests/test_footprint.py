@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from rstream import Event, Retention, RStream
+from rstream import Event, Retention, RetryPolicy, RStream
 from rstream.store.lines import Lines
 from rstream.store.scripts import BY_SHA, Call
 from rstream.store.sync_lines import SyncLines
+from rstream.worker import recover
 from rstream.worker.worker import Worker
 from tests.servers import Server
+from tests.test_worker import working
 from tests.waiting import eventually_async
 
 
@@ -116,6 +118,63 @@ async def test_an_idle_worker_asks_no_more_than_that(one_app: RStream, counted: 
             groups = 2
         assert name in BUDGET, f"{name} is not in the budget: {found}"
         assert number <= groups * (passed / BUDGET[name] + 1), f"{name}: {number} in {passed:.1f} s"
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks for what others left before an hour is over, unless it is told to."""
+    monkeypatch.setattr(recover, "IDLE_MAX", 3600.0)
+
+
+async def idle(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+    await eventually_async(lambda: worker.runs and all(run.look_at > loop.time() + 60 for run in worker.runs))
+
+
+@pytest.mark.usefixtures("patient")
+async def test_what_a_worker_that_stops_has_not_begun_is_rung_for(one_app: RStream, one_server: Server) -> None:
+    held, finish, handled = list[int](), asyncio.Event(), list[int]()
+
+    async def hold(event: Seen) -> None:
+        held.append(event.ms)
+        await finish.wait()
+
+    async def handle(event: Seen) -> None:
+        handled.append(event.ms)
+
+    stream = one_app.stream("seen", Seen, shards=2)
+    stream.consumer("g", ordered=False, lease=14_400, concurrency=1, prefetch=10)(hold)
+    async with RStream(one_server.url, namespace=one_app.settings.namespace) as other:
+        other.stream("seen", Seen, shards=2).consumer("g", ordered=False, lease=14_400)(handle)
+        async with working(one_app) as first:
+            await stream.publish_many([seen(n) for n in range(5)])
+            await eventually_async(lambda: held and first.runs[0].in_hand == 5)
+            async with working(other) as second:
+                await idle(second)
+                first.stop()
+                await eventually_async(lambda: len(handled) == 4)
+                assert len(held) == 1  # it still runs, and has an end
+                finish.set()
+
+
+@pytest.mark.usefixtures("patient")
+async def test_what_is_redriven_is_rung_for(one_app: RStream) -> None:
+    broken, handled = True, list[int]()
+    stream = one_app.stream("seen", Seen, shards=2)
+
+    @stream.consumer("g", ordered=False, lease=14_400, retry=RetryPolicy(max_attempts=1))
+    async def handle(event: Seen) -> None:
+        if broken:
+            raise ValueError
+        handled.append(event.ms)
+
+    async with working(one_app) as worker:
+        await stream.publish(seen(1))
+        await eventually_async(lambda: worker.counts.dead == 1)
+        await idle(worker)
+        broken = False
+        await stream.dead("g").redrive(everything=True)
+        await eventually_async(lambda: handled == [1])
 
 
 def test_an_entry_takes_40_bytes_more_than_a_bare_one(server: Server, raw: Any, app: RStream) -> None:
