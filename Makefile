@@ -16,7 +16,7 @@ demo: $(VENV)/.installed   ## classify real images with two workers, kill one, r
 	$(BIN)/python -m examples.digits
 
 test: $(VENV)/.installed   ## lint, types and the whole suite against real servers
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not torture'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not torture'
 
 torture: $(VENV)/.installed   ## the long runs
 	$(BIN)/python -m pytest -n $(JOBS) -m torture

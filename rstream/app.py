@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from rstream.blobs import check_url
 from rstream.codec import ModelCodec
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, UnknownStream
@@ -61,6 +60,8 @@ class RStream:
             blob_threshold=blob_threshold,
         )
         if self.settings.blobs is not None:
+            from rstream.blobs import check_url
+
             check_url(self.settings.blobs)
         self.endpoint = Endpoint(self.settings.url)
         self.streams: dict[str, Stream[Any]] = {}

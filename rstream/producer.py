@@ -25,8 +25,6 @@ from rstream.store.link import Link, Op, SyncLink
 from rstream.store.log import Record
 from rstream.store.outbox import Outbox
 from rstream.store.parcel import Parcel
-from rstream.store.reshard import follow
-from rstream.store.room import make_room
 from rstream.store.steps import drive, drive_sync
 
 T = TypeVar("T")
@@ -141,12 +139,16 @@ class Producer:
             await asyncio.wait_for(self._added.wait(), seconds)
 
     async def _make_room(self) -> None:
+        from rstream.store.room import make_room
+
         outbox = self._outbox
         steps = make_room(outbox.layout, outbox.needs, outbox.hopeless)
         outbox.resend(await drive(self._link, steps, self._timeout))
 
     async def _follow(self, refused: Shard) -> None:
         """The stream was resharded: go over to what it is now, with all that is held."""
+        from rstream.store.reshard import follow
+
         try:
             steps = follow(self._target.declaration(), refused, self._timeout)
             layout = await drive(self._link, steps, self._timeout)
@@ -218,6 +220,8 @@ class SyncProducer:
         return 0.0
 
     def _make_room(self) -> None:
+        from rstream.store.room import make_room
+
         outbox = self._outbox
         steps = make_room(outbox.layout, outbox.needs, outbox.hopeless)
         errors = drive_sync(self._link, steps, self._timeout)
@@ -226,6 +230,8 @@ class SyncProducer:
 
     def _follow(self, refused: Shard) -> None:
         """As `Producer._follow`."""
+        from rstream.store.reshard import follow
+
         try:
             steps = follow(self._target.declaration(), refused, self._timeout)
             layout = drive_sync(self._link, steps, self._timeout)

@@ -1,4 +1,7 @@
-"""A stream as users hold it: publish, read, and declare consumers; `.sync` is the same for threads."""
+"""A stream as users hold it: publish, read, and declare consumers; `.sync` is the same for threads.
+
+What few processes use (the archive, dead letters, resharding, limits) is imported when it is.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
-from rstream.archive.archive import Archive
 from rstream.blobs.claims import Claims
 from rstream.codec import Codec, ModelCodec, key_text, pack_headers
 from rstream.consumer import Consumer, Options
-from rstream.deadletter import DeadLetters
 from rstream.declaring import archive_of, check_key, declare
 from rstream.errors import ConfigError, EventInvalid
 from rstream.event import Entry, EntryId, new_event_ids
@@ -22,21 +23,20 @@ from rstream.producer import Producer, Queue, ids_of
 from rstream.reference import Uploads
 from rstream.retention import Retention
 from rstream.settings import check_name
-from rstream.store import archiving
 from rstream.store import layout as layouts
-from rstream.store import reshard as resharding
 from rstream.store.keys import Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
 from rstream.store.log import Record, read
-from rstream.store.reshard import Resharding
 from rstream.store.steps import Steps, drive, flow
-from rstream.store.trim import limit_new
 from rstream.syncstream import SyncStream
 from rstream.upgrades import Hook
 
 if TYPE_CHECKING:
     from rstream.app import RStream
+    from rstream.archive.archive import Archive
+    from rstream.deadletter import DeadLetters
+    from rstream.store.reshard import Resharding
 
 E = TypeVar("E")
 H = TypeVar("H", bound=Callable[..., Any])
@@ -70,7 +70,7 @@ class Stream(Generic[E]):
         self.retention = retention
         self._full_wait = app.settings.full_wait if full_wait is None else full_wait
         self.claims = Claims(app, name)
-        self.past = Archive.of(app.settings, name)
+        self.past = _past(app, name)
         self.archive = archive_of(self, archive)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
@@ -181,10 +181,16 @@ class Stream(Generic[E]):
                 return known
         layout = yield from declare(self)
         if layout.new:
-            yield resharding.make(layout)
+            from rstream.store.reshard import make
+
+            yield make(layout)
         if known is None and self.archive is not None:  # before anybody trims
-            yield from archiving.begin(layout, layout.every)
+            from rstream.store.archiving import begin
+
+            yield from begin(layout, layout.every)
         if layout.limited or known is None:  # who stored it may have died before it was in force
+            from rstream.store.trim import limit_new
+
             yield from limit_new(layout, layout.current)
         return layout
 
@@ -218,8 +224,10 @@ class Stream(Generic[E]):
         `progress` is told each step. Raises `ConfigError` where a resharding to another number is not finished, and
         `StoreError`s: then call it again.
         """
+        from rstream.store.reshard import reshard
+
         await self.layout()
-        steps = resharding.reshard(self.app.settings.namespace, self.name, shards, dry_run=dry_run, tell=progress)
+        steps = reshard(self.app.settings.namespace, self.name, shards, dry_run=dry_run, tell=progress)
         done = await drive(self.app.link, steps, self.app.settings.publish_timeout)
         await self.layout(fresh=True)
         return done
@@ -313,6 +321,8 @@ class Stream(Generic[E]):
 
     def dead(self, group: str) -> DeadLetters[E]:
         """The dead letters of a group: what its consumer gave up, to be looked at, redriven or discarded."""
+        from rstream.deadletter import DeadLetters
+
         return DeadLetters(self, group)
 
     async def read(
@@ -333,3 +343,12 @@ class Stream(Generic[E]):
         async for found in flow(self.app.link, steps, self.app.settings.publish_timeout):
             async for entry in self.claims.opened(found):
                 yield entry
+
+
+def _past(app: RStream, name: str) -> Archive | None:
+    """None where the app has no blob store."""
+    if app.settings.blobs is None:
+        return None
+    from rstream.archive.archive import Archive
+
+    return Archive.of(app.settings, name)

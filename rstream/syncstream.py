@@ -6,17 +6,16 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from rstream.deadletter import SyncDeadLetters
 from rstream.event import Entry, EntryId
 from rstream.position import Position
 from rstream.producer import SyncProducer, ids_of
-from rstream.store import reshard as resharding
 from rstream.store.layout import Layout
 from rstream.store.log import read
-from rstream.store.reshard import Resharding
 from rstream.store.steps import drive_sync, flow_sync
 
 if TYPE_CHECKING:
+    from rstream.deadletter import SyncDeadLetters
+    from rstream.store.reshard import Resharding
     from rstream.stream import Stream
 
 E = TypeVar("E")
@@ -42,9 +41,11 @@ class SyncStream(Generic[E]):
 
     def reshard(self, shards: int, *, dry_run: bool = False, progress: Callable[[str], None] = log.info) -> Resharding:
         """As `Stream.reshard`."""
+        from rstream.store.reshard import reshard
+
         self.layout()
         app = self._stream.app
-        steps = resharding.reshard(app.settings.namespace, self._stream.name, shards, dry_run=dry_run, tell=progress)
+        steps = reshard(app.settings.namespace, self._stream.name, shards, dry_run=dry_run, tell=progress)
         done = drive_sync(app.sync_link, steps, app.settings.publish_timeout)
         self.layout(fresh=True)
         return done
@@ -86,6 +87,8 @@ class SyncStream(Generic[E]):
 
     def dead(self, group: str) -> SyncDeadLetters[E]:
         """As `Stream.dead`."""
+        from rstream.deadletter import SyncDeadLetters
+
         return SyncDeadLetters(self._stream, group)
 
     def read(

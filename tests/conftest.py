@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from rstream import RStream
 from tests.commands import Commands
 from tests.fleets import Cluster, Sentinels
 from tests.servers import KINDS, Server
+
+# Where Python is told to keep no bytecode, as in many containers, each of the hundreds of processes that tests start
+# would compile all of rstream anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _count = itertools.count()
 _servers: dict[str, Server] = {}
@@ -24,6 +31,15 @@ def _start(kind: str, factory: pytest.TempPathFactory) -> Server:
     if kind not in _servers:
         _servers[kind] = Server(KINDS[kind], factory.mktemp(kind), tcp=True).start()
     return _servers[kind]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Examples are not timed: the machine may be busy. `make test` takes the same ones every time, whoever runs a file
+    or the torture gets new ones.
+    """
+    same = config.getoption("markexpr") == "not torture"
+    settings.register_profile("here", deadline=None, derandomize=same, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("here")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

@@ -134,6 +134,63 @@ def test_sigterm_while_the_app_is_loaded_ends_with_0(rs: Commands) -> None:
     assert "Traceback" not in worker.err
 
 
+MIDST = """
+import asyncio, os, signal
+from rstream.worker.worker import Worker
+from shop import app
+
+prepare = Worker._prepare
+
+async def prepare_and_be_told(self, run):
+    # What a signal's handler raises within a callback of the loop, the loop logs and forgets.
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+    await prepare(self, run)
+
+Worker._prepare = prepare_and_be_told
+"""
+
+
+def test_sigterm_in_the_midst_of_the_start_ends_with_0(rs: Commands) -> None:
+    rs.write("midst.py", MIDST)
+    done = rs.run("worker", "midst:app")
+    assert done.returncode == 0
+    assert "stopped before it began" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_sigterm_that_is_swallowed_while_the_app_is_loaded_ends_with_0(rs: Commands) -> None:
+    swallowing = "import contextlib, os, signal\nwith contextlib.suppress(BaseException):\n"
+    rs.write("deaf.py", f"{swallowing}    os.kill(os.getpid(), signal.SIGTERM)\nfrom shop import app\n")
+    done = rs.run("worker", "deaf:app")
+    assert done.returncode == 0
+    assert "stopped before it began" in done.stderr and "Traceback" not in done.stderr
+
+
+THREADED = """
+import asyncio, pathlib, threading
+from rstream import Event, RStream
+
+class Note(Event):
+    text: str
+
+app = RStream()
+notes = app.stream("notes", Note, shards=2)
+
+@notes.consumer("slow")
+async def wait_in_a_thread(event: Note) -> None:
+    pathlib.Path("waits").touch()
+    await asyncio.to_thread(threading.Event().wait)
+"""
+
+
+def test_what_an_async_handler_left_to_a_thread_holds_no_process(rs: Commands) -> None:
+    rs.write("threaded.py", THREADED)
+    note(rs, "a")
+    with rs.started("worker", "threaded:app", "--grace", "0.1") as worker:
+        eventually(lambda: (rs.directory / "waits").exists(), 15)
+        worker.process.terminate()
+        assert worker.ended() == 0
+
+
 def test_a_redis_that_is_not_there_is_a_plain_error(rs: Commands) -> None:
     rs.write("hasty.py", SHOP.replace("RStream()", "RStream(publish_timeout=0.2)"))
     done = rs.run("worker", "hasty:app", "--url", "redis://127.0.0.1:1/0")

@@ -217,7 +217,7 @@ def test_killed_in_the_midst_it_goes_on_and_gives_nothing_twice(one: Game) -> No
     with one.commands.started("worker", "game:app", "--group", "live"):
         eventually(lambda: one.count("live") == 400, timeout=20)
         one.settled("live")
-        with one.commands.started("replay", "moves", *window, "--rate", "200/s") as replay:
+        with one.commands.started("replay", "moves", *window, "--rate", "60/s") as replay:
             eventually(lambda: one.count("live") >= 450 and int(one.stored().get(b"given", 0)), timeout=20)
             replay.process.kill()
             replay.process.wait()

@@ -14,6 +14,9 @@ from tests.ordering import EACH, KEYS, Deed, chaos
 from tests.servers import Server
 from tests.steps import faults
 
+SOME = 250
+"""Steps of each key where it is not to last a minute."""
+
 
 def resharded(server: Server, namespace: str, shards: int, kill_at: str) -> Deed:
     """By the command, killed as soon as it says that word, and run again."""
@@ -38,19 +41,20 @@ def storm(
     *,
     strikes: int,
     seed: int,
+    each: int = EACH,
     reshardings: Mapping[int, tuple[int, str]] = MappingProxyType({}),
 ) -> None:
     """reshardings: by number of strikes, to how many shards, and where the command is killed."""
     between = {at: resharded(server, namespace, *plan) for at, plan in reshardings.items()}
-    found, done = chaos(server, namespace, folder, strikes=strikes, seed=seed, between=between)
-    assert faults(found, KEYS, EACH) == {}, done
+    found, done = chaos(server, namespace, folder, strikes=strikes, seed=seed, each=each, between=between)
+    assert faults(found, KEYS, each) == {}, done
 
 
 @pytest.mark.timeout(240)
 def test_workers_that_come_go_die_and_freeze_never_turn_the_steps_of_a_key_around(
     own_server: Server, namespace: str, tmp_path: Path
 ) -> None:
-    storm(own_server, namespace, tmp_path, strikes=10, seed=20261120)
+    storm(own_server, namespace, tmp_path, strikes=10, seed=20261120, each=SOME)
 
 
 @pytest.mark.timeout(240)
@@ -58,7 +62,7 @@ def test_nor_does_a_stream_that_is_resharded_twice_by_commands_that_are_killed(
     own_server: Server, namespace: str, tmp_path: Path
 ) -> None:
     plan = {3: (12, "opened"), 8: (5, "planned")}
-    storm(own_server, namespace, tmp_path, strikes=12, seed=20261121, reshardings=plan)
+    storm(own_server, namespace, tmp_path, strikes=12, seed=20261121, each=SOME, reshardings=plan)
 
 
 @pytest.mark.torture

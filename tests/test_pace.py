@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rstream.errors import ConfigError
@@ -30,6 +30,7 @@ def went(kept: Pace, times: list[int], pauses: list[float]) -> list[float]:
 
 
 @given(st.floats(0.01, 5000), st.integers(1, 200), PAUSES)
+@example(10.0, 3, [0.1])
 def test_at_a_rate_no_span_of_time_has_more_than_its_share(per_second: float, count: int, pauses: list[float]) -> None:
     ends = went(Rate(per_second), [0] * count, pauses)
     for n, began in enumerate(ends):

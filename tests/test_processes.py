@@ -229,7 +229,7 @@ async def test_a_call_that_is_cancelled_kills_its_child_at_once(tmp_path: Path) 
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await eventually_async(lambda: not lives(begun(tmp_path)[1]), 1)
+        await eventually_async(lambda: not lives(begun(tmp_path)[1]), 10)
         (tmp_path / "go").touch()
         assert (await asked(call, n=2, folder=str(tmp_path))).result == 2
 
@@ -242,7 +242,7 @@ async def test_a_call_that_is_cancelled_while_its_child_starts_kills_it_too(modu
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await eventually_async(lambda: not lives(child.pid), 1)
+        await eventually_async(lambda: not lives(child.pid), 10)
 
 
 async def test_close_while_calls_run_answers_them_and_can_be_called_twice(tmp_path: Path) -> None:

@@ -99,8 +99,9 @@ def test_cuts_as_often_as_told_and_what_it_forwarded_is_executed(proxy: ChaosPro
 
 
 def test_a_black_hole_swallows_and_closes_nothing(proxy: ChaosProxy, direct: redis.Redis) -> None:
-    with Line(proxy) as silent, Line(proxy, timeout=0.1) as talking:
+    with Line(proxy) as silent, Line(proxy) as talking:
         assert silent.ask("PING") == talking.ask("PING") == b"+PONG\r\n"
+        talking.raw.settimeout(0.1)
         proxy.blackhole(True)
         with pytest.raises(TimeoutError):
             talking.ask("SET swallowed 1")

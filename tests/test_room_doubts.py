@@ -113,7 +113,7 @@ async def test_each_waits_its_own_time(app: RStream, sync: bool) -> None:
         await asyncio.wait(tasks, timeout=0.2, return_when=asyncio.ALL_COMPLETED)
     times = await asyncio.gather(*tasks)
     assert min(times) >= wait
-    assert max(times) < wait + 2
+    assert max(times) < wait + 5
 
 
 async def test_a_publish_that_was_cancelled_while_it_waited_is_not_added(app: RStream) -> None:

@@ -124,7 +124,7 @@ async def test_a_key_goes_on_at_once_however_many_others_wait(
                 first.stop()
                 await eventually_async(lambda: second.runs[0].own.open, 10)
                 gate.set()
-                await eventually_async(lambda: len(ends) == 2, 3)
+                await eventually_async(lambda: len(ends) == 2, 10)
     assert ends[0] < ends[1]
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 EVERY = 0.005
 
 
-def eventually(predicate: Callable[[], Any], timeout: float = 5.0) -> Any:
+def eventually(predicate: Callable[[], Any], timeout: float = 20.0) -> Any:
     """The first true value of `predicate()`; fails the test when there is none in time."""
     limit = time.monotonic() + timeout
     while not (value := predicate()):
@@ -22,7 +22,7 @@ def eventually(predicate: Callable[[], Any], timeout: float = 5.0) -> Any:
     return value
 
 
-async def eventually_async(predicate: Callable[[], Any], timeout: float = 5.0) -> Any:
+async def eventually_async(predicate: Callable[[], Any], timeout: float = 20.0) -> Any:
     """The same inside an event loop; `predicate` may be a coroutine function."""
     limit = time.monotonic() + timeout
     while not (value := await _called(predicate)):

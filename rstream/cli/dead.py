@@ -123,7 +123,7 @@ def show(stream: str, group: str, as_json: bool, **which: Any) -> int:
 def redrive(stream: str, group: str, as_json: bool, everything: bool, dry_run: bool, **which: Any) -> int:
     """Have the group handle the entries of dead letters once more, beginning with attempt 1.
 
-    Its workers take them up within a second; no other group notices, and nothing is published. The letters are deleted.
+    Its workers take them up at once; no other group notices, and nothing is published. The letters are deleted.
     What cannot be redriven stays as it is and is named: an entry that is not retained any more, or that is being
     handled. Once it was sent, sending it again does no harm.
 

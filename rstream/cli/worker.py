@@ -66,10 +66,10 @@ def worker(
     alone = supervised or (processes == 1 and not recycling)
     _log_to_stderr(log_level)
     try:
-        with raising(signal.SIGTERM):  # until the worker listens itself, there is nothing to finish
+        with raising(signal.SIGTERM) as raised:  # until the worker listens itself, there is nothing to finish
             if not alone:
                 return supervisor.supervise(sys.argv[1:], processes)
-            return _run(app, groups, concurrency, burst, grace, max_handled, max_rss, supervised)
+            return _run(app, groups, concurrency, burst, grace, max_handled, max_rss, supervised, raised)
     except Stopped:
         logging.getLogger("rstream").info("stopped before it began")
     return 0
@@ -84,6 +84,7 @@ def _run(
     max_handled: int | None,
     max_rss: float | None,
     supervised: bool,
+    raised: list[Stopped],
 ) -> int:
     app = declared_app(spec)
     from rstream.worker.supervisor import CHECK_ONLY, ECHO, RECYCLED
@@ -96,6 +97,8 @@ def _run(
     if os.environ.pop(CHECK_ONLY, None):
         return 0
     worker.echo = ECHO if supervised else 0.0
+    if raised:  # while something was imported that caught it, or could not be told
+        raise raised[0]
 
     def code() -> int:
         return RECYCLED if worker.recycled else 0  # whoever has limits has a supervisor

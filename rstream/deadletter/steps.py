@@ -109,6 +109,8 @@ def redrive(ops: DeadOps, filters: Filters, dry: bool) -> Steps[Redrive]:
         done.left += [Left(head.id, head.entry_id, why) for head, why in verdicts if why in WHY]
 
     done.left += yield from _each(ops, filters, act)
+    if done.done and not dry:
+        yield ops.ring()
     return done
 
 

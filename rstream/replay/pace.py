@@ -46,7 +46,8 @@ class Rate:
 
     def grant(self, times: Sequence[int], now: float) -> tuple[int, float]:
         due = now if self._due is None else max(self._due, now - RATE_SLACK)
-        number = min(len(times), math.floor((now - due) * self.per_second) + 1) if now >= due else 0
+        # Of an entry: that the one waited for has come, whatever the fractions of a second are rounded to.
+        number = min(len(times), math.floor((now - due) * self.per_second + 1e-6) + 1) if now >= due else 0
         self._due = due + number / self.per_second
         return number, max(0.0, self._due - now) if number < len(times) else 0.0
 

@@ -1,8 +1,8 @@
 """A bell that all workers of a namespace hear: something is to be looked at now. Only a hint, which may get lost:
 whoever listens also looks by itself, less often.
 
-Rung when a worker joins, leaves, or gives up shards or deliveries, when a delivery that others wait for has ended, and
-when a stream was resharded.
+Rung when a worker joins, leaves, or gives up shards or deliveries, when a delivery that others wait for has ended, when
+entries are given to a group again, and when a stream was resharded.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class Ring(NamedTuple):
 
 
 def ring(namespace: str, stream: str, group: str = "") -> Op[None]:
+    """Where memory is full nobody is told, and that is no error."""
     call = ("XADD", keys.bell(namespace), "MAXLEN", "~", LENGTH, "*", "s", stream, "g", group)
-    return Op([call], lambda replies: None)
+    return Op([call], lambda replies: None, partial=True)
 
 
 def last(namespace: str) -> Op[bytes]:

@@ -17,6 +17,7 @@ import msgpack
 
 from rstream.errors import GroupMissing, StoreError
 from rstream.event import MAX_PART, EntryId
+from rstream.store.bell import ring
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op
@@ -96,6 +97,10 @@ class DeadOps:
             return [_letter(head.id, reply[0][1]) for head, reply in zip(heads, replies, strict=True) if reply]
 
         return Op(calls, parse)
+
+    def ring(self) -> Op[None]:
+        """Have the group's workers look now."""
+        return ring(self.layout.namespace, self.layout.name, self.group)
 
     def redrive(self, heads: Sequence[Head], *, dry: bool) -> Op[list[tuple[Head, str]]]:
         """Give a chunk back to the group, one Lua call a shard; what became of each, as redrive.lua says."""

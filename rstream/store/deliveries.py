@@ -196,9 +196,13 @@ class GroupOps:
         )  # fmt: skip
         return Op([call], lambda replies: _fresh([(by_name[name], found) for name, found in replies[0] or ()]))
 
-    def mine(self, shard: Shard, start: str, limit: int) -> Op[list[tuple[bytes, int, Sequence[bytes] | None]]]:
-        """What is pending for this worker: (id, deliveries, fields or None where they were trimmed)."""
-        call = MINE([shard.stream], self.group, self.worker, start, limit, READ_BYTES)
+    def mine(
+        self, shard: Shard, start: str, limit: int, budget: int = READ_BYTES
+    ) -> Op[list[tuple[bytes, int, Sequence[bytes] | None]]]:
+        """What is pending for this worker: (id, deliveries, fields or None where they were trimmed). budget: bytes of
+        payload after which the page ends.
+        """
+        call = MINE([shard.stream], self.group, self.worker, start, limit, budget)
         return Op([call], lambda replies: [(id, count, flat or None) for id, count, flat in replies[0]])
 
     def others(self, shards: Sequence[Shard] | None = None) -> Op[Others]:

@@ -123,7 +123,7 @@ class GiveOps:
         """Have the group's workers look now. (Where memory is full they are not told, and look by themselves.) Not in
         one write with `release`: on a cluster it could be heard before that is done.
         """
-        return Op(ring(self.layout.namespace, self.layout.name, self.group).calls, lambda replies: None, partial=True)
+        return ring(self.layout.namespace, self.layout.name, self.group)
 
 
 def _pages(shard: Shard, ids: Sequence[EntryId]) -> Iterator[_Page]:

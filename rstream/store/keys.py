@@ -81,30 +81,33 @@ def rank_of(id: bytes) -> Rank:
     return int(ms), int(seq)
 
 
+_LETTERS = [letter.encode() for letter in string.ascii_letters]
+_LAST = {binascii.crc_hqx(letter, 0) % SLOTS: letter for letter in reversed(_LETTERS)}
+
+
 @cache
-def _endings() -> dict[int, str]:
-    """The first three letters (a to z before A to Z) whose CRC16, begun at 0, has these low 14 bits: one for every
-    slot.
+def _ending(crc: int) -> str:
+    """The first three letters (a to z before A to Z) whose CRC16, begun at 0, has these low 14 bits: there are some for
+    every slot. Every 300th pair of letters has a third, so that few are looked at.
     """
-    crc, letters, found = binascii.crc_hqx, [letter.encode() for letter in string.ascii_letters], dict[int, str]()
-    for two in (first + second for first in letters for second in letters):
-        begun = crc(two, 0)
-        for third in letters:
-            found.setdefault(crc(third, begun) % SLOTS, (two + third).decode())
-    return found
+    for two in (first + second for first in _LETTERS for second in _LETTERS):
+        last = _LAST.get(binascii.crc_hqx(b"\0", binascii.crc_hqx(two, 0)) % SLOTS ^ crc)
+        if last is not None:
+            return (two + last).decode()
+    raise AssertionError(f"no ending for {crc}")
 
 
 def tag(namespace: str, number: int, count: int) -> str:
     """The hash tag of a shard. The tags of all shards lie at equal distances over the slots, so that masters with equal
     ranges of them hold as equal numbers of shards as can be; where the first one lies depends on namespace and count.
 
-    CRC is linear: crc(a + b) = crc(a + zeros) ^ crc(b), so the ending that leads to a slot is looked up.
+    CRC is linear: crc(a + b) = crc(a + zeros) ^ crc(b), so the ending that leads to a slot is found without trying.
     """
     name = f"{namespace}:{number}/{count}:"
     first = binascii.crc_hqx(f"{namespace}/{count}".encode(), 0)
     wanted = (first + number * SLOTS // count) % SLOTS
     unended = binascii.crc_hqx(bytes(3), binascii.crc_hqx(name.encode(), 0)) % SLOTS
-    return name + _endings()[unended ^ wanted]
+    return name + _ending(unended ^ wanted)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

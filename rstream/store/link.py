@@ -78,6 +78,16 @@ def together(ops: Sequence[Op[T]]) -> Op[list[T]]:
     return Op([call for op in ops for call in op.calls], parse, replicas=max((op.replicas for op in ops), default=0))
 
 
+def both(one: Op[R], other: Op[T]) -> Op[tuple[R, T]]:
+    """Two operations in one write; the first error is raised."""
+    ends = len(one.calls)
+    return Op(
+        [*one.calls, *other.calls],
+        lambda replies: (one.parse(replies[:ends]), other.parse(replies[ends:])),
+        replicas=max(one.replicas, other.replicas),
+    )
+
+
 def backoff(cap: float = 1.0) -> Iterator[float]:
     """Seconds to wait before each new try: doubling from 20 ms to `cap`, with jitter against stampedes."""
     delay = 0.02

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rstream.store import keys
 from rstream.store.deliveries import READ_BYTES, Fetched, GroupOps
 from rstream.store.keys import Shard
-from rstream.store.link import Op
+from rstream.store.link import Op, both
 from rstream.store.scripts import DISOWN, HOLDERS, INHERIT, LOOK, MEMBERS, OWN, PARKED, UNPARK, Call
 
 PAGE = 200
@@ -90,6 +90,10 @@ class OwnerOps:
             return {shard: _look(*raw) for shard, raw in pairs}
 
         return Op(calls, parse)
+
+    def look_round(self, lease_ms: int, shards: Sequence[Shard]) -> Op[tuple[list[str], dict[Shard, Look]]]:
+        """`take_part` and then `look`, in one write."""
+        return both(self.take_part(lease_ms), self.look(shards))
 
     def own(self, floors: Mapping[Shard, int], lease_ms: int) -> Op[dict[Shard, str]]:
         """Become the owner of shards that nobody owns, each by an epoch above its floor; the tokens of those that now

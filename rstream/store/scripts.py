@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 LUA = Path(__file__).parent / "lua"
@@ -15,14 +16,24 @@ Call = tuple[Arg, ...]
 
 
 class Script:
-    """A Lua script, called by its SHA1; whoever sends the call loads it where the server lacks it."""
+    """A Lua script, called by its SHA1; whoever sends the call loads it where the server lacks it.
+
+    Its file is read when it is first called: a process calls a few of the many.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        text = (LUA / f"{name}.lua").read_text("utf-8")
-        self.source = re.sub(r"^-- include: (\w+)\n", _part, text, flags=re.MULTILINE)
-        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-        BY_SHA[self.sha] = self
+
+    @cached_property
+    def source(self) -> str:
+        text = (LUA / f"{self.name}.lua").read_text("utf-8")
+        return re.sub(r"^-- include: (\w+)\n", _part, text, flags=re.MULTILINE)
+
+    @cached_property
+    def sha(self) -> str:
+        sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        BY_SHA[sha] = self
+        return sha
 
     def __call__(self, keys: Sequence[str | bytes] | Sequence[str], *args: Arg) -> Call:
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
@@ -34,6 +45,7 @@ def _part(include: re.Match[str]) -> str:
 
 
 BY_SHA: dict[str, Script] = {}
+"""Those that were called."""
 
 PUBLISH = Script("publish")
 ONCE = Script("once")

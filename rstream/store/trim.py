@@ -19,7 +19,7 @@ from rstream.store.keys import ARCHIVE, Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.pins import behind_first
 from rstream.store.steps import Steps
-from rstream.store.weigh import LOOKED, Losers, Seen, Trim, Weight, index, limit, now_seen, seen, trim, weigh
+from rstream.store.weigh import LOOKED, Losers, Seen, Trim, Weight, index, limit, now_seen, survey, trim, weigh
 
 log = logging.getLogger("rstream")
 
@@ -74,10 +74,9 @@ class Tidied:
 def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Needs = NOTHING) -> Steps[Tidied]:
     """Trim a stream, and bring its limits up to date. needs: shards that were full, and what has to fit into them."""
     shards = tuple(needs) if needs and not layout.older else layout.every
-    weights: list[Weight] = yield weigh(shards)
+    weights, before = yield survey(layout, shards)
     if not weights:
         return Tidied([], [])
-    before: Seen = yield seen(layout)
     missed = _shift(before, max(weight.now for weight in weights))
     now = max(weight.now for weight in weights)
     groups = standings(weights, before, retention, now)

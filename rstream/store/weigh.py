@@ -15,7 +15,7 @@ from rstream.retention import Held, Limits, Retention, grain
 from rstream.store import keys
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.link import Op
+from rstream.store.link import Op, both
 from rstream.store.scripts import INDEX, LIMITS, OFFICE, TRIM, WEIGH, Call
 
 LOOK = 1000
@@ -167,6 +167,11 @@ def seen(layout: Layout) -> Op[Seen]:
         return found
 
     return Op([("HGETALL", keys.seen(layout.namespace, layout.name))], parse)
+
+
+def survey(layout: Layout, shards: Sequence[Shard]) -> Op[tuple[list[Weight], Seen]]:
+    """`weigh` and `seen`, in one write."""
+    return both(weigh(shards), seen(layout))
 
 
 def now_seen(layout: Layout, new: Mapping[str | bytes, int], gone: Sequence[str | bytes]) -> Op[None]:

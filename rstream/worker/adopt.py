@@ -2,7 +2,8 @@
 
 After a lost lease the unstarted were dropped, after a broken read the answer was: somebody asks for them (`adopt`).
 And a call that was given up may be done later all the same, when Redis comes to read it. Nobody knows of that, so now
-and then the two lists are compared without a reason (`audit_loop`). Cost: one call a shard and `PAGE` entries.
+and then the two lists are compared without a reason (`audit_loop`). Cost: one round trip for all shards, with a call
+for each; one more for every further `PAGE` of entries in a shard.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import logging
 from collections.abc import AsyncIterator
 
 from rstream.errors import StoreError
-from rstream.store.deliveries import Fetched, Outcome, Tokens
+from rstream.store.deliveries import READ_BYTES, Fetched, Outcome, Tokens
 from rstream.store.keys import Shard
+from rstream.store.link import together
 from rstream.worker.order import Place
 from rstream.worker.run import ConsumerRun
 
@@ -60,13 +62,15 @@ async def _unseen(run: ConsumerRun) -> AsyncIterator[Fetched]:
     async with run.reading:
         run.hand.watch(True)
         try:
-            for shard in run.layout.every:
-                start = "-"
-                while page := await run.link.run(run.ops.mine(shard, start, PAGE)):
+            shards = run.layout.every
+            budget = READ_BYTES // len(shards)
+            first = await run.link.run(together([run.ops.mine(shard, "-", PAGE, budget) for shard in shards]))
+            for shard, page in zip(shards, first, strict=True):
+                while page:
                     for id, deliveries, flat in page:
                         if not run.hand.has((shard, id)):
                             yield Fetched(shard, id, flat or (), deliveries, None)
-                    start = "(" + page[-1][0].decode()
+                    page = await run.link.run(run.ops.mine(shard, "(" + page[-1][0].decode(), PAGE))
         finally:
             run.hand.watch(False)
 

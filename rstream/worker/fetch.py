@@ -1,9 +1,10 @@
 """Brings new entries in: as many as there is room for, and never more. On a cluster there is a reader for every slot,
 elsewhere one for all shards.
 
-Cost: one round trip for hundreds of entries under load; one blocked read per `BLOCK_MS` when idle. A group that is not
-ordered waits in the read itself. An owner waits with a read that delivers nothing, and then fetches: a blocked read of
-a frozen worker would swallow entries of shards that are another one's by then.
+Cost: one round trip for hundreds of entries under load; when idle one blocked read per `BLOCK_MS`, and beside every
+`QUIET`-th of these one that does not block. A group that is not ordered waits in the read itself. An owner waits with a
+read that delivers nothing, and then fetches: a blocked read of a frozen worker would swallow entries of shards that are
+another one's by then.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ log = logging.getLogger("rstream")
 
 BLOCK_MS = 5000
 BURST_BLOCK_MS = 100
+QUIET = 4
+"""Waits in a row that brought nothing, after which a group is read unasked: somebody may have set it back by hand."""
 WAKE = 8
 PARKED_MAX = 100_000
 """Entries of a shard that may wait outside of memory for their key's turn; then its other keys have to wait, too."""
@@ -34,18 +37,22 @@ PARKED_MAX = 100_000
 
 async def fetch_loop(run: ConsumerRun, slot: int | None, burst: bool) -> None:
     """Runs until cancelled; with `burst`, sets `run.drained` when the group has nothing left."""
-    turn = 0
+    turn = quiet = 0
     pauses = backoff()
     while True:
         turn += 1
         try:
-            changed = run.own.changed
-            await _fetch(run, rotated(_readable(run, slot), turn), changed, burst)
+            changed, waited = run.own.changed, quiet % QUIET
+            quiet += 1
+            if await _fetch(run, rotated(_readable(run, slot), turn), changed, burst, read=not waited):
+                quiet = 0
             pauses = backoff()
         except GroupMissing as error:
+            quiet = 0
             if not await heal(run, error):
                 await asyncio.sleep(next(pauses))
         except StoreError as error:
+            quiet = 0
             log.warning("%s: %s", run.name, error)
             await asyncio.sleep(next(pauses))
 
@@ -57,27 +64,31 @@ def _readable(run: ConsumerRun, slot: int | None) -> list[Shard]:
     return [shard for shard in shards if run.order.outside.get(shard, 0) < PARKED_MAX]
 
 
-async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, burst: bool) -> None:
+async def _fetch(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, burst: bool, *, read: bool) -> bool:
+    """Whether there is more to be read now: then not only a wait comes next. read: also without waiting."""
     block = BURST_BLOCK_MS if burst else BLOCK_MS
     if not shards:
         if burst:
             await _check_drained(run)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), block / 1000)
-        return
+        return True
     # What a broken read stranded comes first: it is not in hand, and so would not be counted.
     await run.adopted.wait()
     # The lock is fair, so fetching and recovering take turns: a long backlog cannot starve a dead worker's deliveries.
     async with run.intake:
         room = await run.wait_for_room()
         await run.lease.held()  # what came in without it could not be started
-        async with run.reading:
-            found = await _read(run, shards, room)
-    if found:
-        return
+        if read:
+            async with run.reading:
+                read = await _read(run, shards, room)
+    if read:
+        return True
     if burst:
         await _check_drained(run)
-    await (_wait(run, shards, room, changed, block) if run.order is None else _knock(run, shards, changed, block))
+    if run.order is None:
+        return await _wait(run, shards, room, changed, block)
+    return await _knock(run, shards, changed, block)
 
 
 async def _read(run: ConsumerRun, shards: list[Shard], room: int) -> bool:
@@ -100,7 +111,8 @@ async def _read(run: ConsumerRun, shards: list[Shard], room: int) -> bool:
     return bool(found or gone)
 
 
-async def _wait(run: ConsumerRun, shards: list[Shard], room: int, changed: asyncio.Event, block: int) -> None:
+async def _wait(run: ConsumerRun, shards: list[Shard], room: int, changed: asyncio.Event, block: int) -> bool:
+    """Whether something came, or the shards are others now."""
     # COUNT is per shard here, and entries may be large: this only wakes, the next fetch brings the rest.
     count = max(1, min(WAKE, room // len(run.shards)))
     term = run.lease.term
@@ -112,16 +124,20 @@ async def _wait(run: ConsumerRun, shards: list[Shard], room: int, changed: async
         if found is None:
             run.adopt()  # the answer may have been on its way
     run.take(found or (), term)
+    return found != []
 
 
-async def _knock(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, block: int) -> None:
-    """Wait until something is published, or the shards are others."""
+async def _knock(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, block: int) -> bool:
+    """Wait until something is published, or the shards are others: whether it is so."""
     after = {shard: run.own.open[shard] for shard in shards if shard in run.own.open}
-    if after:
-        knock = run.link.run(run.owners.knock(after, block), timeout=block / 1000 + 5)
-        for shard, id in (await _unless(changed, knock) or {}).items():
-            if shard in run.own.open:
-                run.own.open[shard] = id
+    if not after:
+        return True
+    knock = run.link.run(run.owners.knock(after, block), timeout=block / 1000 + 5)
+    found = await _unless(changed, knock)
+    for shard, id in (found or {}).items():
+        if shard in run.own.open:
+            run.own.open[shard] = id
+    return found != {}
 
 
 async def _unless(changed: asyncio.Event, waiting: Coroutine[Any, Any, T]) -> T | None:

@@ -1,7 +1,8 @@
 """Hands over what waits here too long: no worker may be idle while another one holds work that it has not started.
 
 The buffer is meant for a fraction of a second (see `ConsumerRun.buffer`). Where the slots got longer work than was
-foreseen, it goes back, attempts unchanged, and nothing beyond the slots is read until one of them is free again.
+foreseen, it goes back, attempts unchanged, and nothing beyond the slots is read until one of them is free again. While
+nothing is in hand there is nothing to look at. No Redis call.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ async def hoard_loop(run: ConsumerRun) -> None:
     """Runs until cancelled."""
     before = None
     while run.consumer.prefetch is None:
+        if not run.in_hand:
+            run.slow, before = 0, None
+            await run.some_came()
         await asyncio.sleep(LOOK)
         now = clock()
         run.slow = sum(now - began > BUFFER_SECONDS for began in run.running.values())

@@ -1,8 +1,9 @@
 """Looks after retention: trims what is processed and beyond a limit, brings the limits of shards up to date, removes
 old generations that are empty then, and now and then has the blob store swept.
 
-Every worker has this loop, and of a stream one looks at a time. Cost: every `INTERVAL` one small read for all streams
-of the app; of those with a retention some calls a shard. (Producers that meet a limit trim by themselves, at once.)
+Every worker has this loop, and of a stream one looks at a time. Cost: every `INTERVAL`, or twice that while nothing is
+trimmed, one small read for all streams of the app; for each with a retention one more, and where this worker is the one
+that looks, another with a call for each shard. (Producers that meet a limit trim by themselves, at once.)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rstream.errors import RStreamError, StoreError
 from rstream.retention import Retention, text_of
 from rstream.store import layout as layouts
 from rstream.store.layout import Layout
+from rstream.store.link import both
 from rstream.store.reshard import retire
 from rstream.store.steps import drive
 from rstream.store.trim import Alarm, Standing, tidy
@@ -27,8 +29,8 @@ from rstream.stream import Stream
 
 log = logging.getLogger("rstream")
 
-INTERVAL = 5.0
-"""Seconds between two looks, about."""
+INTERVAL, IDLE = 5.0, 2
+"""Seconds between two looks, about; and so many times that while there is nothing to trim."""
 
 
 class Janitor:
@@ -39,29 +41,33 @@ class Janitor:
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._sweeping: threading.Thread | None = None
 
-    async def look(self) -> None:
-        """At all streams of the app, one after the other. Raises the last `StoreError`, at the end."""
+    async def look(self) -> bool:
+        """At all streams of the app, one after the other: whether something was trimmed. Raises the last `StoreError`,
+        at the end.
+        """
         streams = list(self._app.streams.values())
         namespace, link = self._app.settings.namespace, self._app.link
         stored = await link.run(layouts.retentions(namespace, [stream.name for stream in streams]))
         failed: StoreError | None = None
+        trimmed = False
         for stream, retention in zip(streams, stored, strict=True):
             try:
                 if retention is not None:
-                    await self._look_at(stream, retention)
+                    trimmed = await self._look_at(stream, retention) or trimmed
             except StoreError as error:  # the others may be on another server of the cluster
                 failed = error
         if failed is not None:
             raise failed
+        return trimmed
 
-    async def _look_at(self, stream: Stream[Any], retention: Retention) -> None:
-        namespace, link = self._app.settings.namespace, self._app.link
-        if await link.run(office(namespace, stream.name, self._worker, int(3 * INTERVAL * 1000))):
-            layout = await link.run(layouts.load(namespace, stream.name))
-            if layout is not None:
-                await self._tidy(stream, layout, retention)
+    async def _look_at(self, stream: Stream[Any], retention: Retention) -> bool:
+        namespace = self._app.settings.namespace
+        asked = office(namespace, stream.name, self._worker, int(3 * IDLE * INTERVAL * 1000))
+        stored = layouts.load(namespace, stream.name)
+        ours, layout = await self._app.link.run(both(asked, stored))
+        return ours and layout is not None and await self._tidy(stream, layout, retention)
 
-    async def _tidy(self, stream: Stream[Any], layout: Layout, retention: Retention) -> None:
+    async def _tidy(self, stream: Stream[Any], layout: Layout, retention: Retention) -> bool:
         link, wait = self._app.link, self._app.settings.publish_timeout
         done = await drive(link, tidy(layout, retention), wait)
         for standing in done.groups:
@@ -73,6 +79,7 @@ class Janitor:
             # Not a thread of the event loop's: nobody has to wait for it at the end.
             self._sweeping = threading.Thread(target=_sweep, args=(stream,), name="rstream-sweep", daemon=True)
             self._sweeping.start()
+        return bool(done.trims)
 
     def _tell(self, stream: str, group: Standing, retention: Retention) -> None:
         before = self._alarms.get((stream, group.name), "")
@@ -101,8 +108,9 @@ async def janitor_loop(app: RStream, worker: str) -> None:
     """Runs until cancelled."""
     janitor = Janitor(app, worker)
     while True:
+        busy = True
         try:
-            await janitor.look()
+            busy = await janitor.look()
         except StoreError as error:
             log.warning("retention was not looked after: %s", error)
-        await asyncio.sleep(INTERVAL * random.uniform(0.8, 1.2))
+        await asyncio.sleep(INTERVAL * random.uniform(1.0, 1.2) * (1 if busy else IDLE))

@@ -1,7 +1,8 @@
 """Says that this worker lives: a thread with its own connection, so that a blocked event loop loses no lease.
 
 The lease of a (worker, group) is its `alive` key in every shard, set again every lease/3; in an ordered group also its
-`owner` key in those that it owns. Cost: one Lua call, O(shards), per group and lease/3 (on a cluster: one a slot).
+`owner` key in those that it owns. Cost: one round trip every lease/3 for all groups together, with a Lua call for each
+(on a cluster: for each slot), O(shards). How much is in hand costs nothing.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Sequence
 
 from rstream.errors import StoreError, StoreUnavailable
 from rstream.process import clock
 from rstream.store.connect import Endpoint
-from rstream.store.deliveries import GroupOps, Tokens
-from rstream.store.link import SyncLink, backoff
+from rstream.store.deliveries import Beat, GroupOps, Tokens
+from rstream.store.link import Op, SyncLink, backoff, together
 
 log = logging.getLogger("rstream")
 
@@ -51,15 +53,25 @@ class Lease:
         while not self.holds():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
-    def beat(self, link: SyncLink) -> None:
-        """Renew. Raises `StoreError`."""
-        sent = clock()
-        answer = link.run(self.ops.beat(int(self.seconds * 1000), self.owned))
+    def beat(self) -> Op[Beat]:
+        """What renews it, if the answer is told to `renewed`."""
+        return self.ops.beat(int(self.seconds * 1000), self.owned)
+
+    def renewed(self, answer: Beat, sent: float) -> None:
+        """sent: when `beat` was."""
         self.ahead = answer.now / 1000 - clock()
         if not answer.known or sent >= self.until:
             self.term += 1
         self.until = sent + self.seconds
         self.next_beat = sent + self.seconds / 3
+
+
+def renew(leases: Sequence[Lease], link: SyncLink) -> None:
+    """In one round trip. Raises `StoreError`."""
+    op, sent = together([lease.beat() for lease in leases]), clock()
+    answers = link.run(op)
+    for lease, answer in zip(leases, answers, strict=True):
+        lease.renewed(answer, sent)
 
 
 def in_vain(name: str, what: str, within: float, error: StoreUnavailable) -> StoreUnavailable:
@@ -94,7 +106,7 @@ class LeaseKeeper(threading.Thread):
         waiting = False
         for delay in backoff():
             try:
-                return lease.beat(self._link)
+                return renew([lease], self._link)
             except StoreUnavailable as error:
                 if clock() + delay > deadline:
                     raise in_vain(lease.name, "to take the lease", within, error) from None
@@ -106,17 +118,20 @@ class LeaseKeeper(threading.Thread):
 
     def run(self) -> None:
         while not self._stop_asked.wait(max(0.0, min(lease.next_beat for lease in self._leases) - clock())):
-            for lease in self._leases:
-                if lease.next_beat <= clock() and not self._stop_asked.is_set():
-                    self._beat(lease)
+            now = clock()
+            # Whoever is due soon goes along, so that leases that are as long are renewed together for ever after.
+            due = [lease for lease in self._leases if lease.next_beat <= now + lease.seconds / 30]
+            if due and not self._stop_asked.is_set():
+                self._beat(due)
 
-    def _beat(self, lease: Lease) -> None:
+    def _beat(self, leases: Sequence[Lease]) -> None:
         try:
-            lease.beat(self._link)
+            renew(leases, self._link)
         except StoreError as error:
-            lease.next_beat = clock() + self._retry_after
-            if not lease.holds():
-                log.warning("group %s: the lease ran out and could not be renewed: %s", lease.ops.group, error)
+            for lease in leases:
+                lease.next_beat = clock() + self._retry_after
+                if not lease.holds():
+                    log.warning("group %s: the lease ran out and could not be renewed: %s", lease.ops.group, error)
 
     def stop(self) -> None:
         """End the renewals. A beat that waits for a Redis that is away is not waited for."""

@@ -1,6 +1,6 @@
 """Listens to the bell for all consumers of a worker, and notices when a stream was resharded.
 
-Cost: one blocked read, and every `BLOCK_MS` one small call for all streams.
+Cost: a blocked read every `BLOCK_MS`; a small call for all streams when one of them was resharded, and every `LOOK`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from rstream.worker.run import ConsumerRun
 log = logging.getLogger("rstream")
 
 BLOCK_MS = 5000
+LOOK = 15.0
+"""Seconds after which streams are looked at unasked: a ring may get lost, with what Redis has lost."""
 
 
 async def listen_loop(app: RStream, runs: Sequence[ConsumerRun]) -> None:
     """Runs until cancelled."""
     namespace, pauses = app.settings.namespace, backoff()
     after: bytes | None = None
+    looked = float("-inf")
     while True:
         try:
             if after is None:  # what was rung before is not heard: look at once
@@ -40,8 +43,13 @@ async def listen_loop(app: RStream, runs: Sequence[ConsumerRun]) -> None:
             after, rings = None, {Ring(run.layout.name, "") for run in runs}
             await asyncio.sleep(next(pauses))
         _wake(runs, rings)
+        now = asyncio.get_running_loop().time()
+        followed = any(ring.group == "" for ring in rings) or any(run.layout.older for run in runs)
+        if not followed and now - looked < LOOK:
+            continue
         try:
             await _follow_layouts(app, runs)
+            looked = now
         except StoreError as error:
             log.warning("layouts not looked at: %s", error)
 

@@ -6,8 +6,8 @@ started is delivered first. Whatever leaves this worker unsure of what is pendin
 drops what it remembers, gets another token, and learns.
 
 A member is who takes part in these rounds: nobody waits for long for one that has died, or whose loop stands still, to
-take what nobody has. (What it has is its own as long as its lease holds.) Cost: two small calls a round, which comes
-every lease/4, and when the bell is rung.
+take what nobody has. (What it has is its own as long as its lease holds.) Cost: one round trip a round, O(shards). A
+round comes every lease/4, and when the bell is rung.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ async def _round(run: ConsumerRun) -> None:
         run.own.term = run.lease.term
     term = run.lease.term
     layout = run.layout
-    members = await run.link.run(run.owners.take_part(int(run.consumer.lease * 500)))
-    looks = await run.link.run(run.owners.look(layout.every))
+    members, looks = await run.link.run(run.owners.look_round(int(run.consumer.lease * 500), layout.every))
     lose(run, [s for s, token in run.lease.owned.items() if s not in looks or looks[s].token != token])
     owners = {shard: look.owner for shard, look in looks.items() if look.owner in members}
     live = [shard for shard in layout.every if shard in owners or _is_open(shard, looks)]

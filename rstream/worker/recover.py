@@ -1,8 +1,9 @@
 """Takes over what nobody alive holds, and has found again what is pending for this worker unseen.
 
 A dead worker's alive keys are gone after one lease; looking every lease/4 or oftener has its deliveries running
-elsewhere within 1.5 leases. Cost: one Lua call per look and group, O(shards); every lease/4 another one, to learn whom
-to judge, and O(shards · consumers).
+elsewhere within 1.5 leases. What live workers leave for others they ring for. Cost: one round trip a look, with a Lua
+call, O(shards); every lease/4 also O(shards · consumers). A look comes every second while there is something to do, or
+waits to be tried again; else every `IDLE_MAX`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from itertools import chain, islice
 
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.deliveries import Others, Recovered
-from rstream.store.keys import rotated
+from rstream.store.keys import Shard, rotated
+from rstream.store.link import Op, both
 from rstream.worker.adopt import adopt, lost
 from rstream.worker.hand import from_the_dead
 from rstream.worker.order import Place
@@ -26,20 +29,26 @@ log = logging.getLogger("rstream")
 PAGE = 500
 ASKED = 1000
 """Entries that one look asks about."""
-INTERVAL_MAX = 1.0
-"""Seconds after which at the latest somebody picks up what a worker released when it stopped."""
+BUSY_MAX, IDLE_MAX = 1.0, 7.5
+"""Seconds between two looks at most: where there is something to do, for retries of others may be due; and else, for a
+ring that was not heard."""
 
 
 async def recover_loop(run: ConsumerRun) -> None:
     """Runs until cancelled."""
     term, turn, search_at, ask_at = run.lease.term, 0, float("-inf"), float("-inf")
     search_every = run.consumer.lease / 4
-    interval = min(search_every, INTERVAL_MAX)
+    soon = min(search_every, BUSY_MAX)
+    others: dict[Shard, Sequence[bytes]] = {}
+    waiting, taken = True, run.taken
     while True:
         await _time_to_look(run)
         now = asyncio.get_running_loop().time()
-        run.look_at, turn = now + interval, turn + 1
+        busy = waiting or run.in_hand > 0 or run.taken != taken or bool(run.order and run.order.elsewhere)
+        interval = soon if busy else min(search_every, IDLE_MAX)
         search = now >= search_at
+        run.look_at = now + interval if search else min(now + interval, search_at)
+        waiting, taken, turn = True, run.taken, turn + 1
         try:
             if term != run.lease.term or not run.adopted.is_set():
                 await run.lease.held()
@@ -50,12 +59,14 @@ async def recover_loop(run: ConsumerRun) -> None:
                     run.adopted.set()
             if run.order is not None:
                 await _ask_elsewhere(run, turn, rest=now >= ask_at)
-                ask_at = now + interval if now >= ask_at else ask_at
-            found = await _take_over(run, turn, search=search)
+                ask_at = now + soon if now >= ask_at else ask_at
+            found = await _take_over(run, turn, others if search else None)
             if found is None:
                 continue
+            waiting = found.left or bool(found.claimed)
             if found.next_due is not None:
                 run.look_in(found.next_due + 0.001)
+                waiting = waiting or found.next_due < IDLE_MAX
             if found.claimed:
                 run.look_in(0)  # there may be more than there was room for
             if search and not (found.left or any(from_the_dead(entry) for entry in found.claimed)):
@@ -65,6 +76,9 @@ async def recover_loop(run: ConsumerRun) -> None:
         except StoreError as error:
             run.ask_adoption()  # the answer may have carried deliveries
             log.warning("%s: %s", run.name, error)
+        finally:
+            if waiting:
+                run.look_in(soon)
 
 
 async def _time_to_look(run: ConsumerRun) -> None:
@@ -75,18 +89,19 @@ async def _time_to_look(run: ConsumerRun) -> None:
             await asyncio.wait_for(run.look.wait(), wait)
 
 
-async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered | None:
+async def _take_over(run: ConsumerRun, turn: int, others: dict[Shard, Sequence[bytes]] | None) -> Recovered | None:
     """Claim what there is room for; None where the lease was lost meanwhile.
 
-    `search`: also among the deliveries of silent workers, which costs Redis more.
+    `others`: search also among the deliveries of silent workers, which costs Redis more.
     """
     async with run.intake:
         room = await run.wait_for_room()
-        others = await _others(run) if search else {}
+        if others is not None:
+            await _learn(run, others)
         if not run.lease.holds():
             return None
         term, shards = run.lease.term, run.readable()
-        lease_ms = int(run.consumer.lease * 1000) if search else 0
+        lease_ms = 0 if others is None else int(run.consumer.lease * 1000)
         sent = run.tokens(shards)
         if not shards:
             return None
@@ -95,13 +110,13 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
             lease_ms,
             rotated(shards, turn),
             sent,
-            others=others,
+            others=others or {},
             doubt=run.doubt,
             used_up=run.consumer.policy.max_attempts,
             suspects=run.lanes.gate.room_for_suspects,
         )
         try:
-            found = await run.link.run(op)
+            found = await run.link.run(op if others is None else _and_learn(run, op, shards, others))
         except BaseException:
             run.hand.unsure = True  # what it claimed, unseen, may have been begun elsewhere
             doubt(run, sent)
@@ -116,10 +131,27 @@ async def _take_over(run: ConsumerRun, turn: int, *, search: bool) -> Recovered 
     return found
 
 
-async def _others(run: ConsumerRun) -> Others:
-    """Who is to be judged. Asked before the call that judges, which has to name to Redis all keys that it looks at."""
-    shards = run.readable()
-    return await run.link.run(run.ops.others(shards)) if shards else {}
+async def _learn(run: ConsumerRun, others: dict[Shard, Sequence[bytes]]) -> None:
+    """Who is to be judged has to be known before: the call that judges names to Redis all keys that it looks at."""
+    new = [shard for shard in run.readable() if shard not in others]
+    if new:
+        found = await run.link.run(run.ops.others(new))
+        others.update(found)
+
+
+def _and_learn(
+    run: ConsumerRun, op: Op[Recovered], shards: Sequence[Shard], others: dict[Shard, Sequence[bytes]]
+) -> Op[Recovered]:
+    """The same, and who is to be judged the next time: whoever joins until then is silent for a lease at that time at
+    the earliest, and so no later found than if it was known.
+    """
+
+    def learn(found: tuple[Recovered, Others]) -> Recovered:
+        others.clear()
+        others.update(found[1])
+        return found[0]
+
+    return both(op, run.ops.others(shards)).then(learn)
 
 
 def _to_ask(run: ConsumerRun, turn: int, rest: bool) -> list[Place]:

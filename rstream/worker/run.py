@@ -97,6 +97,7 @@ class ConsumerRun:
         self.stuck = False
         self.busy = 0  # slots of a batch consumer that are at work
         self.taken = 0  # entries, in all
+        self.came = asyncio.Event()  # since somebody began to wait for some
         self.adoptions_asked = 0
         self.adopted = asyncio.Event()
         self.adopted.set()
@@ -143,6 +144,7 @@ class ConsumerRun:
                 # Read again: Redis lost what it knew, or the group was reset. The run that goes on may be its end.
                 self.order.learn(*place, key)
         self.taken += len(new)
+        self.came.set()
         if self.order is not None:
             new = [each for entry in new if (each := self.order.put(entry)) is not None]
             if self.is_crowded:
@@ -260,6 +262,7 @@ class ConsumerRun:
                 self.hand.back[entry.shard, entry.id] = ([entry], term, owned)
         self.hand.terms.update(((entry.shard, entry.id), term) for entry in new)
         self.taken += len(new)
+        self.came.set()
         self._next_of_key(self.order.came_back(lane, new, len(back.entries) - len(new) + len(back.lost), back.first))
 
     def drop(self, shard: Shard) -> list[Fetched]:
@@ -273,6 +276,11 @@ class ConsumerRun:
     @property
     def in_hand(self) -> int:
         return len(self.hand)
+
+    async def some_came(self) -> None:
+        """Wait for the next entries."""
+        self.came.clear()
+        await self.came.wait()
 
     # How much to hold.
 

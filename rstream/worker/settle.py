@@ -35,13 +35,14 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
     batch = outcomes.take()
     if not batch:
         return
+    free = any(_is_free(run, outcome) for outcome in batch)
     refused = await _send(run, batch)
     for outcome in batch:
         accepted = (outcome.shard, outcome.id) not in refused
         run.let_go(outcome.shard, outcome.id, _now(run, outcome) if accepted else "elsewhere")
         if outcome.kind == "retry":
             run.look_in(int(outcome.a) / 1000)
-    if run.order is not None and any(_others_wait(run, outcome.shard) for outcome in batch):
+    if free or (run.order is not None and any(_others_wait(run, outcome.shard) for outcome in batch)):
         await tell(run)
 
 
@@ -52,6 +53,12 @@ def _now(run: ConsumerRun, outcome: Outcome) -> Now:
     if outcome.kind == "retry" and run.consumer.on_retry == "skip":
         return "passed"
     return "aside" if outcome.kind == "park" else "elsewhere"
+
+
+def _is_free(run: ConsumerRun, outcome: Outcome) -> bool:
+    """Whether others may start the entry as soon as this is settled."""
+    at_once = outcome.kind == "release" or (outcome.kind == "retry" and outcome.a == 0)
+    return at_once and (outcome.shard, outcome.id) in run.hand.returning
 
 
 def _others_wait(run: ConsumerRun, shard: Shard) -> bool:

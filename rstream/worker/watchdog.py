@@ -28,7 +28,8 @@ log = logging.getLogger("rstream")
 EXIT_CODE = 70
 """EX_SOFTWARE of sysexits.h."""
 
-LOOK = 0.5
+LOOK, SELDOM = 0.5, 2.0
+"""Seconds between two looks where handlers have a hard limit, and where only the loop is watched."""
 STALL_TOLD = 10.0
 STALL_ENDED = 15 * 60.0
 """Seconds for which the loop may not turn before that is told, and before the process is ended."""
@@ -53,8 +54,9 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         looks: list[Callable[[], None]] = [self._check_loop]
-        looks += [partial(self._check_handlers, run) for run in self._runs]
-        while not self._stop_asked.wait(LOOK):
+        limited = [run for run in self._runs if run.consumer.hard_timeout is not None]
+        looks += [partial(self._check_handlers, run) for run in limited]
+        while not self._stop_asked.wait(LOOK if limited else min(SELDOM, STALL_TOLD / 5)):
             for look in looks:
                 self._guarded(look)
 

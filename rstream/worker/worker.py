@@ -7,10 +7,15 @@ import logging
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from rstream.app import RStream
@@ -41,10 +46,29 @@ from rstream.worker.run import ConsumerRun
 from rstream.worker.settle import flush, settle_loop
 from rstream.worker.watchdog import Watchdog
 
+T = TypeVar("T")
+
 log = logging.getLogger("rstream")
 
 LEAVE = 2.0
 """Seconds that settling the last outcomes, and then leaving, may take each; Redis may be away."""
+
+
+class Threads(ThreadPoolExecutor):
+    """Those of `asyncio.to_thread`, for which asyncio waits at the end, however long a handler's call goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(thread_name_prefix="asyncio")
+        self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        call = super().submit(fn, *args, **kwargs)
+        self._calls.add(call)
+        return call
+
+    @property
+    def at_work(self) -> bool:
+        return not all(call.done() for call in [*self._calls])
 
 
 class Worker:
@@ -82,6 +106,7 @@ class Worker:
         self._limits = draw(max_handled, max_rss_mb)
         self._concurrency = concurrency
         self._stopped = False
+        self._starting: anyio.CancelScope | None = None
         self._waiting: anyio.CancelScope | None = None
         self._first_signal: float | None = None
         self._stop_asked: asyncio.Event | None = None
@@ -95,15 +120,18 @@ class Worker:
         """
 
         async def main() -> None:
+            threads = Threads()
+            asyncio.get_running_loop().set_default_executor(threads)
             async with AsyncExitStack() as open_apps:
                 targets = [consumer.emits.app for consumer in self.consumers if consumer.emits is not None]
                 for app in {self.app, *targets}:
                     await open_apps.enter_async_context(app)
-                await self.serve()
-            if LEFT and leave is not None:
+                await self.serve(signals=False)
+            if leave is not None and (LEFT or threads.at_work):
                 leave()
 
-        anyio.run(main)
+        with self._signals():
+            anyio.run(main)
 
     def stop(self) -> None:
         """End gracefully; may be called from any thread, also before `run`."""
@@ -116,31 +144,43 @@ class Worker:
         self._loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
         if self._stopped:
             self._stop_asked.set()
-        gate = Gate()
-        self.runs = [await self._declared(consumer, gate) for consumer in self.consumers]
-        try:
-            for run in self.runs:
-                await self._prepare(run)
-            await self._keep_leases_and_work(signals)
-        finally:
-            for run in self.runs:
-                if run.pool is not None:
-                    run.pool.close()
+        keeper: LeaseKeeper | None = None
+        with self._signals() if signals else nullcontext():
+            try:
+                with anyio.CancelScope() as self._starting:
+                    if self._first_signal is not None:  # it came before there was a loop
+                        self._starting.cancel()
+                    self.runs = await self._prepared()
+                    keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in self.runs])
+                    # A thread that nobody waits for at the end: it may wait for a Redis that is away.
+                    begin = partial(keeper.begin, groups.START_WITHIN)
+                    await anyio.to_thread.run_sync(begin, abandon_on_cancel=True)
+                if self._starting.cancelled_caught:  # there is nothing to finish
+                    log.info("worker %s: stopped before it began", self.id)
+                else:
+                    await self._watched()
+            finally:
+                if keeper is not None:
+                    await asyncio.to_thread(keeper.stop)
+                for run in self.runs:
+                    if run.pool is not None:
+                        run.pool.close()
         log.info("worker %s ended: %s", self.id, self.counts)
 
-    async def _keep_leases_and_work(self, signals: bool) -> None:
-        keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in self.runs])
+    async def _watched(self) -> None:
+        watchdog = Watchdog(self.runs)
+        watchdog.start()
         try:
-            await asyncio.to_thread(keeper.begin, groups.START_WITHIN)
-            watchdog = Watchdog(self.runs)
-            watchdog.start()
-            try:
-                async with self._signals(signals):
-                    await self._work(self.runs)
-            finally:
-                watchdog.stop()
+            await self._work(self.runs)
         finally:
-            await asyncio.to_thread(keeper.stop)
+            watchdog.stop()
+
+    async def _prepared(self) -> list[ConsumerRun]:
+        gate = Gate()
+        self.runs = [await self._declared(consumer, gate) for consumer in self.consumers]
+        for run in self.runs:
+            await self._prepare(run)
+        return self.runs
 
     async def _declared(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
         layout = await consumer.stream.layout(fresh=True)
@@ -284,11 +324,9 @@ class Worker:
         except StoreError as error:
             log.warning("%s: left without saying so, others take over after the lease: %s", run.name, error)
 
-    @asynccontextmanager
-    async def _signals(self, wanted: bool) -> AsyncIterator[None]:
-        if not wanted:
-            yield
-            return
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Listen to them, from before there is a loop: what a handler raises while one runs may be lost in it."""
         numbers = (signal.SIGTERM, signal.SIGINT)
         # Not loop.add_signal_handler: a handler that blocks the loop must not hold up a second signal.
         before = {number: signal.signal(number, self._signalled) for number in numbers}
@@ -303,8 +341,8 @@ class Worker:
         now = clock()
         if self._first_signal is None:
             self._first_signal = now
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._end_for_good, signal.Signals(number).name)
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._end_for_good, signal.Signals(number).name)
         elif now - self._first_signal > self.echo:
             os.write(2, f"worker {self.id}: second signal, ends at once; others take over after the lease\n".encode())
             os._exit(128 + number)
@@ -316,6 +354,8 @@ class Worker:
             self._waiting.deadline = anyio.current_time() + self.grace
         log.info("worker %s: %s, finishing what runs (at most %g s)", self.id, name, self.grace)
         self._stop_asked.set()
+        if self._starting is not None:  # over, where it has begun
+            self._starting.cancel()
 
 
 def _chosen(consumers: Sequence[Consumer], wanted: Sequence[str] | None) -> list[Consumer]:

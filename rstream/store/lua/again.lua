@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Have a group handle entries of one key once more, in place: those that it has settled become pending for ~again, where
--- its workers find them within a second, with no attempt counted. What is pending already is left alone.
+-- its workers find them when they look, with no attempt counted. What is pending already is left alone.
 --
 -- Of an ordered group no worker owns the shard meanwhile, and who does afterwards learns what is pending before it reads
 -- on: so these come before newer entries of their key.
