@@ -252,4 +252,4 @@ def ids_of(sent: Sent, places: Sequence[Shard]) -> list[EntryId]:
             errors[0].published = [id for ids in (*by_shard.values(), *parts) for id in ids]
         raise errors[0]
     turns = {shard: iter(ids) for shard, ids in by_shard.items()}
-    return [next(turns[shard]) for shard in places]
+    return [*map(next, map(turns.__getitem__, places))]

@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from rstream.archive.archive import Archive
 from rstream.blobs.claims import Claims
-from rstream.codec import Codec, ModelCodec, key_text, pack_headers
+from rstream.codec import Codec, ModelCodec, key_bytes, pack_headers
 from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters
 from rstream.declaring import archive_of, check_key, declare
@@ -42,6 +44,8 @@ E = TypeVar("E")
 H = TypeVar("H", bound=Callable[..., Any])
 
 log = logging.getLogger("rstream")
+
+_record = partial(tuple.__new__, Record)
 
 
 class Stream(Generic[E]):
@@ -282,32 +286,30 @@ class Stream(Generic[E]):
         """
         if key is not None and self.key is not None:
             raise EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
-        field, given = self.key, None if key is None else key_text(key, "key")
+        field, given = self.key, b"" if key is None else key_bytes(key, "key")
         packed = pack_headers(headers)
+        codec, check, version = self.codec, self.claims.check, layout.version
         payloads, keys = [], []
         for event in events:
-            payload = self.codec.encode(event, layout.version, uploads)
-            payloads.append(self.claims.check(payload, layout.version, uploads))
-            keys.append(given if field is None else key_text(self.codec.key(event, field), field))
+            payloads.append(check(codec.encode(event, version, uploads), version, uploads))
+            keys.append(given if field is None else key_bytes(codec.key(event, field), field))
         if ids is None:
             places, ids = self._places(layout, keys), new_event_ids(len(payloads))
         else:  # the same event goes to the same shard, whoever publishes it again
-            places = [layout.shard(id.hex() if key is None else key) for key, id in zip(keys, ids, strict=True)]
-        records: dict[Shard, list[Record]] = {}
-        for shard, payload, text, event_id in zip(places, payloads, keys, ids, strict=True):
-            record = Record(payload, b"" if text is None else text.encode(), event_id, packed)
-            records.setdefault(shard, []).append(record)
+            places = [layout.shard(key or id.hex()) for key, id in zip(keys, ids, strict=True)]
+        records: dict[Shard, list[Record]] = {shard: [] for shard in dict.fromkeys(places)}
+        for shard, parts in zip(places, zip(payloads, keys, ids, repeat(packed)), strict=True):
+            records[shard].append(_record(parts))
         return records, places
 
-    def _places(self, layout: Layout, keys: Sequence[str | None]) -> list[Shard]:
+    def _places(self, layout: Layout, keys: Sequence[bytes]) -> list[Shard]:
         """The shard of each event. Without keys, shards take turns, in runs so that few are touched."""
+        if keys and keys[0]:  # then all have one
+            return layout.places(keys)
         run = -(-len(keys) // layout.shards)
         turn = self._turn
         self._turn += 1
-        return [
-            layout.shard(key) if key is not None else layout.current[(turn + n // run) % layout.shards]
-            for n, key in enumerate(keys)
-        ]
+        return [layout.current[(turn + n // run) % layout.shards] for n in range(len(keys))]
 
     # -- reading ------------------------------------------------------------------------------------------------
 

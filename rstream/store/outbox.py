@@ -15,12 +15,13 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import msgpack
 
 from rstream.errors import PublishUncertain, ShardLimited, ShardSealed, StoreError, StreamFull
-from rstream.event import EntryId
+from rstream.event import entry_ids
 from rstream.process import clock
 from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
@@ -66,7 +67,7 @@ class _Flush:
 
     def call(self, producer: str, *, limited: bool) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
-        flat = [part for parcel in self.parcels for record in parcel.records for part in record]
+        flat = [*chain.from_iterable(chain.from_iterable(parcel.records for parcel in self.parcels))]
         packed, shard = msgpack.packb(flat, use_bin_type=False), self.shard
         names = [shard.stream, shard.seq(producer), *((shard.size, shard.marks) if limited else ())]
         return PUBLISH(names, self.seq, SEQ_TTL_MS, packed)
@@ -288,7 +289,7 @@ def _answer(flush: _Flush, reply: bytes) -> None:
     for parcel in flush.parcels:
         count = len(parcel.records)
         if not parcel.promise.done():
-            parcel.promise.set_result([EntryId(ms, n, generation, number) for n in range(seq, seq + count)])
+            parcel.promise.set_result(entry_ids(ms, seq, count, generation, number))
         seq += count
 
 
