@@ -242,7 +242,16 @@ class Stream(Generic[E]):
         `key` is for streams that have no key field. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing` (nothing
         was sent), `BlobError`, `MemoryFull`, `StreamFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
         """
-        return (await self.publish_many([event], key=key, headers=headers))[0]
+        if self._layout is None or self.claims.source is not None:
+            return (await self.publish_many([event], key=key, headers=headers))[0]
+        return await self._producer(self._layout).send_one(*self.prepare_one(self._layout, event, key, headers))
+
+    def _producer(self, layout: Layout) -> Producer:
+        def make() -> Producer:
+            settings = self.app.settings
+            return Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
+
+        return self._producers.get(make)
 
     async def publish_many(
         self,
@@ -263,10 +272,7 @@ class Stream(Generic[E]):
             return self.prepare(layout, events, key, headers, uploads=uploads)
 
         records, places = made = make(uploads)
-        settings = self.app.settings
-        producer = self._producers.get(
-            lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
-        )
+        producer = self._producer(layout)
         if uploads is not None and (uploads.waiting or uploads.unread or self._queues.get(Queue).busy):
             storing = self.claims.store(uploads, made, make)
             records, places = await self._queues.get(Queue).pass_through(records, storing)
@@ -285,7 +291,7 @@ class Stream(Generic[E]):
         gets what has to be stored before these records are; without it, nothing goes to the blob store.
         """
         if key is not None and self.key is not None:
-            raise EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
+            raise self._has_key()
         field, given = self.key, b"" if key is None else key_bytes(key, "key")
         packed = pack_headers(headers)
         codec, check, version = self.codec, self.claims.check, layout.version
@@ -301,6 +307,23 @@ class Stream(Generic[E]):
         for shard, parts in zip(places, zip(payloads, keys, ids, repeat(packed)), strict=True):
             records[shard].append(_record(parts))
         return records, places
+
+    def prepare_one(
+        self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
+    ) -> tuple[Shard, Record]:
+        """As `prepare`, for a new event where there is no blob store."""
+        if key is not None and self.key is not None:
+            raise self._has_key()
+        payload = self.claims.check(self.codec.encode(event, layout.version), layout.version, None)
+        if self.key is not None:
+            raw = key_bytes(self.codec.key(event, self.key), self.key)
+        else:
+            raw = b"" if key is None else key_bytes(key, "key")
+        shard = layout.shard(raw) if raw else self._places(layout, (raw,))[0]
+        return shard, _record((payload, raw, new_event_ids(1)[0], pack_headers(headers)))
+
+    def _has_key(self) -> EventInvalid:
+        return EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
 
     def _places(self, layout: Layout, keys: Sequence[bytes]) -> list[Shard]:
         """The shard of each event. Without keys, shards take turns, in runs so that few are touched."""

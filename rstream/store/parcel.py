@@ -24,6 +24,26 @@ class Promise(Protocol):
     def set_exception(self, exception: Any, /) -> None: ...
 
 
+class Slip:
+    """The promise to a thread, which comes and looks, holding a lock: nobody has to be woken."""
+
+    __slots__ = ("_done", "error", "result")
+
+    def __init__(self) -> None:
+        self._done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, result: Any, /) -> None:
+        self.result, self._done = result, True
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self.error, self._done = exception, True
+
+
 @dataclass(slots=True)
 class Parcel:
     """Records that go to one shard together; `promise` gets the EntryId of each. until: when to give up waiting for
