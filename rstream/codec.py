@@ -7,10 +7,11 @@ decimals, UUIDs, sets, enums) travels as its JSON form, and pydantic turns it ba
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import repeat
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgpack
 from pydantic import BaseModel, ValidationError
@@ -61,6 +62,18 @@ class ModelCodec(Generic[M]):
             except Exception:  # text that is none, a number of more than 64 bits
                 return self._encode_any(event, version, uploads)
         return self._encode_any(event, version, uploads)
+
+    def encode_all(self, events: Sequence[object], version: int) -> list[bytes] | None:
+        """The payload of each, where all are of the model, and plain. None: encode them one by one."""
+        if self._plain is None or set(map(type, events)) != {self.model}:
+            return None
+        fields = [event.__dict__ for event in events]
+        if not self._plain.all_fit(fields):
+            return None
+        try:
+            return [*map(_packer(buf_size=BUFFER).pack, zip(repeat(version), fields))]
+        except Exception:
+            return None
 
     def _encode_any(self, event: M | Mapping[str, Any], version: int, uploads: Uploads | None) -> bytes:
         if not isinstance(event, self.model):
@@ -203,6 +216,17 @@ def key_bytes(value: object, field: str) -> bytes:
     if type(value) is str and value.isascii() and value:  # then nothing can be wrong with it
         return value.encode()
     return key_text(value, field).encode()
+
+
+def key_bytes_of_all(values: Sequence[object]) -> list[bytes] | None:
+    """The same of many; None where not all are text: look at them one by one."""
+    if set(map(type, values)) != {str}:
+        return None
+    try:
+        found = [*map(str.encode, cast("Sequence[str]", values))]
+    except UnicodeEncodeError:
+        return None
+    return found if all(found) else None
 
 
 def explain(error: ValidationError) -> str:

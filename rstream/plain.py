@@ -7,7 +7,8 @@ and the fields are encoded from where they lie: to the same bytes, in less than 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -43,9 +44,17 @@ class Plain:
         if tuple(values) != self._names:  # some are not there, or something was cached beside them
             return False
         types = tuple(map(type, values.values()))
-        if types in self._known:
-            return True
-        if not all(map(frozenset.__contains__, self._allowed, types)):
+        return types in self._known or self._learned(types)
+
+    def all_fit(self, several: Sequence[dict[str, Any]]) -> bool:
+        """The same of many."""
+        types = set(map(tuple, map(partial(map, type), map(dict.values, several))))
+        return set(map(tuple, several)) <= {self._names} and all(
+            each in self._known or self._learned(each) for each in types
+        )
+
+    def _learned(self, types: tuple[type, ...]) -> bool:
+        if len(types) != len(self._allowed) or not all(map(frozenset.__contains__, self._allowed, types)):
             return False
         if len(self._known) < SHAPES:
             self._known.add(types)

@@ -7,12 +7,13 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import repeat
+from itertools import islice, repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from rstream.archive.archive import Archive
 from rstream.blobs.claims import Claims
-from rstream.codec import Codec, ModelCodec, key_bytes, pack_headers
+from rstream.codec import Codec, ModelCodec, key_bytes, key_bytes_of_all, pack_headers
 from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters
 from rstream.declaring import archive_of, check_key, declare
@@ -44,6 +45,9 @@ E = TypeVar("E")
 H = TypeVar("H", bound=Callable[..., Any])
 
 log = logging.getLogger("rstream")
+
+PART = 1024
+"""Events that are encoded at once."""
 
 _record = partial(tuple.__new__, Record)
 
@@ -294,11 +298,13 @@ class Stream(Generic[E]):
             raise self._has_key()
         field, given = self.key, b"" if key is None else key_bytes(key, "key")
         packed = pack_headers(headers)
-        codec, check, version = self.codec, self.claims.check, layout.version
-        payloads, keys = [], []
-        for event in events:
-            payloads.append(check(codec.encode(event, version, uploads), version, uploads))
-            keys.append(given if field is None else key_bytes(codec.key(event, field), field))
+        payloads: list[bytes] = []
+        keys: list[bytes] = []
+        going = iter(events)
+        while part := [*islice(going, PART)]:
+            encoded = self._encode_all(part, layout.version) or self._encode_each(part, layout.version, uploads)
+            payloads += encoded[0]
+            keys += repeat(given, len(part)) if field is None else encoded[1]
         if ids is None:
             places, ids = self._places(layout, keys), new_event_ids(len(payloads))
         else:  # the same event goes to the same shard, whoever publishes it again
@@ -307,6 +313,27 @@ class Stream(Generic[E]):
         for shard, parts in zip(places, zip(payloads, keys, ids, repeat(packed)), strict=True):
             records[shard].append(_record(parts))
         return records, places
+
+    def _encode_all(self, events: Sequence[Any], version: int) -> tuple[list[bytes], list[bytes]] | None:
+        """Payloads and keys, where nothing is special about any of them: then that takes a third of the time."""
+        payloads = self.codec.encode_all(events, version) if isinstance(self.codec, ModelCodec) else None
+        if payloads is None or not self.claims.inline(payloads):
+            return None
+        if self.key is None:
+            return payloads, []
+        keys = key_bytes_of_all([*map(attrgetter(self.key), events)])
+        return None if keys is None else (payloads, keys)
+
+    def _encode_each(
+        self, events: Sequence[Any], version: int, uploads: Uploads | None
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The same, whatever they are."""
+        payloads, keys = [], []
+        for event in events:
+            payloads.append(self.claims.check(self.codec.encode(event, version, uploads), version, uploads))
+            if self.key is not None:
+                keys.append(key_bytes(self.codec.key(event, self.key), self.key))
+        return payloads, keys
 
     def prepare_one(
         self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None

@@ -67,6 +67,10 @@ class Claims:
             return None
         return Uploads(int(today().strftime("%Y%m%d")), self._settings.blob_threshold, at_once)
 
+    def inline(self, payloads: Sequence[bytes]) -> bool:
+        """Whether all these may go into their entries as they are."""
+        return self.source is None and max(map(len, payloads), default=0) <= self._settings.max_event_bytes
+
     def check(self, payload: bytes, version: int, uploads: Uploads | None) -> bytes:
         """An encoded event as its entry has it. Raises `EventTooLarge`."""
         size, limit = len(payload), self._settings.max_event_bytes

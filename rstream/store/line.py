@@ -6,7 +6,7 @@ long, and more turns of the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from rstream.store.scripts import Call
@@ -15,18 +15,27 @@ if TYPE_CHECKING:
     import redis.asyncio
 
 READ_BYTES = 64 * 1024
+PIECE_BYTES = 32 * 1024
 CLOSED = "Connection closed by server."
 
 Outcome: TypeAlias = "list[Any] | BaseException"
 """The replies to what was sent, errors among them as redis-py has them; or why there are none."""
 
 
-def packed(calls: Sequence[Call]) -> bytes:
-    """What is written for these calls."""
+def packed(calls: Sequence[Call]) -> Iterator[bytes]:
+    """What is written for these calls, in pieces: the server begins with the first while the next is made."""
     from hiredis import pack_command
 
     pack: Callable[[Any], bytes] = pack_command
-    return pack(calls[0]) if len(calls) == 1 else b"".join(map(pack, calls))
+    parts, size = [], 0
+    for call in calls:
+        parts.append(pack(call))
+        size += len(parts[-1])
+        if size >= PIECE_BYTES:
+            yield b"".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield b"".join(parts)
 
 
 def reader() -> Any:
@@ -71,15 +80,18 @@ class Line(asyncio.BufferedProtocol):
 
     def begin(self, calls: Sequence[Call], timeout: float, done: Callable[[Outcome], None]) -> None:
         """Write; `done` gets the outcome, at once where the line was closed. timeout: seconds for all of it."""
-        written = packed(calls)
         self._done, self._replies, self._wanted = done, [], len(calls)
         if self._transport.is_closing():
             self._end(ConnectionError("the connection was closed"))
             return
+        if not calls:
+            self._end([])
+            return
         self._deadline = until = self._loop.time() + timeout
         if self._alarm is None or self._alarm.when() > until:
             self._wake(until)
-        self._transport.write(written)
+        for piece in packed(calls):
+            self._transport.write(piece)
 
     async def exchange(self, calls: Sequence[Call], timeout: float) -> list[Any]:
         """The replies. Raises `OSError`, `TimeoutError` and redis-py's errors where they do not come."""

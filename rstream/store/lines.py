@@ -74,7 +74,11 @@ class Lines:
             else:
                 done(self._sort_out(line, calls, outcome))
 
-        line.begin(calls, self._endpoint.patience, came)
+        try:
+            line.begin(calls, self._endpoint.patience, came)
+        except BaseException:
+            line.close()
+            raise
         return True
 
     async def _sort_out(self, line: Line, calls: Sequence[Call], outcome: Outcome) -> list[Any]:

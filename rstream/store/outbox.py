@@ -13,10 +13,10 @@ from __future__ import annotations
 import copy
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, overload
 
 import msgpack
 
@@ -76,6 +76,25 @@ class _Flush:
         return PUBLISH((shard.stream, shard.seq(producer)), self.seq, SEQ_TTL_MS, packed)
 
 
+class _Calls(Sequence[Call]):
+    """The calls of some flushes. Each is made when it is written: meanwhile, the server works on those before it."""
+
+    def __init__(self, flushes: list[_Flush], producer: str, limited: bool) -> None:
+        self._flushes, self._producer, self._limited = flushes, producer, limited
+
+    def __len__(self) -> int:
+        return len(self._flushes)
+
+    @overload
+    def __getitem__(self, at: int) -> Call: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Call]: ...
+    def __getitem__(self, at: int | slice) -> Call | list[Call]:
+        if isinstance(at, slice):
+            return [flush.call(self._producer, limited=self._limited) for flush in self._flushes[at]]
+        return self._flushes[at].call(self._producer, limited=self._limited)
+
+
 @dataclass
 class Outbox:
     """What a producer has yet to send, per shard of one layout. No I/O: `take` gives an Op, its driver sends it.
@@ -125,12 +144,7 @@ class Outbox:
             return None
         retention = self.layout.retention
         limited = self._limited or (retention is not None and retention.counts)
-        return Op(
-            [flush.call(self.producer, limited=limited) for flush in self._taken],
-            self._finish,
-            partial=True,
-            replicas=replicas,
-        )
+        return Op(_Calls(self._taken, self.producer, limited), self._finish, partial=True, replicas=replicas)
 
     def _take_again(self) -> set[Shard]:
         """Take what is to be sent again; the shards for which nothing else may be taken."""

@@ -26,7 +26,8 @@ class Wire:
         self._buffer, self._reader = bytearray(READ_BYTES), reader()
 
     def write(self, calls: Sequence[Call]) -> None:
-        self._socket.sendall(packed(calls))
+        for piece in packed(calls):
+            self._socket.sendall(piece)
 
     def read(self, count: int, timeout: float | None = None) -> list[Any]:
         """The replies to so many calls, errors among them as redis-py has them. timeout: seconds of silence, if not as
