@@ -12,7 +12,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -96,26 +97,63 @@ class Producer:
         self._outbox = Outbox(layout)
         self._flushing = self._crowded = False
         self._flusher: asyncio.Task[None] | None = None
+        self._adding, self._queue = asyncio.Lock(), 0
         self._added = asyncio.Event()
         self._pid = os.getpid()
 
-    async def send(self, shards: Mapping[Shard, Sequence[Record]]) -> Sent:
-        """Publish records to their shards, or to those that followed them."""
+    async def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
+        """Publish records to their shards, or to those that followed them; a group after the other, each made while the
+        server works on those before it. Once one fails, no further one is sent.
+        """
         loop = self._begin()
-        make, until = loop.create_future, clock() + self._full_wait
-        parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make, until)]
-        self._add(parcels, loop)
-        if len(parcels) == 1:  # spares a lone publish the price of gather
-            promise: asyncio.Future[Sequence[EntryId]] = parcels[0].promise  # type: ignore[assignment]
-            return [(parcels[0], await promise)]
-        results = await asyncio.gather(*(p.promise for p in parcels), return_exceptions=True)  # type: ignore[call-overload]
+        until = clock() + self._full_wait
+        parcels: list[Parcel] = []
+        promises: list[asyncio.Future[Sequence[EntryId]]] = []
+        failed: list[BaseException | None] = []
+
+        def make() -> asyncio.Future[Sequence[EntryId]]:
+            promise: asyncio.Future[Sequence[EntryId]] = loop.create_future()
+            promise.add_done_callback(lambda done: None if done.cancelled() else failed.append(done.exception()))
+            promises.append(promise)
+            return promise
+
+        async with self._turn():
+            try:
+                for shards in groups:
+                    if parcels:
+                        await asyncio.sleep(0)  # what is answered meanwhile is heard
+                    if any(failed):
+                        break
+                    new = [p for shard, batch in shards.items() for p in Parcel.pack(shard, batch, make, until)]
+                    parcels += new
+                    self._add(new, loop)
+            except BaseException:
+                for promise in promises:
+                    promise.cancel()
+                raise
+        results = await asyncio.gather(*promises, return_exceptions=True)
         return list(zip(parcels, results, strict=True))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Who comes first adds all of its records first."""
+        self._queue += 1
+        try:
+            async with self._adding:
+                yield
+        finally:
+            self._queue -= 1
 
     async def send_one(self, shard: Shard, record: Record) -> EntryId:
         """As `send`, for one: its id."""
         loop = self._begin()
         promise: asyncio.Future[Sequence[EntryId]] = loop.create_future()
-        self._add((Parcel(shard, (record,), promise, weight_of(record), clock() + self._full_wait),), loop)
+        parcel = Parcel(shard, (record,), promise, weight_of(record), clock() + self._full_wait)
+        if self._queue:
+            async with self._turn():
+                self._add((parcel,), loop)
+        else:
+            self._add((parcel,), loop)
         return (await promise)[0]
 
     def _begin(self) -> asyncio.AbstractEventLoop:
@@ -238,15 +276,34 @@ class SyncProducer:
         self._adding, self._flushing = threading.Lock(), threading.Lock()
         self._pid = os.getpid()
 
-    def send(self, shards: Mapping[Shard, Sequence[Record]]) -> Sent:
+    def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
         """As `Producer.send`."""
         if self._pid != os.getpid():
             # A forked child that went on with the parent's producer id and numbers would have its
             # events taken for resends.
             self._renew(self._outbox.layout)
-        until = clock() + self._full_wait
-        parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, Slip, until)]
-        self._carry(parcels)
+        until, coming = clock() + self._full_wait, iter(groups)
+        parcels: list[Parcel] = []
+        left: deque[Slip] = deque()
+        failed = False
+
+        def more() -> bool:
+            """Add a group; whether there was one."""
+            nonlocal failed
+            while left and left[0].done():
+                failed = left.popleft().error is not None or failed
+            shards = None if failed else next(coming, None)
+            if shards is None:
+                return False
+            new = [parcel for shard, batch in shards.items() for parcel in Parcel.pack(shard, batch, Slip, until)]
+            parcels.extend(new)
+            left.extend(cast("Slip", parcel.promise) for parcel in new)
+            with self._adding:
+                self._outbox.add(new)
+            return True
+
+        while more() or left:
+            self._carry(left, more)
         slips = [cast("Slip", parcel.promise) for parcel in parcels]
         return [(parcel, slip.error or slip.result) for parcel, slip in zip(parcels, slips, strict=True)]
 
@@ -255,32 +312,31 @@ class SyncProducer:
         if self._pid != os.getpid():
             self._renew(self._outbox.layout)
         slip = Slip()
-        self._carry([Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait)])
+        with self._adding:
+            self._outbox.add((Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait),))
+        self._carry((slip,))
         if slip.error is not None:
             raise slip.error
         return cast("EntryId", slip.result[0])
 
-    def _carry(self, parcels: Sequence[Parcel]) -> None:
-        """Add them, and flush until they are through."""
-        with self._adding:
-            self._outbox.add(parcels)
-        left = [parcel.promise for parcel in parcels]
-        while left := [promise for promise in left if not promise.done()]:
+    def _carry(self, slips: Collection[Slip], more: Callable[[], object] | None = None) -> None:
+        """Flush until they are through. more: called while the server works."""
+        while not all(slip.done() for slip in slips):
             pause = 0.0
             with self._flushing:
-                if not left[-1].done() or not all(promise.done() for promise in left):
-                    pause = self._flush_once()
+                if not all(slip.done() for slip in slips):
+                    pause = self._flush_once(more)
             if pause:  # without the lock: what others have to send may go out now
                 time.sleep(pause)
 
-    def _flush_once(self) -> float:
+    def _flush_once(self, meanwhile: Callable[[], object] | None = None) -> float:
         """Seconds to wait before there is more to flush."""
         with self._adding:
             op = self._outbox.take(self._replicas)
             if op is None:
                 return min(NAP, self._outbox.pause() or 0.0)
         try:
-            self._link.run(op, within=self._timeout)
+            self._link.run(op, within=self._timeout, meanwhile=meanwhile)
             if self._outbox.needs:
                 self._make_room()
             if (refused := self._outbox.refused) is not None:

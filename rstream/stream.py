@@ -6,21 +6,19 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import islice, repeat
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from rstream.archive.archive import Archive
 from rstream.blobs.claims import Claims
-from rstream.codec import Codec, ModelCodec, key_bytes, key_bytes_of_all, pack_headers
+from rstream.codec import Codec, ModelCodec
 from rstream.consumer import Consumer, Options
 from rstream.deadletter import DeadLetters
 from rstream.declaring import archive_of, check_key, declare
-from rstream.errors import ConfigError, EventInvalid
-from rstream.event import Entry, EntryId, new_event_ids
+from rstream.errors import ConfigError
+from rstream.event import Entry, EntryId
 from rstream.perloop import PerLoop
 from rstream.position import Position
+from rstream.preparing import Preparing
 from rstream.producer import Producer, Queue, ids_of
 from rstream.reference import Uploads
 from rstream.retention import Retention
@@ -45,11 +43,6 @@ E = TypeVar("E")
 H = TypeVar("H", bound=Callable[..., Any])
 
 log = logging.getLogger("rstream")
-
-PART = 1024
-"""Events that are encoded at once."""
-
-_record = partial(tuple.__new__, Record)
 
 
 class Stream(Generic[E]):
@@ -80,13 +73,13 @@ class Stream(Generic[E]):
         self.claims = Claims(app, name)
         self.past = Archive.of(app.settings, name)
         self.archive = archive_of(self, archive)
+        self.preparing = Preparing(self)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
         self._schema = schema
         self._layout: Layout | None = None
         self._loading: PerLoop[asyncio.Task[None]] = PerLoop()
         self._producers: PerLoop[Producer] = PerLoop()
-        self._turn = 0
         self._told = False
         self._queues: PerLoop[Queue] = PerLoop()
 
@@ -248,7 +241,7 @@ class Stream(Generic[E]):
         """
         if self._layout is None or self.claims.source is not None:
             return (await self.publish_many([event], key=key, headers=headers))[0]
-        return await self._producer(self._layout).send_one(*self.prepare_one(self._layout, event, key, headers))
+        return await self._producer(self._layout).send_one(*self.preparing.one(self._layout, event, key, headers))
 
     def _producer(self, layout: Layout) -> Producer:
         def make() -> Producer:
@@ -270,96 +263,30 @@ class Stream(Generic[E]):
         """
         layout = self._layout or await self.layout()
         uploads = self.claims.uploads()
-        events = events if uploads is None else [*events]  # they may be encoded twice
+        if uploads is None:
+            groups, places = self.preparing.groups(layout, events, key, headers)
+            return ids_of(await self._producer(layout).send(groups), places)
+        events = [*events]  # they may be encoded twice
 
         def make(uploads: Uploads | None) -> tuple[dict[Shard, list[Record]], list[Shard]]:
-            return self.prepare(layout, events, key, headers, uploads=uploads)
+            return self.preparing.all(layout, events, key, headers, uploads=uploads)
 
         records, places = made = make(uploads)
         producer = self._producer(layout)
-        if uploads is not None and (uploads.waiting or uploads.unread or self._queues.get(Queue).busy):
+        if uploads.waiting or uploads.unread or self._queues.get(Queue).busy:
             storing = self.claims.store(uploads, made, make)
             records, places = await self._queues.get(Queue).pass_through(records, storing)
-        return ids_of(await producer.send(records), places)
+        return ids_of(await producer.send((records,)), places)
 
     def prepare(
         self,
         layout: Layout,
         events: Iterable[E | Mapping[str, Any]],
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
         ids: Sequence[bytes] | None = None,
         uploads: Uploads | None = None,
     ) -> tuple[dict[Shard, list[Record]], list[Shard]]:
-        """(records by shard, the shard of each event). ids: the events' ids, where they are not new ones · uploads:
-        gets what has to be stored before these records are; without it, nothing goes to the blob store.
-        """
-        if key is not None and self.key is not None:
-            raise self._has_key()
-        field, given = self.key, b"" if key is None else key_bytes(key, "key")
-        packed = pack_headers(headers)
-        payloads: list[bytes] = []
-        keys: list[bytes] = []
-        going = iter(events)
-        while part := [*islice(going, PART)]:
-            encoded = self._encode_all(part, layout.version) or self._encode_each(part, layout.version, uploads)
-            payloads += encoded[0]
-            keys += repeat(given, len(part)) if field is None else encoded[1]
-        if ids is None:
-            places, ids = self._places(layout, keys), new_event_ids(len(payloads))
-        else:  # the same event goes to the same shard, whoever publishes it again
-            places = [layout.shard(key or id.hex()) for key, id in zip(keys, ids, strict=True)]
-        records: dict[Shard, list[Record]] = {shard: [] for shard in dict.fromkeys(places)}
-        for shard, parts in zip(places, zip(payloads, keys, ids, repeat(packed)), strict=True):
-            records[shard].append(_record(parts))
-        return records, places
-
-    def _encode_all(self, events: Sequence[Any], version: int) -> tuple[list[bytes], list[bytes]] | None:
-        """Payloads and keys, where nothing is special about any of them: then that takes a third of the time."""
-        payloads = self.codec.encode_all(events, version) if isinstance(self.codec, ModelCodec) else None
-        if payloads is None or not self.claims.inline(payloads):
-            return None
-        if self.key is None:
-            return payloads, []
-        keys = key_bytes_of_all([*map(attrgetter(self.key), events)])
-        return None if keys is None else (payloads, keys)
-
-    def _encode_each(
-        self, events: Sequence[Any], version: int, uploads: Uploads | None
-    ) -> tuple[list[bytes], list[bytes]]:
-        """The same, whatever they are."""
-        payloads, keys = [], []
-        for event in events:
-            payloads.append(self.claims.check(self.codec.encode(event, version, uploads), version, uploads))
-            if self.key is not None:
-                keys.append(key_bytes(self.codec.key(event, self.key), self.key))
-        return payloads, keys
-
-    def prepare_one(
-        self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[Shard, Record]:
-        """As `prepare`, for a new event where there is no blob store."""
-        if key is not None and self.key is not None:
-            raise self._has_key()
-        payload = self.claims.check(self.codec.encode(event, layout.version), layout.version, None)
-        if self.key is not None:
-            raw = key_bytes(self.codec.key(event, self.key), self.key)
-        else:
-            raw = b"" if key is None else key_bytes(key, "key")
-        shard = layout.shard(raw) if raw else self._places(layout, (raw,))[0]
-        return shard, _record((payload, raw, new_event_ids(1)[0], pack_headers(headers)))
-
-    def _has_key(self) -> EventInvalid:
-        return EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
-
-    def _places(self, layout: Layout, keys: Sequence[bytes]) -> list[Shard]:
-        """The shard of each event. Without keys, shards take turns, in runs so that few are touched."""
-        if keys and keys[0]:  # then all have one
-            return layout.places(keys)
-        run = -(-len(keys) // layout.shards)
-        turn = self._turn
-        self._turn += 1
-        return [layout.current[(turn + n // run) % layout.shards] for n in range(len(keys))]
+        """As `Preparing.all`."""
+        return self.preparing.all(layout, events, ids=ids, uploads=uploads)
 
     # -- reading ------------------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class SyncStream(Generic[E]):
         stream = self._stream
         if stream._layout is None or stream.claims.source is not None:
             return self.publish_many([event], key=key, headers=headers)[0]
-        return self._made(stream._layout).send_one(*stream.prepare_one(stream._layout, event, key, headers))
+        return self._made(stream._layout).send_one(*stream.preparing.one(stream._layout, event, key, headers))
 
     def publish_many(
         self,
@@ -73,9 +73,12 @@ class SyncStream(Generic[E]):
         layout = self.layout()
         claims = self._stream.claims
         uploads = claims.uploads(at_once=True)
-        records, places = self._stream.prepare(layout, events, key, headers, uploads=uploads)
+        if uploads is None:
+            groups, places = self._stream.preparing.groups(layout, events, key, headers)
+            return ids_of(self._made(layout).send(groups), places)
+        records, places = self._stream.preparing.all(layout, events, key, headers, uploads=uploads)
         claims.store_sync(uploads)
-        return ids_of(self._made(layout).send(records), places)
+        return ids_of(self._made(layout).send((records,)), places)
 
     def _made(self, layout: Layout) -> SyncProducer:
         if self._producer is None:

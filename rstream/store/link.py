@@ -232,23 +232,24 @@ class SyncLink:
         self._timeout = timeout or endpoint.patience
         self._lines = SyncClusterLines(endpoint, timeout) if endpoint.clustered else SyncLines(endpoint, timeout)
 
-    def run(self, op: Op[T], *, within: float = 0.0) -> T:
-        """As `Link.run`."""
+    def run(self, op: Op[T], *, within: float = 0.0, meanwhile: Callable[[], object] | None = None) -> T:
+        """As `Link.run`. meanwhile: is called once, when all was written and no reply is read yet."""
         if isinstance(op, Aside):
             done: T = op.parse([call.result() for call in op.begin()])
             return done
         effort = _Effort(op, self.endpoint, within, self._timeout)
         for delay in backoff():
             try:
-                return effort.result(self.exchange(effort.calls))
+                once, meanwhile = meanwhile, None
+                return effort.result(self.exchange(effort.calls, once))
             except StoreError as error:
                 effort.failed(error, delay)
             time.sleep(delay)
         raise AssertionError("backoff never ends")
 
-    def exchange(self, calls: Sequence[Call]) -> list[Any]:
+    def exchange(self, calls: Sequence[Call], meanwhile: Callable[[], object] | None = None) -> list[Any]:
         """As `Link.exchange`."""
-        return self._lines.exchange(calls)
+        return self._lines.exchange(calls, meanwhile=meanwhile)
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rstream.errors import StoreError, StoreUnavailable
@@ -28,9 +28,18 @@ class SyncLines:
         self._greeted = False
         self._pid = os.getpid()
 
-    def exchange(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
-        """As `Lines.exchange`."""
-        return self._endpoint.meanings(self.receive(self.send(calls), calls, timeout))
+    def exchange(
+        self, calls: Sequence[Call], timeout: float | None = None, meanwhile: Callable[[], object] | None = None
+    ) -> list[Any]:
+        """As `Lines.exchange`. meanwhile: is called between writing and reading."""
+        connection = self.send(calls)
+        if meanwhile is not None:
+            try:
+                meanwhile()
+            except BaseException:  # a signal: what would still come belongs to nobody
+                connection.close()
+                raise
+        return self._endpoint.meanings(self.receive(connection, calls, timeout))
 
     def send(self, calls: Sequence[Call]) -> Wire:
         """Write only; `receive` must follow, or the connection be closed."""
@@ -137,8 +146,10 @@ class SyncClusterLines:
         self._atlas = Atlas(endpoint)
         self._nodes: dict[Address, SyncLines] = {}
 
-    def exchange(self, calls: Sequence[Call]) -> list[Any]:
+    def exchange(self, calls: Sequence[Call], meanwhile: Callable[[], object] | None = None) -> list[Any]:
         """As `ClusterLines.exchange`: everything is written first, so that the nodes work at the same time."""
+        if meanwhile is not None:
+            meanwhile()
         if self._atlas.doubted:
             self._survey()
         way = Round(calls, self._atlas, self._endpoint)
