@@ -337,10 +337,11 @@ class SyncProducer:
                 return min(NAP, self._outbox.pause() or 0.0)
         try:
             self._link.run(op, within=self._timeout, meanwhile=meanwhile)
-            if self._outbox.needs:
-                self._make_room()
-            if (refused := self._outbox.refused) is not None:
-                self._follow(refused)
+            if self._outbox.troubled:
+                if self._outbox.needs:
+                    self._make_room()
+                if (refused := self._outbox.refused) is not None:
+                    self._follow(refused)
         except BaseException as error:
             uncertain = PublishUncertain(f"publish was interrupted: {type(error).__name__}")
             with self._adding:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, overload
@@ -84,6 +84,10 @@ class _Calls(Sequence[Call]):
 
     def __len__(self) -> int:
         return len(self._flushes)
+
+    def __iter__(self) -> Iterator[Call]:
+        for flush in self._flushes:
+            yield flush.call(self._producer, limited=self._limited)
 
     @overload
     def __getitem__(self, at: int) -> Call: ...
