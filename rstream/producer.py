@@ -109,11 +109,15 @@ class Producer:
         until = clock() + self._full_wait
         parcels: list[Parcel] = []
         promises: list[asyncio.Future[Sequence[EntryId]]] = []
-        failed: list[BaseException | None] = []
+        failed: list[BaseException] = []
+
+        def look(promise: asyncio.Future[Sequence[EntryId]]) -> None:
+            if not promise.cancelled() and (error := promise.exception()):
+                failed.append(error)
 
         def make() -> asyncio.Future[Sequence[EntryId]]:
             promise: asyncio.Future[Sequence[EntryId]] = loop.create_future()
-            promise.add_done_callback(lambda done: None if done.cancelled() else failed.append(done.exception()))
+            promise.add_done_callback(look)
             promises.append(promise)
             return promise
 
@@ -122,7 +126,7 @@ class Producer:
                 for shards in groups:
                     if parcels:
                         await asyncio.sleep(0)  # what is answered meanwhile is heard
-                    if any(failed):
+                    if failed:
                         break
                     new = [p for shard, batch in shards.items() for p in Parcel.pack(shard, batch, make, until)]
                     parcels += new
