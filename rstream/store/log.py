@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import chain
 from operator import attrgetter
@@ -58,10 +58,9 @@ def weight_of(record: Record) -> int:
     return sum(map(len, record)) + 48
 
 
-def weights_of(records: Iterable[Record]) -> int:
+def weights_of(records: Sequence[Record]) -> int:
     """Of all of them."""
-    parts = [*chain.from_iterable(records)]
-    return sum(map(len, parts)) + len(parts) // len(Record._fields) * 48
+    return sum(map(len, chain.from_iterable(records))) + 48 * len(records)
 
 
 def place_of(layout: Layout, record: Record) -> Shard:
