@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -96,11 +96,22 @@ class Preparing(Generic[E]):
         given = b"" if key is None else key_bytes(key, "key")
         payloads: list[bytes] = []
         keys: list[bytes] = []
-        going = iter(events)
-        while part := [*islice(going, PART)]:
+
+        def add(part: Sequence[Any]) -> None:
             encoded = self._encode_all(part, layout.version) or self._encode_each(part, layout.version, uploads)
-            payloads += encoded[0]
-            keys += repeat(given, len(part)) if self._stream.key is None else encoded[1]
+            payloads.extend(encoded[0])
+            keys.extend(repeat(given, len(part)) if self._stream.key is None else encoded[1])
+
+        part: list[Any] = []
+        model = self._stream.codec.model if isinstance(self._stream.codec, ModelCodec) else None
+        for event in events:
+            part.append(event)
+            # What is no instance may well be refused: who generates events may say at which it was.
+            if type(event) is not model or len(part) == PART:
+                add(part)
+                part = []
+        if part:
+            add(part)
         return payloads, keys
 
     def _encode_all(self, events: Sequence[Any], version: int) -> tuple[list[bytes], list[bytes]] | None:

@@ -241,15 +241,16 @@ class SyncLink:
         for delay in backoff():
             try:
                 once, meanwhile = meanwhile, None
-                return effort.result(self.exchange(effort.calls, once))
+                calls = effort.calls
+                return effort.result(self._lines.exchange(calls, meanwhile=once) if once else self.exchange(calls))
             except StoreError as error:
                 effort.failed(error, delay)
             time.sleep(delay)
         raise AssertionError("backoff never ends")
 
-    def exchange(self, calls: Sequence[Call], meanwhile: Callable[[], object] | None = None) -> list[Any]:
+    def exchange(self, calls: Sequence[Call]) -> list[Any]:
         """As `Link.exchange`."""
-        return self._lines.exchange(calls, meanwhile=meanwhile)
+        return self._lines.exchange(calls)
 
     def close(self) -> None:
         """Close all idle connections."""
