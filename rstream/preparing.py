@@ -98,20 +98,17 @@ class Preparing(Generic[E]):
         keys: list[bytes] = []
 
         def add(part: Sequence[Any]) -> None:
-            encoded = self._encode_all(part, layout.version) or self._encode_each(part, layout.version, uploads)
+            encoded = self._encode_all(part, layout.version) if len(part) > 1 else None
+            encoded = encoded or self._encode_each(part, layout.version, uploads)
             payloads.extend(encoded[0])
             keys.extend(repeat(given, len(part)) if self._stream.key is None else encoded[1])
 
-        part: list[Any] = []
-        model = self._stream.codec.model if isinstance(self._stream.codec, ModelCodec) else None
-        for event in events:
-            part.append(event)
-            # What is no instance may well be refused: who generates events may say at which it was.
-            if type(event) is not model or len(part) == PART:
-                add(part)
-                part = []
-        if part:
-            add(part)
+        if isinstance(events, list | tuple):
+            for at in range(0, len(events), PART):
+                add(events[at : at + PART])
+        else:
+            for event in events:  # whoever generates them may say at which one it was refused
+                add((event,))
         return payloads, keys
 
     def _encode_all(self, events: Sequence[Any], version: int) -> tuple[list[bytes], list[bytes]] | None:
