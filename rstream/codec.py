@@ -7,22 +7,28 @@ decimals, UUIDs, sets, enums) travels as its JSON form, and pydantic turns it ba
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import repeat
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgpack
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from rstream.errors import EntryInvalid, EventInvalid, KeyMissing
+from rstream.plain import Plain
 from rstream.reference import Reference, Uploads, unpack_ext
 from rstream.upgrades import Upgrades
 
 E = TypeVar("E")
 M = TypeVar("M", bound=BaseModel)
 
+BUFFER = 4096
+"""Bytes that are set aside to encode an event; it grows."""
+
+_packer = msgpack.Packer
 _VALUE = re.compile(r"input_value=.*?, (?=input_type=)")  # values may be private
 
 
@@ -46,9 +52,30 @@ class ModelCodec(Generic[M]):
         self.model, self.upgrades = model, Upgrades() if upgrades is None else upgrades
         self._dump = model.__pydantic_serializer__.to_python
         self._load = model.__pydantic_validator__.validate_python
+        self._plain = Plain.of(model)
 
     def encode(self, event: M | Mapping[str, Any], version: int, uploads: Uploads | None = None) -> bytes:
         """Raises `EventInvalid`."""
+        if type(event) is self.model and self._plain is not None and self._plain.fits(event.__dict__):
+            try:
+                return _packer(buf_size=BUFFER).pack([version, event.__dict__])  # type: ignore[no-any-return]
+            except Exception:  # text that is none, a number of more than 64 bits
+                return self._encode_any(event, version, uploads)
+        return self._encode_any(event, version, uploads)
+
+    def encode_all(self, events: Sequence[object], version: int) -> list[bytes] | None:
+        """The payload of each, where all are of the model, and plain. None: encode them one by one."""
+        if self._plain is None or set(map(type, events)) != {self.model}:
+            return None
+        fields = [event.__dict__ for event in events]
+        if not self._plain.all_fit(fields):
+            return None
+        try:
+            return [*map(_packer(buf_size=BUFFER).pack, zip(repeat(version), fields))]
+        except Exception:
+            return None
+
+    def _encode_any(self, event: M | Mapping[str, Any], version: int, uploads: Uploads | None) -> bytes:
         if not isinstance(event, self.model):
             event = self._validate(event)
         try:
@@ -96,10 +123,16 @@ def pack_payload(version: int, fields: Mapping[str, Any], uploads: Uploads | Non
     """Raises `EventInvalid` for what neither msgpack nor JSON can carry."""
     if not isinstance(fields, Mapping):
         raise EventInvalid(f"an event is encoded from named fields, not from a {type(fields).__name__}")
+    other = _inlined if uploads is None else partial(_jsonable, uploads=uploads)
     try:
-        return msgpack.packb([version, fields], default=partial(_jsonable, uploads=uploads))  # type: ignore[no-any-return]
+        # buf_size: a packer of msgpack's begins with 256 KiB, which the system maps, clears and takes back each time
+        return _packer(default=other, buf_size=BUFFER).pack([version, fields])  # type: ignore[no-any-return]
     except Exception as error:
         raise EventInvalid(f"the event cannot be encoded: {error}") from error
+
+
+def _inlined(value: object) -> object:
+    return _jsonable(value, None)
 
 
 def _jsonable(value: object, uploads: Uploads | None) -> object:
@@ -176,6 +209,24 @@ def key_text(value: object, field: str) -> str:
     if not text:
         raise KeyMissing(f"the event has no {field!r}, which is the key of this stream: set it")
     return text
+
+
+def key_bytes(value: object, field: str) -> bytes:
+    """The same, encoded."""
+    if type(value) is str and value.isascii() and value:  # then nothing can be wrong with it
+        return value.encode()
+    return key_text(value, field).encode()
+
+
+def key_bytes_of_all(values: Sequence[object]) -> list[bytes] | None:
+    """The same of many; None where not all are text: look at them one by one."""
+    if set(map(type, values)) != {str}:
+        return None
+    try:
+        found = [*map(str.encode, cast("Sequence[str]", values))]
+    except UnicodeEncodeError:
+        return None
+    return found if all(found) else None
 
 
 def explain(error: ValidationError) -> str:

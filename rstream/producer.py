@@ -8,13 +8,14 @@ A lone publish goes out at once; gathering waits for the reply before it or the 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import os
 import threading
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 from rstream.errors import PublishUncertain, StoreError
 from rstream.event import EntryId
@@ -22,9 +23,9 @@ from rstream.process import clock
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link, Op, SyncLink
-from rstream.store.log import Record
+from rstream.store.log import Record, weight_of
 from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel
+from rstream.store.parcel import Parcel, Slip
 from rstream.store.steps import drive, drive_sync
 
 T = TypeVar("T")
@@ -92,45 +93,152 @@ class Producer:
 
     def _renew(self, layout: Layout) -> None:
         self._outbox = Outbox(layout)
+        self._flushing = self._crowded = False
         self._flusher: asyncio.Task[None] | None = None
+        self._adding, self._queue = asyncio.Lock(), 0
         self._added = asyncio.Event()
         self._pid = os.getpid()
 
-    async def send(self, shards: Mapping[Shard, Sequence[Record]]) -> Sent:
-        """Publish records to their shards, or to those that followed them."""
-        if self._pid != os.getpid():
-            self._renew(self._outbox.layout)  # see SyncProducer
-        make, until = asyncio.get_running_loop().create_future, clock() + self._full_wait
-        parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make, until)]
-        self._outbox.add(parcels)
-        self._added.set()
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
-        if len(parcels) == 1:  # spares a lone publish the price of gather
-            promise: asyncio.Future[Sequence[EntryId]] = parcels[0].promise  # type: ignore[assignment]
-            return [(parcels[0], await promise)]
-        results = await asyncio.gather(*(p.promise for p in parcels), return_exceptions=True)  # type: ignore[call-overload]
+    async def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
+        """Publish records to their shards, or to those that followed them; a group after the other, each made while the
+        server works on those before it. Once one fails, no further one is sent.
+        """
+        loop = self._begin()
+        until = clock() + self._full_wait
+        parcels: list[Parcel] = []
+        promises: list[asyncio.Future[Sequence[EntryId]]] = []
+        failed: list[BaseException] = []
+
+        def look(promise: asyncio.Future[Sequence[EntryId]]) -> None:
+            if not promise.cancelled() and (error := promise.exception()):
+                failed.append(error)
+
+        def make() -> asyncio.Future[Sequence[EntryId]]:
+            promise: asyncio.Future[Sequence[EntryId]] = loop.create_future()
+            promise.add_done_callback(look)
+            promises.append(promise)
+            return promise
+
+        async with self._turn():
+            try:
+                for shards in groups:
+                    if parcels:
+                        await asyncio.sleep(0)  # what is answered meanwhile is heard
+                    if failed:
+                        break
+                    new = [p for shard, batch in shards.items() for p in Parcel.pack(shard, batch, make, until)]
+                    parcels += new
+                    self._add(new, loop)
+            except BaseException:
+                for promise in promises:
+                    promise.cancel()
+                raise
+        results = await asyncio.gather(*promises, return_exceptions=True)
         return list(zip(parcels, results, strict=True))
 
-    async def _flush(self) -> None:
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Who comes first adds all of its records first."""
+        self._queue += 1
         try:
-            while (pause := self._outbox.pause()) is not None:
-                try:
-                    if not (op := self._outbox.take(self._replicas)):
-                        await self._wait(pause)
-                        continue
-                    await self._link.run(op, within=self._timeout)
-                    if self._outbox.needs:
-                        await self._make_room()
-                    if (refused := self._outbox.refused) is not None:
-                        await self._follow(refused)
-                except Exception as error:
-                    self._outbox.fail(error)
-                except BaseException as error:  # the loop is ending
-                    self._outbox.fail(PublishUncertain(f"publish was interrupted: {type(error).__name__}"))
-                    raise
+            async with self._adding:
+                yield
         finally:
-            self._flusher = None
+            self._queue -= 1
+
+    async def send_one(self, shard: Shard, record: Record) -> EntryId:
+        """As `send`, for one: its id."""
+        loop = self._begin()
+        promise: asyncio.Future[Sequence[EntryId]] = loop.create_future()
+        parcel = Parcel(shard, (record,), promise, weight_of(record), clock() + self._full_wait)
+        if self._queue:
+            async with self._turn():
+                self._add((parcel,), loop)
+        else:
+            self._add((parcel,), loop)
+        return (await promise)[0]
+
+    def _begin(self) -> asyncio.AbstractEventLoop:
+        if self._pid != os.getpid():
+            self._renew(self._outbox.layout)  # see SyncProducer
+        return asyncio.get_running_loop()
+
+    def _add(self, parcels: Sequence[Parcel], loop: asyncio.AbstractEventLoop) -> None:
+        self._outbox.add(parcels)
+        if not self._flushing:
+            self._flushing = True
+            if self._crowded:  # with what others add in this turn
+                loop.call_soon(self._post)
+            else:
+                self._post()
+        elif self._flusher is not None:
+            self._added.set()
+
+    # Flushes follow each other without a task as long as nothing is in their way: one that has to be waited for, or
+    # that somebody has to do something about, is taken over by a task.
+
+    def _post(self) -> None:
+        """Send what is there, if that is possible at once."""
+        op = None
+        try:
+            op = self._outbox.take(self._replicas)
+            self._crowded = self._outbox.taken > 1
+            if op is not None and self._link.post(op, partial(self._came, op, clock())):
+                return
+        except Exception as error:
+            self._outbox.fail(error)
+            op = None
+        self._take_over(op)
+
+    def _came(self, op: Op[None], begun: float, replies: list[Any] | Coroutine[Any, Any, list[Any]]) -> None:
+        if not isinstance(replies, list):
+            self._take_over(op, replies, clock() - begun)
+            return
+        try:
+            op.parse(replies)
+        except Exception as error:
+            self._outbox.fail(error)
+        if self._outbox.troubled:
+            self._take_over()
+        elif self._outbox.pause() is None:
+            self._flushing = False
+        else:
+            self._post()
+
+    def _take_over(
+        self, op: Op[None] | None = None, begun: Coroutine[Any, Any, list[Any]] | None = None, passed: float = 0.0
+    ) -> None:
+        self._flusher = asyncio.get_running_loop().create_task(self._flush(op, begun, passed))
+
+    async def _flush(self, op: Op[None] | None, begun: Coroutine[Any, Any, list[Any]] | None, passed: float) -> None:
+        """Send this, then what there is, until nothing is left. begun, passed: `op` was sent already, that many seconds
+        ago.
+        """
+        outbox = self._outbox
+        try:
+            while True:
+                try:
+                    if op is not None:
+                        await self._link.run(op, within=self._timeout - passed, begun=begun)
+                    if outbox.needs:
+                        await self._make_room()
+                    if (refused := outbox.refused) is not None:
+                        await self._follow(refused)
+                    op = begun = None
+                    if (pause := outbox.pause()) is None:
+                        return
+                    if (op := outbox.take(self._replicas)) is None:
+                        await self._wait(pause)
+                except Exception as error:
+                    outbox.fail(error)
+                    op = begun = None
+                except BaseException as error:  # the loop is ending
+                    outbox.fail(PublishUncertain(f"publish was interrupted: {type(error).__name__}"))
+                    raise
+                passed = 0.0
+        finally:
+            if outbox is self._outbox:
+                self._flushing, self._flusher = False, None
 
     async def _wait(self, seconds: float) -> None:
         """Until something may go out that had to wait, or something else is to be sent."""
@@ -174,43 +282,72 @@ class SyncProducer:
         self._adding, self._flushing = threading.Lock(), threading.Lock()
         self._pid = os.getpid()
 
-    def send(self, shards: Mapping[Shard, Sequence[Record]]) -> Sent:
+    def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
         """As `Producer.send`."""
         if self._pid != os.getpid():
             # A forked child that went on with the parent's producer id and numbers would have its
             # events taken for resends.
             self._renew(self._outbox.layout)
-        promises: list[concurrent.futures.Future[Sequence[EntryId]]] = []
+        until, coming = clock() + self._full_wait, iter(groups)
+        parcels: list[Parcel] = []
+        left: deque[Slip] = deque()
+        failed = False
 
-        def make() -> concurrent.futures.Future[Sequence[EntryId]]:
-            promises.append(concurrent.futures.Future())
-            return promises[-1]
+        def more() -> bool:
+            """Add a group; whether there was one."""
+            nonlocal failed
+            while left and left[0].done():
+                failed = left.popleft().error is not None or failed
+            shards = None if failed else next(coming, None)
+            if shards is None:
+                return False
+            new = [parcel for shard, batch in shards.items() for parcel in Parcel.pack(shard, batch, Slip, until)]
+            parcels.extend(new)
+            left.extend(cast("Slip", parcel.promise) for parcel in new)
+            with self._adding:
+                self._outbox.add(new)
+            return True
 
-        until = clock() + self._full_wait
-        parcels = [parcel for shard, records in shards.items() for parcel in Parcel.pack(shard, records, make, until)]
+        while more() or left:
+            self._carry(left, more)
+        slips = [cast("Slip", parcel.promise) for parcel in parcels]
+        return [(parcel, slip.error or slip.result) for parcel, slip in zip(parcels, slips, strict=True)]
+
+    def send_one(self, shard: Shard, record: Record) -> EntryId:
+        """As `send`, for one: its id."""
+        if self._pid != os.getpid():
+            self._renew(self._outbox.layout)
+        slip = Slip()
         with self._adding:
-            self._outbox.add(parcels)
-        while not all(promise.done() for promise in promises):
+            self._outbox.add((Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait),))
+        self._carry((slip,))
+        if slip.error is not None:
+            raise slip.error
+        return cast("EntryId", slip.result[0])
+
+    def _carry(self, slips: Collection[Slip], more: Callable[[], object] | None = None) -> None:
+        """Flush until they are through. more: called while the server works."""
+        while not all(slip.done() for slip in slips):
             pause = 0.0
             with self._flushing:
-                if not all(promise.done() for promise in promises):
-                    pause = self._flush_once()
+                if not all(slip.done() for slip in slips):
+                    pause = self._flush_once(more)
             if pause:  # without the lock: what others have to send may go out now
                 time.sleep(pause)
-        return [(parcel, p.exception() or p.result()) for parcel, p in zip(parcels, promises, strict=True)]
 
-    def _flush_once(self) -> float:
+    def _flush_once(self, meanwhile: Callable[[], object] | None = None) -> float:
         """Seconds to wait before there is more to flush."""
         with self._adding:
             op = self._outbox.take(self._replicas)
             if op is None:
                 return min(NAP, self._outbox.pause() or 0.0)
         try:
-            self._link.run(op, within=self._timeout)
-            if self._outbox.needs:
-                self._make_room()
-            if (refused := self._outbox.refused) is not None:
-                self._follow(refused)
+            self._link.run(op, within=self._timeout, meanwhile=meanwhile)
+            if self._outbox.troubled:
+                if self._outbox.needs:
+                    self._make_room()
+                if (refused := self._outbox.refused) is not None:
+                    self._follow(refused)
         except BaseException as error:
             uncertain = PublishUncertain(f"publish was interrupted: {type(error).__name__}")
             with self._adding:
@@ -258,4 +395,4 @@ def ids_of(sent: Sent, places: Sequence[Shard]) -> list[EntryId]:
             errors[0].published = [id for ids in (*by_shard.values(), *parts) for id in ids]
         raise errors[0]
     turns = {shard: iter(ids) for shard, ids in by_shard.items()}
-    return [next(turns[shard]) for shard in places]
+    return [*map(next, map(turns.__getitem__, places))]

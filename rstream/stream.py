@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from rstream.blobs.claims import Claims
-from rstream.codec import Codec, ModelCodec, key_text, pack_headers
+from rstream.codec import Codec, ModelCodec
 from rstream.consumer import Consumer, Options
 from rstream.declaring import archive_of, check_key, declare
-from rstream.errors import ConfigError, EventInvalid
-from rstream.event import Entry, EntryId, new_event_ids
+from rstream.errors import ConfigError
+from rstream.event import Entry, EntryId
 from rstream.perloop import PerLoop
 from rstream.position import Position
+from rstream.preparing import Preparing
 from rstream.producer import Producer, Queue, ids_of
 from rstream.reference import Uploads
 from rstream.retention import Retention
@@ -72,13 +73,13 @@ class Stream(Generic[E]):
         self.claims = Claims(app, name)
         self.past = _past(app, name)
         self.archive = archive_of(self, archive)
+        self.preparing = Preparing(self)
         self.consumers: list[Consumer] = []
         self.sync = SyncStream(self)
         self._schema = schema
         self._layout: Layout | None = None
         self._loading: PerLoop[asyncio.Task[None]] = PerLoop()
         self._producers: PerLoop[Producer] = PerLoop()
-        self._turn = 0
         self._told = False
         self._queues: PerLoop[Queue] = PerLoop()
 
@@ -246,7 +247,16 @@ class Stream(Generic[E]):
         `key` is for streams that have no key field. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing` (nothing
         was sent), `BlobError`, `MemoryFull`, `StreamFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
         """
-        return (await self.publish_many([event], key=key, headers=headers))[0]
+        if self._layout is None or self.claims.source is not None:
+            return (await self.publish_many([event], key=key, headers=headers))[0]
+        return await self._producer(self._layout).send_one(*self.preparing.one(self._layout, event, key, headers))
+
+    def _producer(self, layout: Layout) -> Producer:
+        def make() -> Producer:
+            settings = self.app.settings
+            return Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
+
+        return self._producers.get(make)
 
     async def publish_many(
         self,
@@ -261,61 +271,30 @@ class Stream(Generic[E]):
         """
         layout = self._layout or await self.layout()
         uploads = self.claims.uploads()
-        events = events if uploads is None else [*events]  # they may be encoded twice
+        if uploads is None:
+            groups, places = self.preparing.groups(layout, events, key, headers)
+            return ids_of(await self._producer(layout).send(groups), places)
+        events = [*events]  # they may be encoded twice
 
         def make(uploads: Uploads | None) -> tuple[dict[Shard, list[Record]], list[Shard]]:
-            return self.prepare(layout, events, key, headers, uploads=uploads)
+            return self.preparing.all(layout, events, key, headers, uploads=uploads)
 
         records, places = made = make(uploads)
-        settings = self.app.settings
-        producer = self._producers.get(
-            lambda: Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
-        )
-        if uploads is not None and (uploads.waiting or uploads.unread or self._queues.get(Queue).busy):
+        producer = self._producer(layout)
+        if uploads.waiting or uploads.unread or self._queues.get(Queue).busy:
             storing = self.claims.store(uploads, made, make)
             records, places = await self._queues.get(Queue).pass_through(records, storing)
-        return ids_of(await producer.send(records), places)
+        return ids_of(await producer.send((records,)), places)
 
     def prepare(
         self,
         layout: Layout,
         events: Iterable[E | Mapping[str, Any]],
-        key: str | None = None,
-        headers: Mapping[str, str] | None = None,
         ids: Sequence[bytes] | None = None,
         uploads: Uploads | None = None,
     ) -> tuple[dict[Shard, list[Record]], list[Shard]]:
-        """(records by shard, the shard of each event). ids: the events' ids, where they are not new ones · uploads:
-        gets what has to be stored before these records are; without it, nothing goes to the blob store.
-        """
-        if key is not None and self.key is not None:
-            raise EventInvalid(f"stream {self.name!r} takes its key from the field {self.key!r}: leave out key=")
-        field, given = self.key, None if key is None else key_text(key, "key")
-        packed = pack_headers(headers)
-        payloads, keys = [], []
-        for event in events:
-            payload = self.codec.encode(event, layout.version, uploads)
-            payloads.append(self.claims.check(payload, layout.version, uploads))
-            keys.append(given if field is None else key_text(self.codec.key(event, field), field))
-        if ids is None:
-            places, ids = self._places(layout, keys), new_event_ids(len(payloads))
-        else:  # the same event goes to the same shard, whoever publishes it again
-            places = [layout.shard(id.hex() if key is None else key) for key, id in zip(keys, ids, strict=True)]
-        records: dict[Shard, list[Record]] = {}
-        for shard, payload, text, event_id in zip(places, payloads, keys, ids, strict=True):
-            record = Record(payload, b"" if text is None else text.encode(), event_id, packed)
-            records.setdefault(shard, []).append(record)
-        return records, places
-
-    def _places(self, layout: Layout, keys: Sequence[str | None]) -> list[Shard]:
-        """The shard of each event. Without keys, shards take turns, in runs so that few are touched."""
-        run = -(-len(keys) // layout.shards)
-        turn = self._turn
-        self._turn += 1
-        return [
-            layout.shard(key) if key is not None else layout.current[(turn + n // run) % layout.shards]
-            for n, key in enumerate(keys)
-        ]
+        """As `Preparing.all`."""
+        return self.preparing.all(layout, events, ids=ids, uploads=uploads)
 
     # -- reading ------------------------------------------------------------------------------------------------
 

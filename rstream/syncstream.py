@@ -58,7 +58,10 @@ class SyncStream(Generic[E]):
         headers: Mapping[str, str] | None = None,
     ) -> EntryId:
         """As `Stream.publish`."""
-        return self.publish_many([event], key=key, headers=headers)[0]
+        stream = self._stream
+        if stream._layout is None or stream.claims.source is not None:
+            return self.publish_many([event], key=key, headers=headers)[0]
+        return self._made(stream._layout).send_one(*stream.preparing.one(stream._layout, event, key, headers))
 
     def publish_many(
         self,
@@ -71,19 +74,19 @@ class SyncStream(Generic[E]):
         layout = self.layout()
         claims = self._stream.claims
         uploads = claims.uploads(at_once=True)
-        records, places = self._stream.prepare(layout, events, key, headers, uploads=uploads)
+        if uploads is None:
+            groups, places = self._stream.preparing.groups(layout, events, key, headers)
+            return ids_of(self._made(layout).send(groups), places)
+        records, places = self._stream.preparing.all(layout, events, key, headers, uploads=uploads)
         claims.store_sync(uploads)
+        return ids_of(self._made(layout).send((records,)), places)
+
+    def _made(self, layout: Layout) -> SyncProducer:
         if self._producer is None:
-            app, settings = self._stream.app, self._stream.app.settings
-            self._producer = SyncProducer(
-                self._stream,
-                layout,
-                app.sync_link,
-                settings.publish_timeout,
-                settings.replicas,
-                self._stream._full_wait,
-            )
-        return ids_of(self._producer.send(records), places)
+            stream, app = self._stream, self._stream.app
+            wait, replicas = app.settings.publish_timeout, app.settings.replicas
+            self._producer = SyncProducer(stream, layout, app.sync_link, wait, replicas, stream._full_wait)
+        return self._producer
 
     def dead(self, group: str) -> SyncDeadLetters[E]:
         """As `Stream.dead`."""

@@ -315,7 +315,7 @@ async def test_a_broken_reference_is_undecodable(app: RStream) -> None:
     for payload in (b"\x93", b"\x93\x01\x02\x03", b"\x93\x01\xc7\x02\x42ab\x90"):
         records = {layout.current[0]: [Record(payload, b"a", b"", b"")]}
         await scans.publish(Scan(who="a"))
-        await scans._producers.get(None).send(records)
+        await scans._producers.get(None).send([records])
     await drain(app)
     assert len(got) == 3
     assert [letter.reason async for letter in scans.dead("g").read()] == ["undecodable"] * 3

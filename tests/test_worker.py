@@ -295,7 +295,8 @@ async def test_a_group_that_is_gone_is_made_anew_from_the_start_of_what_is_left(
     async with working(app) as worker:
         layout = await items.layout()
         with redis.Redis.from_url(app.settings.url or "") as raw:
-            await eventually_async(lambda: raw.exists(layout.current[1].stream))
+            names = [shard.stream for shard in layout.current]
+            await eventually_async(lambda: all(raw.exists(name) and raw.xinfo_groups(name) for name in names))
             await items.publish_many([Item(n=1), Item(n=2)])
             await eventually_async(lambda: len(seen) == 2)
             raw.xgroup_destroy(layout.current[0].stream, "g")

@@ -67,17 +67,21 @@ class Claims:
             return None
         return Uploads(int(today().strftime("%Y%m%d")), self._settings.blob_threshold, at_once)
 
+    def inline(self, payloads: Sequence[bytes]) -> bool:
+        """Whether all these may go into their entries as they are."""
+        return self.source is None and max(map(len, payloads), default=0) <= self._settings.max_event_bytes
+
     def check(self, payload: bytes, version: int, uploads: Uploads | None) -> bytes:
         """An encoded event as its entry has it. Raises `EventTooLarge`."""
         size, limit = len(payload), self._settings.max_event_bytes
+        if uploads is None and size <= limit:
+            return payload
         told = f"event for stream {self._stream!r} has {size:,} bytes encoded"
         if uploads is None:
-            if size > limit:
-                raise EventTooLarge(
-                    f"{told}, the limit is {limit:,}: give RStream(blobs='s3://bucket/prefix' or 'file:///directory') "
-                    "for large ones to be kept there, or raise max_event_bytes"
-                )
-            return payload
+            raise EventTooLarge(
+                f"{told}, the limit is {limit:,}: give RStream(blobs='s3://bucket/prefix' or 'file:///directory') "
+                "for large ones to be kept there, or raise max_event_bytes"
+            )
         if size > LARGEST:
             raise EventTooLarge(f"{told}, at most {LARGEST:,} are: have a field of type rstream.Blob for what is large")
         return uploads.payload(payload, version)

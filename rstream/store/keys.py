@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import binascii
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -61,11 +61,15 @@ END: Rank = (MAX_PART + 1, 0)
 """After all ids."""
 
 
-def number_of(key: str, shards: int) -> int:
-    """Which of so many shards a key belongs to: contiguous ranges of a 32-bit xxHash, so that a shard of a new
-    generation has few parents.
+hash_of: Callable[[bytes], int] = xxhash.xxh32_intdigest
+"""Of a key: 32 bits, which are its place among the shards."""
+
+
+def number_of(key: str | bytes, shards: int) -> int:
+    """Which of so many shards a key belongs to: contiguous ranges of its hash, so that a shard of a new generation has
+    few parents.
     """
-    return int(xxhash.xxh32_intdigest(key.encode())) * shards >> 32
+    return hash_of(key if isinstance(key, bytes) else key.encode()) * shards >> 32
 
 
 def slot_of(key: Arg) -> int:

@@ -70,9 +70,14 @@ class Layout:
         """The shards of one generation."""
         return tuple(keys.shard(self.namespace, self.name, generation, number, count) for number in range(count))
 
-    def shard(self, key: str) -> Shard:
+    def shard(self, key: str | bytes) -> Shard:
         """The one that events of this key are written to."""
         return self.current[keys.number_of(key, self.shards)]
+
+    def places(self, of: Iterable[bytes]) -> list[Shard]:
+        """The shard of each of these keys."""
+        current, count, hashed = self.current, self.shards, keys.hash_of
+        return [current[hashed(key) * count >> 32] for key in of]
 
     def holding(self, key: str | None) -> list[Shard]:
         """The shards that may hold entries of this key, one a generation; without a key, all."""

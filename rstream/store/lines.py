@@ -7,13 +7,13 @@ for every master concerned, at the same time.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rstream.errors import StoreError, StoreUnavailable
 from rstream.store.cluster import ASKING, SURVEY, SURVEY_TIMEOUT, Atlas, Part, Round
 from rstream.store.connect import Endpoint, deposed
+from rstream.store.line import Line, Outcome
 from rstream.store.scripts import BY_SHA, Call
 from rstream.store.url import CONNECTIONS, Address
 
@@ -44,7 +44,7 @@ class Lines:
 
     def __init__(self, endpoint: Endpoint, address: Address | None = None) -> None:
         self._endpoint, self._address = endpoint, address
-        self._idle: list[redis.asyncio.Connection] = []
+        self._idle: list[Line] = []
         self._kwargs: dict[str, Any] | None = None
         self._greeted = False
         self._closed = False
@@ -55,55 +55,84 @@ class Lines:
 
     async def send(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
         """As `exchange`, with errors as redis-py has them."""
-        connection = await self._connection()
-        replies = await self._roundtrip(connection, calls, timeout)
+        line = await self._line()
+        return await self._complete(line, calls, await self._roundtrip(line, calls, timeout), timeout)
+
+    def post(self, calls: Sequence[Call], done: Callable[[list[Any] | Coroutine[Any, Any, list[Any]]], None]) -> bool:
+        """As `exchange`, without a task where all goes well: what is to be sent is written now, if a line is idle, and
+        `done` called with the replies when they are there. Where there is more to it than to read them, with what has
+        to be awaited for them instead. False where no line is idle.
+        """
+        if not self._idle:
+            return False
+        line = self._idle.pop()
+
+        def came(outcome: Outcome) -> None:
+            if type(outcome) is list and not any(isinstance(reply, Exception) for reply in outcome):
+                self._release(line)
+                done(outcome)
+            else:
+                done(self._sort_out(line, calls, outcome))
+
+        try:
+            line.begin(calls, self._endpoint.patience, came)
+        except BaseException:
+            line.close()
+            raise
+        return True
+
+    async def _sort_out(self, line: Line, calls: Sequence[Call], outcome: Outcome) -> list[Any]:
+        if isinstance(outcome, BaseException):
+            raise self._broken(outcome) from None
+        return self._endpoint.meanings(await self._complete(line, calls, outcome, None))
+
+    async def _complete(
+        self, line: Line, calls: Sequence[Call], replies: list[Any], timeout: float | None
+    ) -> list[Any]:
+        """Load what scripts were missing; let the line go."""
         if any(isinstance(reply, Exception) for reply in replies):
             if missing := unloaded(calls, replies):
-                await self._roundtrip(connection, loads(calls, missing), timeout)
-                again = await self._roundtrip(connection, [calls[n] for n in missing], timeout)
+                await self._roundtrip(line, loads(calls, missing), timeout)
+                again = await self._roundtrip(line, [calls[n] for n in missing], timeout)
                 for n, reply in zip(missing, again, strict=True):
                     replies[n] = reply
             if any(isinstance(reply, Exception) and deposed(reply) for reply in replies):
-                connection._close()
+                line.close()
                 self._drop_idle()
                 return replies
-        self._release(connection)
+        self._release(line)
         return replies
 
-    def _release(self, connection: redis.asyncio.Connection) -> None:
+    def _release(self, line: Line) -> None:
         if self._closed:
-            connection._close()
+            line.close()
         else:
-            self._idle.append(connection)
+            self._idle.append(line)
 
-    async def _connection(self) -> redis.asyncio.Connection:
+    async def _line(self) -> Line:
         if self._idle:
             return self._idle.pop()
         if self._kwargs is None or self._endpoint.watched:
             # Starting the embedded server blocks for a moment, and so does asking sentinels.
             self._kwargs = await asyncio.to_thread(self._endpoint.kwargs, self._address)
-        connection = self._make(self._kwargs)
-        await self._connect(connection)
+        line = Line(await self._connect(self._kwargs))
         if calls := self._endpoint.greeting(known=self._greeted):
             try:
-                self._endpoint.check_greeting(await self._roundtrip(connection, calls, None))
+                self._endpoint.check_greeting(await self._roundtrip(line, calls, None))
             except StoreError as error:
-                connection._close()
+                line.close()
                 error.sent = False  # what the connection was wanted for
                 raise
             self._greeted = True
-        return connection
+        return line
 
-    def _make(self, kwargs: dict[str, Any]) -> redis.asyncio.Connection:
+    async def _connect(self, kwargs: dict[str, Any]) -> redis.asyncio.Connection:
+        from redis import exceptions as redis_errors
         from redis.asyncio import connection as kinds
 
-        # Our own deadline covers a whole exchange; redis-py's would arm a timer for every single reply.
-        made = getattr(kinds, CONNECTIONS[self._endpoint.transport])(**(kwargs | {"socket_timeout": None}))
-        return made  # type: ignore[no-any-return]
-
-    async def _connect(self, connection: redis.asyncio.Connection) -> None:
-        from redis import exceptions as redis_errors
-
+        # Our own deadline covers a whole exchange.
+        made = getattr(kinds, CONNECTIONS[self._endpoint.transport])
+        connection: redis.asyncio.Connection = made(**(kwargs | {"socket_timeout": None}))
         try:
             async with asyncio.timeout(self._endpoint.patience):
                 await connection.connect()
@@ -117,38 +146,28 @@ class Lines:
         except BaseException:
             connection._close()
             raise
+        return connection
 
-    async def _roundtrip(
-        self, connection: redis.asyncio.Connection, calls: Sequence[Call], timeout: float | None
-    ) -> list[Any]:
-        from redis import exceptions as redis_errors
-
-        replies: list[Any] = []
+    async def _roundtrip(self, line: Line, calls: Sequence[Call], timeout: float | None) -> list[Any]:
         try:
-            async with asyncio.timeout(self._endpoint.patience if timeout is None else timeout):
-                if connection._writer is None or connection._writer.is_closing():
-                    # Python 3.12 and later fail with an AttributeError where they are asked to write to such a one.
-                    raise ConnectionError("the connection was closed")
-                await connection.send_packed_command(connection.pack_commands(calls), check_health=False)
-                for _ in calls:
-                    try:
-                        replies.append(await connection.read_response(True, math.inf))
-                    except redis_errors.ResponseError as error:
-                        replies.append(error)
+            return await line.exchange(calls, self._endpoint.patience if timeout is None else timeout)
         except BaseException as error:
-            # Whatever is still on the wire belongs to nobody: the connection cannot be used again.
-            connection._close()
-            if not isinstance(error, asyncio.CancelledError):
-                self._drop_idle()
-            if isinstance(error, redis_errors.RedisError | OSError | TimeoutError):
-                raise self._endpoint.unavailable(error, sent=True, at=self._address) from None
-            raise
-        return replies
+            raise self._broken(error) from None
+
+    def _broken(self, error: BaseException) -> BaseException:
+        """What it means that a line broke."""
+        from redis.exceptions import RedisError
+
+        if not isinstance(error, asyncio.CancelledError):
+            self._drop_idle()
+        if isinstance(error, RedisError | OSError | TimeoutError):
+            return self._endpoint.unavailable(error, sent=True, at=self._address)
+        return error
 
     def _drop_idle(self) -> None:
         """When one line broke the others mostly did too: each would cost one more failed try."""
         while self._idle:
-            self._idle.pop()._close()
+            self._idle.pop().close()
 
     def retire(self) -> None:
         """Close all idle connections at once; those in use close when they come back."""
@@ -159,7 +178,7 @@ class Lines:
         """As `retire`, and wait until they are closed."""
         self._closed = True
         while self._idle:
-            await self._idle.pop().disconnect()
+            await self._idle.pop().aclose()
 
 
 class ClusterLines:

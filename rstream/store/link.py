@@ -13,7 +13,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -33,7 +33,7 @@ WAIT_MS = 1000
 """How long replicas get to confirm a write before it is sent again (less where a reply is not waited for that long)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: making one would take three times as long
 class Op(Generic[T]):
     """Commands that go out in one write, and what their replies mean.
 
@@ -54,7 +54,7 @@ class Op(Generic[T]):
         return replace(self, parse=lambda replies: go_on(parse(replies)))  # type: ignore[arg-type, return-value]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Aside(Op[T]):
     """What has to be done elsewhere, by blocking calls in threads, between operations on Redis.
 
@@ -185,11 +185,19 @@ class Link:
         self.endpoint = endpoint
         self._lines = ClusterLines(endpoint) if endpoint.clustered else Lines(endpoint)
 
-    async def run(self, op: Op[T], *, within: float = 0.0, timeout: float | None = None) -> T:
+    async def run(
+        self,
+        op: Op[T],
+        *,
+        within: float = 0.0,
+        timeout: float | None = None,
+        begun: Coroutine[Any, Any, list[Any]] | None = None,
+    ) -> T:
         """Send `op` and parse its replies; while Redis is away, try again for `within` seconds.
 
-        `timeout`: seconds to wait for the replies (default: the endpoint's). Raises `StoreUnavailable`,
-        `StoreRefused`, `MemoryFull`, `GroupMissing`, and what `op.parse` raises.
+        `timeout`: seconds to wait for the replies (default: the endpoint's) · begun: what `post` gave: it was sent
+        once already, and this is what comes of it. Raises `StoreUnavailable`, `StoreRefused`, `MemoryFull`,
+        `GroupMissing`, and what `op.parse` raises.
         """
         if isinstance(op, Aside):
             done: T = op.parse([await asyncio.wrap_future(call) for call in op.begin()])
@@ -197,11 +205,20 @@ class Link:
         effort = _Effort(op, self.endpoint, within, timeout or self.endpoint.patience)
         for delay in backoff():
             try:
-                return effort.result(await self.exchange(effort.calls, timeout))
+                first, begun = begun, None
+                return effort.result(await (first or self.exchange(effort.calls, timeout)))
             except StoreError as error:
                 effort.failed(error, delay)
             await asyncio.sleep(delay)
         raise AssertionError("backoff never ends")
+
+    def post(self, op: Op[Any], done: Callable[[list[Any] | Coroutine[Any, Any, list[Any]]], None]) -> bool:
+        """Send `op` now, without a task, where that can be done. `done` is called with the replies; or, where they are
+        not as good as can be, with what `run` has to be given for `begun`. False: nothing was sent.
+        """
+        if op.replicas or not isinstance(self._lines, Lines):
+            return False
+        return self._lines.post(op.calls, done)
 
     async def exchange(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
         """The replies to `calls`, errors among them as values. Raises `StoreUnavailable` if the line breaks; in a
@@ -225,15 +242,17 @@ class SyncLink:
         self._timeout = timeout or endpoint.patience
         self._lines = SyncClusterLines(endpoint, timeout) if endpoint.clustered else SyncLines(endpoint, timeout)
 
-    def run(self, op: Op[T], *, within: float = 0.0) -> T:
-        """As `Link.run`."""
+    def run(self, op: Op[T], *, within: float = 0.0, meanwhile: Callable[[], object] | None = None) -> T:
+        """As `Link.run`. meanwhile: is called once, when all was written and no reply is read yet."""
         if isinstance(op, Aside):
             done: T = op.parse([call.result() for call in op.begin()])
             return done
         effort = _Effort(op, self.endpoint, within, self._timeout)
         for delay in backoff():
             try:
-                return effort.result(self.exchange(effort.calls))
+                once, meanwhile = meanwhile, None
+                calls = effort.calls
+                return effort.result(self._lines.exchange(calls, meanwhile=once) if once else self.exchange(calls))
             except StoreError as error:
                 effort.failed(error, delay)
             time.sleep(delay)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -54,7 +55,12 @@ class Record(NamedTuple):
 
 def weight_of(record: Record) -> int:
     """Bytes; a little more than what it counts as where there are limits."""
-    return len(record.payload) + len(record.key) + len(record.headers) + 64
+    return sum(map(len, record)) + 48
+
+
+def weights_of(records: Sequence[Record]) -> int:
+    """Of all of them."""
+    return sum(map(len, chain.from_iterable(records))) + 48 * len(records)
 
 
 def place_of(layout: Layout, record: Record) -> Shard:

@@ -13,14 +13,15 @@ from __future__ import annotations
 import copy
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, overload
 
 import msgpack
 
 from rstream.errors import PublishUncertain, ShardLimited, ShardSealed, StoreError, StreamFull
-from rstream.event import EntryId
+from rstream.event import EntryId, entry_ids
 from rstream.process import clock
 from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
@@ -39,6 +40,8 @@ SEQ_TTL_MS = 15 * 60 * 1000
 TRY_AGAIN = 0.25
 """Seconds, at most, after which it is tried again to add to a shard that was full."""
 
+_packer = msgpack.Packer
+
 DEFAULT_SOFT = Retention().soft
 
 
@@ -54,7 +57,7 @@ class _Flush:
 
     @property
     def size(self) -> int:
-        return sum(parcel.size for parcel in self.parcels)
+        return sum([parcel.size for parcel in self.parcels])
 
     def wanted(self) -> bool:
         """Leaves out what nobody waits for any more, if no packet of it is under way: then it may be another one under
@@ -66,10 +69,34 @@ class _Flush:
 
     def call(self, producer: str, *, limited: bool) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
-        flat = [part for parcel in self.parcels for record in parcel.records for part in record]
-        packed, shard = msgpack.packb(flat, use_bin_type=False), self.shard
-        names = [shard.stream, shard.seq(producer), *((shard.size, shard.marks) if limited else ())]
-        return PUBLISH(names, self.seq, SEQ_TTL_MS, packed)
+        flat = [*chain.from_iterable(chain.from_iterable([parcel.records for parcel in self.parcels]))]
+        packed, shard = _packer(use_bin_type=False, buf_size=self.size + 1024).pack(flat), self.shard
+        if limited:
+            return PUBLISH((shard.stream, shard.seq(producer), shard.size, shard.marks), self.seq, SEQ_TTL_MS, packed)
+        return PUBLISH((shard.stream, shard.seq(producer)), self.seq, SEQ_TTL_MS, packed)
+
+
+class _Calls(Sequence[Call]):
+    """The calls of some flushes. Each is made when it is written: meanwhile, the server works on those before it."""
+
+    def __init__(self, flushes: list[_Flush], producer: str, limited: bool) -> None:
+        self._flushes, self._producer, self._limited = flushes, producer, limited
+
+    def __len__(self) -> int:
+        return len(self._flushes)
+
+    def __iter__(self) -> Iterator[Call]:
+        for flush in self._flushes:
+            yield flush.call(self._producer, limited=self._limited)
+
+    @overload
+    def __getitem__(self, at: int) -> Call: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Call]: ...
+    def __getitem__(self, at: int | slice) -> Call | list[Call]:
+        if isinstance(at, slice):
+            return [flush.call(self._producer, limited=self._limited) for flush in self._flushes[at]]
+        return self._flushes[at].call(self._producer, limited=self._limited)
 
 
 @dataclass
@@ -99,7 +126,9 @@ class Outbox:
 
     def _put(self, parcel: Parcel) -> None:
         for piece in (parcel,) if self.layout.writes(parcel.shard) else parcel.cut(self.layout):
-            self._waiting.setdefault(piece.shard, deque()).append(piece)
+            if (waiting := self._waiting.get(piece.shard)) is None:
+                waiting = self._waiting[piece.shard] = deque()
+            waiting.append(piece)
 
     def take(self, replicas: int = 0) -> Op[None] | None:
         """One flush of every shard that has something waiting, in one write, which so many replicas have to confirm.
@@ -107,12 +136,8 @@ class Outbox:
 
         The Op must end, by `finish` or by `fail`, before the next `take`; so must a refusal, by `go_on` or by `fail`.
         """
-        held = self._held() if self._hold else ()
-        again, self._again = [flush for flush in self._again if flush.wanted()], []
-        for flush in again:
-            (self._again if flush.shard in held else self._taken).append(flush)
-        busy = {flush.shard for flush in again}.union(held)
-        size = sum(flush.size for flush in self._taken)
+        busy: Iterable[Shard] = self._take_again() if self._again or self._hold else ()
+        size = sum([flush.size for flush in self._taken]) if self._taken else 0
         for shard in [shard for shard in self._waiting if shard not in busy]:
             if size >= WRITE_BYTES or self._refused:
                 break
@@ -123,12 +148,15 @@ class Outbox:
             return None
         retention = self.layout.retention
         limited = self._limited or (retention is not None and retention.counts)
-        return Op(
-            [flush.call(self.producer, limited=limited) for flush in self._taken],
-            self._finish,
-            partial=True,
-            replicas=replicas,
-        )
+        return Op(_Calls(self._taken, self.producer, limited), self._finish, partial=True, replicas=replicas)
+
+    def _take_again(self) -> set[Shard]:
+        """Take what is to be sent again; the shards for which nothing else may be taken."""
+        held = self._held()
+        again, self._again = [flush for flush in self._again if flush.wanted()], []
+        for flush in again:
+            (self._again if flush.shard in held else self._taken).append(flush)
+        return {flush.shard for flush in again} | held
 
     def _held(self) -> set[Shard]:
         now = clock()
@@ -137,6 +165,8 @@ class Outbox:
 
     def pause(self) -> float | None:
         """Seconds until there is something to take; None when nothing waits."""
+        if not self._hold and not self._again:
+            return 0.0 if self._waiting and not self._refused else None
         waiting = {flush.shard for flush in self._again}
         if not self._refused:
             waiting |= self._waiting.keys()
@@ -164,7 +194,9 @@ class Outbox:
 
     def _finish(self, replies: list[Any]) -> None:
         for flush, reply in zip(self._taken, replies, strict=True):
-            if isinstance(reply, ShardSealed):
+            if type(reply) is bytes:
+                _answer(flush, reply)
+            elif isinstance(reply, ShardSealed):
                 self._refused.append(flush)
             elif isinstance(reply, ShardLimited):  # somebody has given it limits since
                 self._limited = True
@@ -175,12 +207,20 @@ class Outbox:
                 self._full.append(flush)
             elif isinstance(reply, StoreError):
                 _reject(flush.parcels, reply)
-            elif isinstance(reply, list):
+            else:
                 _answer(flush, reply[0])
                 self._hold[flush.shard] = clock() + slowdown(reply[1], self._soft)
-            else:
-                _answer(flush, reply)
         self._taken = []
+
+    @property
+    def taken(self) -> int:
+        """Callers whose records are on their way."""
+        return sum([len(flush.parcels) for flush in self._taken])
+
+    @property
+    def troubled(self) -> bool:
+        """Whether something was refused."""
+        return bool(self._full or self._refused)
 
     @property
     def _soft(self) -> float:
@@ -288,7 +328,10 @@ def _answer(flush: _Flush, reply: bytes) -> None:
     for parcel in flush.parcels:
         count = len(parcel.records)
         if not parcel.promise.done():
-            parcel.promise.set_result([EntryId(ms, n, generation, number) for n in range(seq, seq + count)])
+            ids = (
+                [EntryId(ms, seq, generation, number)] if count == 1 else entry_ids(ms, seq, count, generation, number)
+            )
+            parcel.promise.set_result(ids)
         seq += count
 
 

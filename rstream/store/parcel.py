@@ -13,7 +13,7 @@ from rstream.errors import StoreError
 from rstream.event import EntryId
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of, weights_of
 
 
 class Promise(Protocol):
@@ -22,6 +22,26 @@ class Promise(Protocol):
     def done(self) -> bool: ...
     def set_result(self, result: Any, /) -> None: ...
     def set_exception(self, exception: Any, /) -> None: ...
+
+
+class Slip:
+    """The promise to a thread, which comes and looks, holding a lock: nobody has to be woken."""
+
+    __slots__ = ("_done", "error", "result")
+
+    def __init__(self) -> None:
+        self._done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, result: Any, /) -> None:
+        self.result, self._done = result, True
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self.error, self._done = exception, True
 
 
 @dataclass(slots=True)
@@ -41,18 +61,32 @@ class Parcel:
         cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise], until: float = 0.0
     ) -> list[Parcel]:
         """Cut records into parcels of at most one flush each."""
+        records = [*records]
+        parcels: list[Parcel] = []
+        for at in range(0, len(records), FLUSH_ENTRIES):
+            batch = records[at : at + FLUSH_ENTRIES]
+            if (size := weights_of(batch)) <= FLUSH_BYTES or len(batch) == 1:
+                parcels.append(cls(shard, batch, promise(), size, until))
+            else:
+                parcels += cls._cut_up(shard, batch, promise, until)
+        return parcels
+
+    @classmethod
+    def _cut_up(
+        cls, shard: Shard, records: Sequence[Record], promise: Callable[[], Promise], until: float
+    ) -> list[Parcel]:
+        """What is too large for one."""
         parcels: list[Parcel] = []
         batch: list[Record] = []
         size = 0
         for record in records:
             weight = weight_of(record)
-            if batch and (len(batch) >= FLUSH_ENTRIES or size + weight > FLUSH_BYTES):
+            if batch and size + weight > FLUSH_BYTES:
                 parcels.append(cls(shard, batch, promise(), size, until))
                 batch, size = [], 0
             batch.append(record)
             size += weight
-        if batch:
-            parcels.append(cls(shard, batch, promise(), size, until))
+        parcels.append(cls(shard, batch, promise(), size, until))
         return parcels
 
     def cut(self, layout: Layout) -> Iterator[Parcel]:
@@ -63,7 +97,7 @@ class Parcel:
         whole = _Whole(self.promise, len(self.records), len(by_shard))
         for shard, places in by_shard.items():
             records = [self.records[n] for n in places]
-            yield Parcel(shard, records, _Piece(whole, places), sum(map(weight_of, records)), self.until)
+            yield Parcel(shard, records, _Piece(whole, places), weights_of(records), self.until)
 
 
 class _Whole:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rstream.errors import StoreError, StoreUnavailable
@@ -12,6 +12,7 @@ from rstream.store.connect import Endpoint, deposed
 from rstream.store.lines import loads, unloaded
 from rstream.store.scripts import Call
 from rstream.store.url import CONNECTIONS, Address
+from rstream.store.wire import Wire
 
 if TYPE_CHECKING:
     import redis
@@ -22,22 +23,31 @@ class SyncLines:
 
     def __init__(self, endpoint: Endpoint, timeout: float | None = None, address: Address | None = None) -> None:
         self._endpoint, self._timeout, self._address = endpoint, timeout, address
-        self._idle: list[redis.Connection] = []
+        self._idle: list[Wire] = []
         self._kwargs: dict[str, Any] | None = None
         self._greeted = False
         self._pid = os.getpid()
 
-    def exchange(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
-        """As `Lines.exchange`."""
-        return self._endpoint.meanings(self.receive(self.send(calls), calls, timeout))
+    def exchange(
+        self, calls: Sequence[Call], timeout: float | None = None, meanwhile: Callable[[], object] | None = None
+    ) -> list[Any]:
+        """As `Lines.exchange`. meanwhile: is called between writing and reading."""
+        connection = self.send(calls)
+        if meanwhile is not None:
+            try:
+                meanwhile()
+            except BaseException:  # a signal: what would still come belongs to nobody
+                connection.close()
+                raise
+        return self._endpoint.meanings(self.receive(connection, calls, timeout))
 
-    def send(self, calls: Sequence[Call]) -> redis.Connection:
+    def send(self, calls: Sequence[Call]) -> Wire:
         """Write only; `receive` must follow, or the connection be closed."""
         connection = self._connection()
         self._write(connection, calls)
         return connection
 
-    def receive(self, connection: redis.Connection, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+    def receive(self, connection: Wire, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
         """The replies to what was sent, with errors as redis-py has them."""
         replies = self._read(connection, calls, timeout)
         if any(isinstance(reply, Exception) for reply in replies):
@@ -47,13 +57,13 @@ class SyncLines:
                 for n, reply in zip(missing, again, strict=True):
                     replies[n] = reply
             if any(isinstance(reply, Exception) and deposed(reply) for reply in replies):
-                connection.disconnect()
+                connection.close()
                 self.close()
                 return replies
         self._idle.append(connection)
         return replies
 
-    def _connection(self) -> redis.Connection:
+    def _connection(self) -> Wire:
         if self._pid != os.getpid():  # forked: the sockets are the parent's
             self._idle, self._pid = [], os.getpid()
         try:
@@ -64,12 +74,12 @@ class SyncLines:
             self._kwargs = self._endpoint.kwargs(self._address)
             if self._timeout is not None:
                 self._kwargs |= {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
-        connection = self._connect(self._kwargs)
+        connection = Wire(self._connect(self._kwargs))
         if calls := self._endpoint.greeting(known=self._greeted):
             try:
                 self._endpoint.check_greeting(self._roundtrip(connection, calls))
             except StoreError as error:
-                connection.disconnect()
+                connection.close()
                 error.sent = False  # what the connection was wanted for
                 raise
             self._greeted = True
@@ -94,35 +104,26 @@ class SyncLines:
             raise self._endpoint.unavailable(error, at=self._address) from None
         return connection
 
-    def _roundtrip(self, connection: redis.Connection, calls: Sequence[Call]) -> list[Any]:
+    def _roundtrip(self, connection: Wire, calls: Sequence[Call]) -> list[Any]:
         self._write(connection, calls)
         return self._read(connection, calls)
 
-    def _write(self, connection: redis.Connection, calls: Sequence[Call]) -> None:
+    def _write(self, connection: Wire, calls: Sequence[Call]) -> None:
         try:
-            connection.send_packed_command(connection.pack_commands(calls), check_health=False)
+            connection.write(calls)
         except BaseException as error:
             raise self._broken(connection, error) from None
 
-    def _read(self, connection: redis.Connection, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
-        from redis import exceptions as redis_errors
-
-        limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
-        replies: list[Any] = []
+    def _read(self, connection: Wire, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
         try:
-            for _ in calls:
-                try:
-                    replies.append(connection.read_response(disable_decoding=True, **limit))
-                except redis_errors.ResponseError as error:
-                    replies.append(error)
+            return connection.read(len(calls), timeout)
         except BaseException as error:
             raise self._broken(connection, error) from None
-        return replies
 
-    def _broken(self, connection: redis.Connection, error: BaseException) -> BaseException:
+    def _broken(self, connection: Wire, error: BaseException) -> BaseException:
         from redis import exceptions as redis_errors
 
-        connection.disconnect()
+        connection.close()
         self.close()  # when one line broke the others mostly did too
         if isinstance(error, redis_errors.RedisError | OSError):
             return self._endpoint.unavailable(error, sent=True, at=self._address)
@@ -131,10 +132,10 @@ class SyncLines:
     def close(self) -> None:
         """Close all idle connections."""
         while self._idle:
-            self._idle.pop().disconnect()
+            self._idle.pop().close()
 
 
-_Sent: TypeAlias = "tuple[SyncLines, redis.Connection]"
+_Sent: TypeAlias = "tuple[SyncLines, Wire]"
 
 
 class SyncClusterLines:
@@ -145,8 +146,10 @@ class SyncClusterLines:
         self._atlas = Atlas(endpoint)
         self._nodes: dict[Address, SyncLines] = {}
 
-    def exchange(self, calls: Sequence[Call]) -> list[Any]:
+    def exchange(self, calls: Sequence[Call], meanwhile: Callable[[], object] | None = None) -> list[Any]:
         """As `ClusterLines.exchange`: everything is written first, so that the nodes work at the same time."""
+        if meanwhile is not None:
+            meanwhile()
         if self._atlas.doubted:
             self._survey()
         way = Round(calls, self._atlas, self._endpoint)
@@ -166,7 +169,7 @@ class SyncClusterLines:
         except BaseException:  # a signal: what would still come belongs to nobody
             for each in sent[len(answers) :]:
                 if not isinstance(each, StoreError):
-                    each[1].disconnect()
+                    each[1].close()
             raise
         return answers
 
@@ -205,7 +208,7 @@ class SyncClusterLines:
             lines.close()
 
 
-def _receive(part: Part, lines: SyncLines, connection: redis.Connection) -> list[Any] | StoreError:
+def _receive(part: Part, lines: SyncLines, connection: Wire) -> list[Any] | StoreError:
     try:
         return lines.receive(connection, part.calls)
     except StoreError as error:

@@ -1,0 +1,165 @@
+"""Events on their way to a producer: encoded, and sorted by the shards that they go to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, repeat
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from rstream.codec import ModelCodec, key_bytes, key_bytes_of_all, pack_headers
+from rstream.errors import EventInvalid
+from rstream.event import new_event_ids
+from rstream.reference import Uploads
+from rstream.store.keys import Shard
+from rstream.store.layout import Layout
+from rstream.store.log import FLUSH_ENTRIES, Record
+
+if TYPE_CHECKING:
+    from rstream.stream import Stream
+
+E = TypeVar("E")
+
+PART = 1024
+"""Events that are encoded at once."""
+
+GROUP = FLUSH_ENTRIES * 7 // 8
+"""Events that are sent at once, of each shard: with so many on average, few shards get more than one flush takes."""
+
+_record = partial(tuple.__new__, Record)
+
+
+def by_shard(
+    places: Sequence[Shard], payloads: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], headers: bytes
+) -> dict[Shard, list[Record]]:
+    """Records, in the order of the events."""
+    records: dict[Shard, list[Record]] = {shard: [] for shard in dict.fromkeys(places)}
+    for shard, parts in zip(places, zip(payloads, keys, ids, repeat(headers)), strict=True):
+        records[shard].append(_record(parts))
+    return records
+
+
+class Preparing(Generic[E]):
+    """Makes records of a stream's events. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing`."""
+
+    def __init__(self, stream: Stream[E]) -> None:
+        self._stream = stream
+        self._turn = 0
+
+    def all(
+        self,
+        layout: Layout,
+        events: Iterable[E | Mapping[str, Any]],
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        ids: Sequence[bytes] | None = None,
+        uploads: Uploads | None = None,
+    ) -> tuple[dict[Shard, list[Record]], list[Shard]]:
+        """(records by shard, the shard of each event). ids: the events' ids, where they are not new ones · uploads:
+        gets what has to be stored before these records are; without it, nothing goes to the blob store.
+        """
+        payloads, keys = self._encode(layout, events, key, uploads)
+        if ids is None:
+            places, ids = self._places(layout, keys), new_event_ids(len(payloads))
+        else:  # the same event goes to the same shard, whoever publishes it again
+            places = [layout.shard(key or id.hex()) for key, id in zip(keys, ids, strict=True)]
+        return by_shard(places, payloads, keys, ids, pack_headers(headers)), places
+
+    def groups(
+        self,
+        layout: Layout,
+        events: Iterable[E | Mapping[str, Any]],
+        key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> tuple[Iterator[dict[Shard, list[Record]]], list[Shard]]:
+        """As `all`, where there is no blob store: all are encoded, and their records made when they are asked for,
+        so many at a time that each shard gets about one flush of them.
+        """
+        packed = pack_headers(headers)
+        payloads, keys = self._encode(layout, events, key, None)
+        size = layout.shards * GROUP
+        parts = [slice(at, at + size) for at in range(0, len(payloads), size)]
+        places = [self._places(layout, keys[part]) for part in parts]
+        groups = (
+            by_shard(mine, payloads[part], keys[part], new_event_ids(len(mine)), packed)
+            for part, mine in zip(parts, places, strict=True)
+        )
+        return groups, [*chain.from_iterable(places)]
+
+    def _encode(
+        self, layout: Layout, events: Iterable[E | Mapping[str, Any]], key: str | None, uploads: Uploads | None
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The payloads, and the keys."""
+        if key is not None and self._stream.key is not None:
+            raise self._has_key()
+        given = b"" if key is None else key_bytes(key, "key")
+        payloads: list[bytes] = []
+        keys: list[bytes] = []
+
+        def add(part: Sequence[Any]) -> None:
+            encoded = self._encode_all(part, layout.version) if len(part) > 1 else None
+            encoded = encoded or self._encode_each(part, layout.version, uploads)
+            payloads.extend(encoded[0])
+            keys.extend(repeat(given, len(part)) if self._stream.key is None else encoded[1])
+
+        if isinstance(events, list | tuple):
+            for at in range(0, len(events), PART):
+                add(events[at : at + PART])
+        else:
+            for event in events:  # whoever generates them may say at which one it was refused
+                add((event,))
+        return payloads, keys
+
+    def _encode_all(self, events: Sequence[Any], version: int) -> tuple[list[bytes], list[bytes]] | None:
+        """Payloads and keys, where nothing is special about any of them: then that takes a third of the time."""
+        payloads = (
+            self._stream.codec.encode_all(events, version) if isinstance(self._stream.codec, ModelCodec) else None
+        )
+        if payloads is None or not self._stream.claims.inline(payloads):
+            return None
+        if self._stream.key is None:
+            return payloads, []
+        keys = key_bytes_of_all([*map(attrgetter(self._stream.key), events)])
+        return None if keys is None else (payloads, keys)
+
+    def _encode_each(
+        self, events: Sequence[Any], version: int, uploads: Uploads | None
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The same, whatever they are."""
+        payloads, keys = [], []
+        for event in events:
+            payloads.append(
+                self._stream.claims.check(self._stream.codec.encode(event, version, uploads), version, uploads)
+            )
+            if self._stream.key is not None:
+                keys.append(key_bytes(self._stream.codec.key(event, self._stream.key), self._stream.key))
+        return payloads, keys
+
+    def one(
+        self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
+    ) -> tuple[Shard, Record]:
+        """As `all`, for a new event where there is no blob store."""
+        if key is not None and self._stream.key is not None:
+            raise self._has_key()
+        payload = self._stream.claims.check(self._stream.codec.encode(event, layout.version), layout.version, None)
+        if self._stream.key is not None:
+            raw = key_bytes(self._stream.codec.key(event, self._stream.key), self._stream.key)
+        else:
+            raw = b"" if key is None else key_bytes(key, "key")
+        shard = layout.shard(raw) if raw else self._places(layout, (raw,))[0]
+        return shard, _record((payload, raw, new_event_ids(1)[0], pack_headers(headers)))
+
+    def _has_key(self) -> EventInvalid:
+        return EventInvalid(
+            f"stream {self._stream.name!r} takes its key from the field {self._stream.key!r}: leave out key="
+        )
+
+    def _places(self, layout: Layout, keys: Sequence[bytes]) -> list[Shard]:
+        """The shard of each event. Without keys, shards take turns, in runs so that few are touched."""
+        if keys and keys[0]:  # then all have one
+            return layout.places(keys)
+        run = -(-len(keys) // layout.shards)
+        turn = self._turn
+        self._turn += 1
+        return [layout.current[(turn + n // run) % layout.shards] for n in range(len(keys))]
