@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rstream.event import EntryId
@@ -32,6 +33,12 @@ class Delivery:
     worker: str
     epoch: int = 0
     _memo: Memo = field(default_factory=Memo, repr=False, compare=False)
+
+    def __eq__(self, other: object) -> bool:
+        # The default would tell one that finds its fields late from one that has them.
+        if not isinstance(other, Delivery):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS if name != "_memo")
 
     @property
     def idempotency_key(self) -> str:
@@ -78,6 +85,43 @@ class Delivery:
     def sync(self) -> SyncDelivery:
         """`checkpoint` and `step` for `def` handlers: the same calls, blocking."""
         return SyncDelivery(self._memo)
+
+
+class _Later(Delivery):
+    __slots__ = ("_find",)
+
+    def __getattr__(self, name: str) -> Any:  # of a slot that is empty
+        if name not in _FIELDS:
+            raise AttributeError(f"a delivery has no {name!r}")
+        with _finding:  # the handler may look at it in several threads
+            if self._find is not None:
+                for field_name, value in zip(_FIELDS, self._find(), strict=True):
+                    _set(self, field_name, value)
+                _set(self, "_find", None)
+        return object.__getattribute__(self, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Delivery, tuple(getattr(self, name) for name in _FIELDS)
+
+
+_Later.__name__ = _Later.__qualname__ = "Delivery"
+_FIELDS = tuple(each.name for each in fields(Delivery))
+_finding = threading.Lock()
+_set = object.__setattr__
+
+
+def later(find: Callable[[], tuple[Any, ...]]) -> Delivery:
+    """A delivery whose fields are found, in their order, when the first of them is looked at. That is for workers: most
+    handlers look at none, and to find them costs more than all else of a small event.
+    """
+    made = _Later.__new__(_Later)
+    _set(made, "_find", find)
+    return made
+
+
+def kept_something(delivery: Delivery) -> bool:
+    """Whether this attempt may have stored a checkpoint or a step: not if it was never looked at."""
+    return (not isinstance(delivery, _Later) or delivery._find is None) and delivery._memo.used
 
 
 class SyncDelivery:

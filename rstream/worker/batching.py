@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from rstream.batch import Batch, answers
+from rstream.calling import answered
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError
 from rstream.process import clock
@@ -31,6 +32,7 @@ async def batch_slot(run: ConsumerRun) -> None:
     """Runs until cancelled."""
     while True:
         entries = await _fill(run)
+        run.lanes.waits()
         run.busy += 1
         try:
             if started := await start(run, entries):
@@ -113,7 +115,7 @@ class Bisection:
         except asyncio.CancelledError:
             # The grace is over. The attempts count, and somebody else may start the next at once.
             for each in self._open.values():
-                self._run.settle(Outcome(each.entry.shard, each.entry.id, each.delivery.attempt, "retry", 0))
+                self._run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "retry", 0))
             raise
 
     def _hopeless(self, items: list[Started], error: BaseException) -> bool:
@@ -136,7 +138,7 @@ class Bisection:
         began = run.running[place] = clock()
         outcomes: list[object] = []
         try:
-            result, error = await run.call([each.event for each in items], batch)
+            result, error = await answered(run.call([each.event for each in items], batch))
             if error is None:
                 outcomes = answers(result, batch.failures, len(items), wanted=run.emitter is not None)
         except ConfigError as wrong:

@@ -3,62 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
+from rstream.calling import Answer
+from rstream.delivery import kept_something
 from rstream.process import clock
 from rstream.reference import Uploads
-from rstream.store.deliveries import Outcome
+from rstream.store.deliveries import Fetched, Outcome, bare_ack
 from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.run import ConsumerRun
 from rstream.worker.start import Started, start, start_fresh
 
-TURN_SECONDS = 0.005
+TURN_SECONDS = 0.002
 """A slot whose handlers never wait lets the loop's other tasks run this often."""
 
 
 async def slot(run: ConsumerRun) -> None:
     """Runs until cancelled."""
-    yielded = time.perf_counter()
-    while True:
-        entry = await run.lanes.take()
-        run.room_made.set()
-        try:
-            if entry.source is None and run.consumer.once is None:
-                started = start_fresh(run, entry)
-            else:
-                started = next(iter(await start(run, (entry,))), None)
-            if started is not None:
-                run.settle(await _handle(run, started))
-        finally:
-            run.lanes.done(entry)
-        now = time.perf_counter()
-        if now - yielded > TURN_SECONDS:
-            await asyncio.sleep(0)
-            yielded = time.perf_counter()
+    lanes, turn = run.lanes, clock()
+    try:
+        while True:
+            entry = lanes.take_now() or await lanes.take()
+            run.room_made.set()
+            try:
+                if (rest := _begin(run, entry)) is not None:
+                    lanes.waits()
+                    await rest
+            finally:
+                lanes.done(entry)
+            if clock() - turn > TURN_SECONDS:
+                await asyncio.sleep(0)
+                turn = clock()
+    finally:
+        lanes.waits()
 
 
-async def _handle(run: ConsumerRun, started: Started) -> Outcome:
-    entry, event, delivery, _ = started
-    place = (entry.shard, entry.id)
-    began = run.running[place] = clock()
+def _begin(run: ConsumerRun, entry: Fetched) -> Awaitable[None] | None:
+    """Handle a delivery; what has to be waited for: nothing, where nothing has to be asked and the handler does not."""
+    if entry.source is not None or run.consumer.once is not None:
+        return _ask_and_call(run, entry)
+    started = start_fresh(run, entry)
+    return None if started is None else _call(run, started)
+
+
+async def _ask_and_call(run: ConsumerRun, entry: Fetched) -> None:
+    for started in await start(run, (entry,)):
+        if (rest := _call(run, started)) is not None:
+            await rest
+
+
+def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
+    entry = started.entry
+    began = run.begins(entry)
+    answer = run.call(started.event, started.delivery)
+    if run.emitter is not None or started.marker or not isinstance(answer, Answer) or answer.error is not None:
+        return _end(run, started, began, answer)
+    run.ends(entry, began)
+    run.counts.handled += 1
+    run.settle(plain_ack(started))
+    return None
+
+
+async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer | Awaitable[Answer]) -> None:
+    entry = started.entry
     try:
         try:
-            result, error = await run.call(event, delivery)
+            result, error = answer if isinstance(answer, Answer) else await answer
         finally:
-            del run.running[place]
-            run.took(clock() - began)
+            run.ends(entry, began)
         if error is None:
-            return await _emitted(run, started, result)
+            return run.settle(await _emitted(run, started, result))
     except asyncio.CancelledError:
         # The grace is over. The attempt counts, and somebody else may start the next at once.
-        run.settle(Outcome(entry.shard, entry.id, delivery.attempt, "retry", 0))
+        run.settle(Outcome(entry.shard, entry.id, started.attempt, "retry", 0))
         raise
     except Exception as raised:
         error = raised
-    return failures.judge(run, entry, delivery, error)
+    run.settle(failures.judge(run, entry, started.delivery, error))
 
 
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
@@ -72,15 +96,22 @@ async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
     return outcome
 
 
+def plain_ack(started: Started) -> Outcome:
+    entry, attempt = started.entry, started.attempt
+    if attempt == 1 and entry.source is None and not kept_something(started.delivery):
+        return bare_ack(entry)
+    return Outcome(entry.shard, entry.id, attempt, "ack")
+
+
 def acked(run: ConsumerRun, started: Started, result: Any, uploads: Uploads | None) -> tuple[Outcome, Records]:
     """The outcome of a delivery that was handled well, and what has to be emitted before it is settled.
 
     Raises what is wrong with the events that the handler returned.
     """
-    entry, _, delivery, marker = started
-    ack = Outcome(entry.shard, entry.id, delivery.attempt, "ack")
+    entry, _, delivery, marker, _ = started
+    ack = plain_ack(started)
     if marker:
-        ack = ack._replace(a=marker, b=int(run.consumer.once_for * 1000))
+        ack = ack._replace(a=marker, b=int(run.consumer.once_for * 1000), c="")
     if run.emitter is None or result is None:
         return ack, {}
     records = run.emitter.records(delivery, result, uploads)

@@ -139,6 +139,11 @@ async def _unless(changed: asyncio.Event, waiting: Coroutine[Any, Any, T]) -> T 
 
 async def _check_drained(run: ConsumerRun) -> None:
     """Nothing in hand, and in no shard anything that is unread, or pending for anybody in the group."""
+    with contextlib.suppress(TimeoutError):  # the last few are about to be settled
+        async with asyncio.timeout(BURST_BLOCK_MS / 1000):
+            while run.in_hand:
+                run.room_made.clear()
+                await run.room_made.wait()
     if run.in_hand == 0:
         looks = await run.link.run(run.owners.look(run.layout.every))
         if run.in_hand == 0 and all(look.drained for look in looks.values()):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from rstream.consumer import Consumer
+from rstream.process import clock
 from rstream.processes import ProcessCall
 from rstream.store.deliveries import Fetched, GroupOps, Outcome, Tokens
 from rstream.store.keys import Shard
@@ -25,6 +26,11 @@ from rstream.worker.outcomes import Outcomes
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
 BUFFER_MAX = 1000
+
+
+def epoch_of(token: str | None) -> int:
+    """By which a worker owns a shard; 0 where it does not, or nobody does."""
+    return int(token.rpartition("|")[2]) if token else 0
 
 
 class Own:
@@ -166,7 +172,7 @@ class ConsumerRun:
         if len(entries) == 1 and entries[0].source is None:  # the next of a key: of those there are many
             self.lanes.put(entries)
             return
-        suspects = [entry for entry in entries if self._suspect(entry)]
+        suspects = [entry for entry in entries if entry.source is not None and self._suspect(entry)]
         self.lanes.put([entry for entry in entries if entry not in suspects] if suspects else entries)
         if suspects:
             self.lanes.put_suspects([(entry, self._last(entry)) for entry in suspects])
@@ -212,11 +218,6 @@ class ConsumerRun:
             self.own.look.set()
             return {}
         return {shard: self.lease.owned[shard] for shard in shards if shard in self.own.open}
-
-    def epoch(self, shard: Shard) -> int:
-        """By which this worker owns a shard; 0 where it does not, or nobody does."""
-        token = self.lease.owned.get(shard)
-        return int(token.rpartition("|")[2]) if token else 0
 
     def may_start(self, entry: Fetched) -> bool:
         """Whether the entry is surely still this worker's to start."""
@@ -301,6 +302,16 @@ class ConsumerRun:
     def handled_at_once(self) -> int:
         """Deliveries, at most."""
         return self.concurrency * self.size
+
+    def begins(self, entry: Fetched) -> float:
+        """The handler is about to be called with it: when."""
+        began = self.running[entry.shard, entry.id] = clock()
+        return began
+
+    def ends(self, entry: Fetched, began: float) -> None:
+        """The call has ended."""
+        del self.running[entry.shard, entry.id]
+        self.took(clock() - began)
 
     def took(self, seconds: float) -> None:
         """A call of the handler took this long. The mean follows a slower handler at once and a faster one by steps."""
