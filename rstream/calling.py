@@ -57,7 +57,7 @@ class Answer(NamedTuple):
 
 Call = Callable[[Any, "Delivery | Batch"], Answer | Awaitable[Answer]]
 """Calls a handler with an event and its delivery, or with a list of events and their batch: the answer of one that
-never had to wait, else what to await for it. That raises `CancelledError` where the caller is cancelled, and nothing else.
+never had to wait, else what to await for it. That raises `CancelledError` where the caller is cancelled, nothing else.
 """
 
 

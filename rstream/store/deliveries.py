@@ -340,12 +340,13 @@ def _cut(batch: list[Outcome]) -> list[list[Outcome]]:
     return parts
 
 
-_new = tuple.__new__  # what a NamedTuple's own does, in half the time
+new = tuple.__new__
+"""What a NamedTuple's own does, in half the time: for what is made for every entry."""
 
 
 def bare_ack(entry: Fetched) -> Outcome:
     """The outcome of nearly all deliveries."""
-    return _new(Outcome, (entry.shard, entry.id, 1, "ack", "", "", BARE, ()))
+    return new(Outcome, (entry.shard, entry.id, 1, "ack", "", "", BARE, ()))
 
 
 def is_bare(outcome: Outcome) -> bool:
@@ -355,7 +356,7 @@ def is_bare(outcome: Outcome) -> bool:
 def _fresh(found: Sequence[Any]) -> list[Fetched]:
     # A trimmed-away entry of a blocked read comes with no fields; there is nothing to run.
     return [
-        _new(Fetched, (shard, id, flat, 1, None))
+        new(Fetched, (shard, id, flat, 1, None))
         for shard, entries in found
         for id, flat in entries
         if flat is not None

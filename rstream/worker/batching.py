@@ -156,7 +156,7 @@ class Bisection:
 
     def _still_ours(self, each: Started) -> bool:
         """A further call is a further start: not of what may be somebody else's by now."""
-        if self._run.may_start(each.entry):
+        if self._run.may_start(each.entry, clock()):
             return True
         self._run.give_up(each.entry, begun=True)
         del self._open[id(each)]

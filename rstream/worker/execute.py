@@ -23,29 +23,33 @@ TURN_SECONDS = 0.002
 
 async def slot(run: ConsumerRun) -> None:
     """Runs until cancelled."""
-    lanes, turn = run.lanes, clock()
+    lanes, now = run.lanes, clock()
+    turn = now
     try:
         while True:
-            entry = lanes.take_now() or await lanes.take()
+            if (entry := lanes.take_now()) is None:
+                entry = await lanes.take()
+                now = clock()
             run.room_made.set()
             try:
-                if (rest := _begin(run, entry)) is not None:
+                if (rest := _begin(run, entry, now)) is not None:
                     lanes.waits()
                     await rest
             finally:
                 lanes.done(entry)
-            if clock() - turn > TURN_SECONDS:
+            now = clock()
+            if now - turn > TURN_SECONDS:
                 await asyncio.sleep(0)
-                turn = clock()
+                now = turn = clock()
     finally:
         lanes.waits()
 
 
-def _begin(run: ConsumerRun, entry: Fetched) -> Awaitable[None] | None:
+def _begin(run: ConsumerRun, entry: Fetched, now: float) -> Awaitable[None] | None:
     """Handle a delivery; what has to be waited for: nothing, where nothing has to be asked and the handler does not."""
     if entry.source is not None or run.consumer.once is not None:
         return _ask_and_call(run, entry)
-    started = start_fresh(run, entry)
+    started = start_fresh(run, entry, now)
     return None if started is None else _call(run, started)
 
 
@@ -56,12 +60,13 @@ async def _ask_and_call(run: ConsumerRun, entry: Fetched) -> None:
 
 
 def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
-    entry = started.entry
-    began = run.begins(entry)
+    place = started.entry[:2]
+    began = run.running[place] = clock()
     answer = run.call(started.event, started.delivery)
     if run.emitter is not None or started.marker or not isinstance(answer, Answer) or answer.error is not None:
         return _end(run, started, began, answer)
-    run.ends(entry, began)
+    del run.running[place]
+    run.took(clock() - began)
     run.counts.handled += 1
     run.settle(plain_ack(started))
     return None
@@ -73,7 +78,8 @@ async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer 
         try:
             result, error = answer if isinstance(answer, Answer) else await answer
         finally:
-            run.ends(entry, began)
+            del run.running[entry[:2]]
+            run.took(clock() - began)
         if error is None:
             return run.settle(await _emitted(run, started, result))
     except asyncio.CancelledError:

@@ -128,7 +128,7 @@ class PerKey:
         """The next entry of the lane, if it may start now."""
         entry = None
         if lane.waiting and lane.ready:
-            entry = lane.waiting.pop(0)[1]
+            _, entry = lane.waiting.pop(0)
             self.backlog -= 1
             self.size -= _size(entry)
             lane.current, lane.moves = entry.id, lane.moves + 1

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from rstream.consumer import Consumer
-from rstream.process import clock
 from rstream.processes import ProcessCall
 from rstream.store.deliveries import Fetched, GroupOps, Outcome, Tokens
 from rstream.store.keys import Shard
@@ -133,14 +132,15 @@ class ConsumerRun:
         """
         new: list[Fetched] = []
         astray: list[Fetched] = []
-        lanes: dict[Shard, list[Fetched]] = {}
+        terms, shard, lane = self.hand.terms, None, new
         for entry in entries:
-            place = (entry.shard, entry.id)
-            if place not in self.hand.terms:
-                self.hand.terms[place] = term
-                if entry.shard not in lanes:
-                    lanes[entry.shard] = new if self._still_owned(entry.shard, owned) else astray
-                lanes[entry.shard].append(entry)
+            place = entry[:2]
+            if place not in terms:
+                terms[place] = term
+                if entry.shard is not shard:
+                    shard = entry.shard
+                    lane = new if self._still_owned(shard, owned) else astray
+                lane.append(entry)
             elif entry.source is not None:
                 # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
                 # the next attempt begins when that one is let go.
@@ -219,11 +219,11 @@ class ConsumerRun:
             return {}
         return {shard: self.lease.owned[shard] for shard in shards if shard in self.own.open}
 
-    def may_start(self, entry: Fetched) -> bool:
-        """Whether the entry is surely still this worker's to start."""
-        if not self._still_owned(entry.shard):
-            return False
-        return self.lease.holds() and self.hand.terms.get((entry.shard, entry.id)) == self.lease.term
+    def may_start(self, entry: Fetched, now: float) -> bool:
+        """Whether the entry is surely still this worker's to start. now: by `clock()`."""
+        lease = self.lease
+        # In this order: a lease that is taken anew raises the term before it holds.
+        return now < lease.until and self.hand.terms.get(entry[:2]) == lease.term and self._still_owned(entry.shard)
 
     def let_go(self, shard: Shard, id: bytes, now: Now = "elsewhere") -> None:
         """An entry that was settled, or that this worker may not start any more."""
@@ -235,6 +235,19 @@ class ConsumerRun:
         back = self.hand.back.pop(place, None)
         if back is not None and now != "ended":
             self.take(*back)
+        self.room_made.set()
+
+    def let_all_go(self, ended: Sequence[Place]) -> None:
+        """As `let_go`, of entries that were settled for good."""
+        self.hand.let_all_go(ended)
+        self.loads.let_all_go(ended)
+        for place in self.hand.back.keys() & ended if self.hand.back else ():
+            del self.hand.back[place]
+        if self.order is not None:
+            follow = [entry for shard, id in ended if (entry := self.order.let_go(shard, id, "ended")) is not None]
+            if self.is_crowded:
+                self.crowded.set()
+            self.line_up(follow)
         self.room_made.set()
 
     def _next_of_key(self, entry: Fetched | None) -> None:
@@ -303,28 +316,14 @@ class ConsumerRun:
         """Deliveries, at most."""
         return self.concurrency * self.size
 
-    def begins(self, entry: Fetched) -> float:
-        """The handler is about to be called with it: when."""
-        began = self.running[entry.shard, entry.id] = clock()
-        return began
-
-    def ends(self, entry: Fetched, began: float) -> None:
-        """The call has ended."""
-        del self.running[entry.shard, entry.id]
-        self.took(clock() - began)
-
     def took(self, seconds: float) -> None:
         """A call of the handler took this long. The mean follows a slower handler at once and a faster one by steps."""
-        self.stuck = False
+        mean = self._mean_seconds
+        if self._samples and seconds <= 2 * mean:
+            seconds = 0.9 * mean + 0.1 * seconds
+        self._mean_seconds = max(seconds, 1e-6)
         self._samples += 1
-        seconds = max(seconds, 1e-6)
-        if self._mean_seconds == float("inf") or seconds > self._mean_seconds:
-            self._mean_seconds = seconds if seconds > 2 * self._mean_seconds else self._mix(seconds)
-        else:
-            self._mean_seconds = self._mix(seconds)
-
-    def _mix(self, seconds: float) -> float:
-        return seconds if self._mean_seconds == float("inf") else 0.9 * self._mean_seconds + 0.1 * seconds
+        self.stuck = False
 
     @property
     def room(self) -> int:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 from rstream.codec import key_text, unpack_headers
 from rstream.delivery import Delivery, later
 from rstream.errors import EntryInvalid, KeyMissing, LeaseLost, StoreError
-from rstream.store.deliveries import Fetched, Outcome, Tokens
+from rstream.process import clock
+from rstream.store.deliveries import Fetched, Outcome, Tokens, new
 from rstream.store.link import Op, together
 from rstream.store.memo import StoredMemo
 from rstream.worker import failures
@@ -37,11 +38,14 @@ class Started(NamedTuple):
     attempt: int
 
 
-def start_fresh(run: ConsumerRun, entry: Fetched) -> Started | None:
+def start_fresh(run: ConsumerRun, entry: Fetched, now: float) -> Started | None:
     """`start` for an entry that nothing has to be asked about: one that was just read, without a dedupe key. (A way of
     its own because it is everybody's.)
     """
-    return _open(run, entry) if _held(run, entry) else None
+    if run.may_start(entry, now):
+        return _open(run, entry)
+    run.give_up(entry)
+    return None
 
 
 async def start(run: ConsumerRun, entries: Sequence[Fetched]) -> list[Started]:
@@ -61,7 +65,7 @@ async def start(run: ConsumerRun, entries: Sequence[Fetched]) -> list[Started]:
 
 
 def _held(run: ConsumerRun, entry: Fetched) -> bool:
-    if run.may_start(entry):
+    if run.may_start(entry, clock()):
         return True
     run.give_up(entry)
     return False
@@ -125,7 +129,7 @@ def _open(run: ConsumerRun, entry: Fetched) -> Started | None:
     if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires and _never_started(entry):
         run.settle(failures.expired(run, entry, attempt))
         return None
-    return Started(entry, event, delivery, marker, attempt)
+    return new(Started, (entry, event, delivery, marker, attempt))
 
 
 def _never_started(entry: Fetched) -> bool:
