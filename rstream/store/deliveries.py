@@ -356,10 +356,7 @@ def is_bare(outcome: Outcome) -> bool:
 def _fresh(found: Sequence[Any]) -> list[Fetched]:
     # A trimmed-away entry of a blocked read comes with no fields; there is nothing to run.
     return [
-        new(Fetched, (shard, id, flat, 1, None))
-        for shard, entries in found
-        for id, flat in entries
-        if flat is not None
+        new(Fetched, (shard, id, flat, 1, None)) for shard, entries in found for id, flat in entries if flat is not None
     ]
 
 

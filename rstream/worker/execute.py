@@ -63,12 +63,12 @@ def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
     place = started.entry[:2]
     began = run.running[place] = clock()
     answer = run.call(started.event, started.delivery)
-    if run.emitter is not None or started.marker or not isinstance(answer, Answer) or answer.error is not None:
+    if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
         return _end(run, started, began, answer)
     del run.running[place]
     run.took(clock() - began)
     run.counts.handled += 1
-    run.settle(plain_ack(started))
+    run.settle(ack_of(run, started))
     return None
 
 
@@ -102,8 +102,11 @@ async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
     return outcome
 
 
-def plain_ack(started: Started) -> Outcome:
-    entry, attempt = started.entry, started.attempt
+def ack_of(run: ConsumerRun, started: Started) -> Outcome:
+    """The outcome of a delivery that was handled well."""
+    entry, _, _, marker, attempt = started
+    if marker:
+        return Outcome(entry.shard, entry.id, attempt, "ack", marker, int(run.consumer.once_for * 1000))
     if attempt == 1 and entry.source is None and not kept_something(started.delivery):
         return bare_ack(entry)
     return Outcome(entry.shard, entry.id, attempt, "ack")
@@ -114,12 +117,9 @@ def acked(run: ConsumerRun, started: Started, result: Any, uploads: Uploads | No
 
     Raises what is wrong with the events that the handler returned.
     """
-    entry, _, delivery, marker, _ = started
-    ack = plain_ack(started)
-    if marker:
-        ack = ack._replace(a=marker, b=int(run.consumer.once_for * 1000), c="")
+    ack = ack_of(run, started)
     if run.emitter is None or result is None:
         return ack, {}
-    records = run.emitter.records(delivery, result, uploads)
-    atomic = run.emitter.atomic(entry.shard, delivery, records)
-    return (ack._replace(emits=run.emitter.with_ack(records)), {}) if atomic else (ack, records)
+    records = run.emitter.records(started.delivery, result, uploads)
+    atomic = run.emitter.atomic(started.entry.shard, started.delivery, records)
+    return (ack._replace(c="", emits=run.emitter.with_ack(records)), {}) if atomic else (ack, records)

@@ -103,6 +103,15 @@ class Lanes:
         if self._waiting or self._failed or self._suspects:
             self._wake_one()
 
+    def take_more(self, first: Fetched, most: int) -> list[Fetched]:
+        """Up to so many of the lane that this one came from, of those that are there."""
+        if self.gate.quiet_for is not None:
+            return []
+        lane = self._lane(first)
+        taken = [lane.popleft() for _ in range(min(most, len(lane)))]
+        self.gate.handed += len(taken)
+        return taken
+
     async def take_like(self, first: Fetched) -> Fetched | None:
         """The next entry of the lane that this one came from, when there is one; None when no more may be begun."""
         while self.gate.quiet_for is None:
@@ -131,6 +140,10 @@ class Lanes:
     def done(self, entry: Fetched) -> None:
         """A taken entry has been handled."""
         self.gate.done(entry)
+
+    def all_done(self, entries: Sequence[Fetched]) -> None:
+        """As `done`, of many."""
+        self.gate.all_done(entries)
 
     @property
     def head(self) -> Fetched | None:

@@ -26,6 +26,9 @@ BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
 BUFFER_MAX = 1000
 
+WORTH_READING = 250
+"""Entries: an ordered group that has something to do does not read less, as long as it has no space for more."""
+
 
 def epoch_of(token: str | None) -> int:
     """By which a worker owns a shard; 0 where it does not, or nobody does."""
@@ -337,6 +340,8 @@ class ConsumerRun:
         if self.order is not None:
             in_work -= self.order.held
             space = self.order.space
+            if space < WORTH_READING and len(self.lanes):
+                return 0  # what is ready is handled meanwhile; the little that could be read would mostly wait
         return max(0, min(for_slots, space, self.handled_at_once + buffer - in_work + self.lanes.suspects))
 
     @property

@@ -42,16 +42,14 @@ def start_fresh(run: ConsumerRun, entry: Fetched, now: float) -> Started | None:
     """`start` for an entry that nothing has to be asked about: one that was just read, without a dedupe key. (A way of
     its own because it is everybody's.)
     """
-    if run.may_start(entry, now):
-        return _open(run, entry)
-    run.give_up(entry)
-    return None
+    return _open(run, entry) if _held(run, entry, now) else None
 
 
 async def start(run: ConsumerRun, entries: Sequence[Fetched]) -> list[Started]:
     """Those of the entries that may be handled now; the others are settled, or let go."""
     asked = False
-    held = [entry for entry in entries if _held(run, entry)]
+    now = clock()
+    held = [entry for entry in entries if _held(run, entry, now)]
     if any(entry.source is not None for entry in held):
         asked, held = True, await _begin(run, held)
     started = [each for entry in held if (each := _open(run, entry)) is not None]
@@ -60,12 +58,13 @@ async def start(run: ConsumerRun, entries: Sequence[Fetched]) -> list[Started]:
     if run.consumer.once is not None and started:
         asked, started = True, await _drop_doubles(run, started)
     if asked:  # that took time
-        started = [each for each in started if _held(run, each.entry)]
+        now = clock()
+        started = [each for each in started if _held(run, each.entry, now)]
     return started
 
 
-def _held(run: ConsumerRun, entry: Fetched) -> bool:
-    if run.may_start(entry, clock()):
+def _held(run: ConsumerRun, entry: Fetched, now: float) -> bool:
+    if run.may_start(entry, now):
         return True
     run.give_up(entry)
     return False
