@@ -85,10 +85,11 @@ class Beat(NamedTuple):
 
 
 class Read(NamedTuple):
-    """gone: shards that were not read, for the worker does not own them any more."""
+    """gone: shards that were not read, for the worker does not own them any more · more: whether there may be more."""
 
     entries: list[Fetched]
     gone: list[Shard]
+    more: bool
 
 
 class Refusal(NamedTuple):
@@ -179,13 +180,13 @@ class GroupOps:
         ]  # fmt: skip
 
         def parse(replies: list[Any]) -> Read:
-            unpacked = (msgpack.unpackb(reply, raw=True) for reply in replies)
+            unpacked = [msgpack.unpackb(reply, raw=True) for reply in replies]
             pairs = list(zip(parts, unpacked, strict=True))
             found = [(part[n], entries) for part, reply in pairs for n, entries in reply[0]]
             entries, gone = _fresh(found), [part[n] for part, reply in pairs for n in reply[1]]
             if not begun:
                 entries = [each._replace(deliveries=0, source="~released") for each in entries]
-            return Read(entries, gone)
+            return Read(entries, gone, any(reply[2] for reply in unpacked))
 
         return Op(calls, parse)
 

@@ -21,6 +21,7 @@ from rstream.worker.lease import Lease
 from rstream.worker.loads import Loads
 from rstream.worker.order import Lane, Now, PerKey, Place, key_of
 from rstream.worker.outcomes import Outcomes
+from rstream.worker.owned import Own
 
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
@@ -28,33 +29,6 @@ BUFFER_MAX = 1000
 
 WORTH_READING = 250
 """Entries: an ordered group that has something to do does not read less, as long as it has no space for more."""
-
-
-def epoch_of(token: str | None) -> int:
-    """By which a worker owns a shard; 0 where it does not, or nobody does."""
-    return int(token.rpartition("|")[2]) if token else 0
-
-
-class Own:
-    """What a worker knows of its shards in one ordered group; the tokens by which it owns them are its lease's.
-
-    known: shards of which all that is pending has been learned; before that, nothing of them may be started · open:
-    those that may be read, and the id that was delivered last in each · changed: which they are · look: a
-    round is wanted now · term: the lease's when they were taken · abroad: entries that other workers had.
-    """
-
-    def __init__(self) -> None:
-        self.known: set[Shard] = set()
-        self.open: dict[Shard, bytes] = {}
-        self.changed = asyncio.Event()
-        self.look = asyncio.Event()
-        self.term = -1
-        self.abroad: set[Place] = set()
-
-    def has_changed(self) -> None:
-        """Wake those that wait for other shards; each waits for the event that it saw when it looked which they are."""
-        self.changed.set()
-        self.changed = asyncio.Event()
 
 
 class ConsumerRun:
@@ -105,6 +79,7 @@ class ConsumerRun:
         self.stuck = False
         self.busy = 0  # slots of a batch consumer that are at work
         self.taken = 0  # entries, in all
+        self.flushes = 0  # of outcomes, answered
         self.adoptions_asked = 0
         self.adopted = asyncio.Event()
         self.adopted.set()

@@ -36,6 +36,7 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
     if not batch:
         return
     refused = await _send(run, batch)
+    run.flushes += 1
     acked = []
     for outcome in batch:
         place = outcome[:2]

@@ -19,7 +19,8 @@ from rstream.store.link import Op, together
 from rstream.store.memo import StoredMemo
 from rstream.worker import failures
 from rstream.worker.adopt import lost
-from rstream.worker.run import ConsumerRun, epoch_of
+from rstream.worker.owned import epoch_of
+from rstream.worker.run import ConsumerRun
 
 T = TypeVar("T")
 
