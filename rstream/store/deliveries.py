@@ -16,7 +16,7 @@ from rstream.store.keys import Shard, by_slot
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
-from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
+from rstream.store.scripts import ACK, BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
 
 Kind = Literal["ack", "retry", "dead", "release", "park", "lost"]
 
@@ -267,20 +267,22 @@ class GroupOps:
         return Op(calls, lambda replies: next((id for id in replies if id), None))
 
     def settle(self, outcomes: Sequence[Outcome]) -> Op[list[Refusal]]:
-        """End deliveries, one Lua call a shard; those that emit, all or none of the batch, in calls of bounded size.
-        Returns those that the fence refused.
+        """End deliveries, one Lua call a shard, and one for the bare acks of all shards (on many servers: see `fetch`);
+        those that emit, all or none of the batch, in calls of bounded size. Returns those that the fence refused.
         """
+        bare: dict[Shard, list[Outcome]] = {}
         by_shard: dict[Shard, list[Outcome]] = {}
         for outcome in outcomes:
-            if (batch := by_shard.get(outcome.shard)) is None:
-                batch = by_shard[outcome.shard] = []
+            group = bare if outcome.c == BARE else by_shard
+            if (batch := group.get(outcome.shard)) is None:
+                batch = group[outcome.shard] = []
             batch.append(outcome)
-        emitting = any(outcome.emits for outcome in outcomes)
-        if emitting:
-            batches = [part for batch in by_shard.values() for part in _cut(batch)]
-        else:
-            batches = [sorted(batch, key=is_bare) for batch in by_shard.values()]
+        emitting = any(outcome.emits for batch in by_shard.values() for outcome in batch)
+        batches = [part for batch in by_shard.values() for part in (_cut(batch) if emitting else [batch])]
         calls = [(self._emit_call if emitting else self._settle_call)(batch[0].shard, batch) for batch in batches]
+        for part in self.parts([*bare]):
+            calls.append(self._ack_call(part, bare))
+            batches.append([outcome for shard in part for outcome in bare[shard]])
 
         def parse(replies: list[Any]) -> list[Refusal]:
             return [
@@ -291,21 +293,23 @@ class GroupOps:
 
         return Op(calls, parse)
 
+    def _ack_call(self, shards: Sequence[Shard], bare: Mapping[Shard, list[Outcome]]) -> Call:
+        ids = [[outcome.id for outcome in bare[shard]] for shard in shards]
+        packed = msgpack.packb(ids, use_bin_type=False)
+        return ACK([shard.stream for shard in shards], self.group, self.worker, packed)
+
     def _settle_call(self, shard: Shard, batch: list[Outcome]) -> Call:
-        """batch: those that are not bare come first."""
         group, aside = self.group, dict[Any, int]()  # the keys of what is put aside, by number
-        acks = [outcome.id for outcome in batch if outcome.c == BARE]
-        others = batch[: len(batch) - len(acks)]
-        for outcome in others:
+        for outcome in batch:
             if outcome.kind == "park":
                 aside.setdefault(outcome.b, len(aside) + 1)
-        told = [(*each[1:5], aside[each.b] if each.kind == "park" else each.b, each.c) for each in others]
+        told = [(*each[1:5], aside[each.b] if each.kind == "park" else each.b, each.c) for each in batch]
         packed = msgpack.packb(told, use_bin_type=False, unicode_errors="replace")
         names: list[str | bytes] = [
             shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group), shard.lost,
             *(shard.aside(group, key) for key in aside),
         ]  # fmt: skip
-        return SETTLE(names, group, self.worker, packed, msgpack.packb(acks, use_bin_type=False))
+        return SETTLE(names, group, self.worker, packed)
 
     def _emit_call(self, shard: Shard, batch: list[Outcome]) -> Call:
         targets: dict[Shard, int] = {}
@@ -348,10 +352,6 @@ new = tuple.__new__
 def bare_ack(entry: Fetched) -> Outcome:
     """The outcome of nearly all deliveries."""
     return new(Outcome, (entry.shard, entry.id, 1, "ack", "", "", BARE, ()))
-
-
-def is_bare(outcome: Outcome) -> bool:
-    return outcome.c == BARE
 
 
 def _fresh(found: Sequence[Any]) -> list[Fetched]:

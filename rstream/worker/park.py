@@ -56,7 +56,7 @@ async def _long_enough(run: ConsumerRun) -> None:
     """For whatever moves to have moved: also what is in a large batch, or at a server that has much to do."""
     flushes, patience = run.flushes, clock() + PATIENCE
     await asyncio.sleep(STILL)
-    while run.flushes < flushes + FLUSHES and clock() < patience:
+    while run.flushes < flushes + FLUSHES and clock() < patience:  # noqa: ASYNC110
         await asyncio.sleep(STILL)
 
 

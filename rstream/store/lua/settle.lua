@@ -18,12 +18,9 @@
 --           release  a = attempts begun, b = ~released or ~again -> pending for that one: nothing is burnt
 --           park     a = attempts begun, b = which of KEYS[7...], c = "!" for one that a dead worker may have been
 --                    killed by, else "" -> pending for ~parked, until its key's turn: see unpark.lua
--- ARGV[4] acks  msgpack array of ids: acked, if it is their first attempt. They have no marker and nothing was kept of
---         them (no S:memo). Best in order
--- returns  {{0-based index, owner or "", deliveries}, ...} of the refused, counted over outcomes and then acks: nothing
---          was changed for them; the owner is ~lost where an entry that was to stay pending is not stored any more,
---          which is written down
--- cost     O((outcomes + acks) · log pending)
+-- returns  {{0-based index, owner or "", deliveries}, ...} of the refused: nothing was changed for them; the owner is
+--          ~lost where an entry that was to stay pending is not stored any more, which is written down
+-- cost     O(outcomes · log pending)
 -- include: padded
 -- include: lose
 local key, retries, graveyard, group, worker = KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]
@@ -59,19 +56,11 @@ local function bury(id, attempt, reason, cause, traceback)
   redis.call('XADD', graveyard, '*', unpack(letter))
 end
 
--- The fence: an entry that is not this worker's, in this attempt, is refused.
-local function ours(n, id, attempt)
-  local pending = redis.call('XPENDING', key, group, id, id, 1)[1]
-  if pending and pending[2] == worker and pending[4] == attempt then return true end
-  refused[#refused + 1] = {n - 1, pending and pending[2] or '', pending and pending[4] or 0}
-  return false
-end
-
-local outcomes, simple = cmsgpack.unpack(ARGV[3]), cmsgpack.unpack(ARGV[4])
-for n, outcome in ipairs(outcomes) do
+for n, outcome in ipairs(cmsgpack.unpack(ARGV[3])) do
   local id, attempt, kind = outcome[1], outcome[2], outcome[3]
-  if not ours(n, id, attempt) then
-    -- nothing is done
+  local pending = redis.call('XPENDING', key, group, id, id, 1)[1]
+  if not pending or pending[2] ~= worker or pending[4] ~= attempt then
+    refused[#refused + 1] = {n - 1, pending and pending[2] or '', pending and pending[4] or 0}
   elseif kind == 'ack' then
     acks[#acks + 1] = id
     if outcome[4] ~= '' then redis.call('SET', key .. ':once:' .. group .. ':' .. outcome[4], id, 'PX', outcome[5]) end
@@ -96,24 +85,12 @@ for n, outcome in ipairs(outcomes) do
   end
 end
 
--- What a worker settles together mostly lies together: one look from the first to the last of them shows the attempts
--- of nearly all, at a fifth of what a look at each costs.
-local attempts = {}
-if #simple > 3 then
-  local page = redis.call('XPENDING', key, group, simple[1], simple[#simple], 4 * #simple, worker)
-  for _, pending in ipairs(page) do attempts[pending[1]] = pending[4] end
-end
-local kept = #acks -- from here on they have no memo
-for n, id in ipairs(simple) do
-  if attempts[id] == 1 or ours(#outcomes + n, id, 1) then acks[#acks + 1] = id end
-end
-
 if lost[1] then lose(KEYS[6], group, lost, '') end
 -- unpack() is bounded by Lua's C stack
 for from = 1, #acks, 1000 do
   local to, memos = math.min(from + 999, #acks), {}
-  for n = from, math.min(to, kept) do memos[#memos + 1] = KEYS[4] .. acks[n] end
+  for n = from, to do memos[#memos + 1] = KEYS[4] .. acks[n] end
   redis.call('XACK', key, group, unpack(acks, from, to))
-  if memos[1] then redis.call('UNLINK', unpack(memos)) end
+  redis.call('UNLINK', unpack(memos))
 end
 return refused
