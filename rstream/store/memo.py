@@ -1,6 +1,7 @@
 """Checkpoints and steps in Redis: one fenced Lua call a write, one read where an earlier attempt was begun.
 
-The hash of an entry is deleted by the settle that acks or dead-letters it; `TTL` is for what nobody settles.
+The hash of an entry is deleted by the settle that acks or dead-letters it; `TTL` is for what nobody settles, and for
+what an earlier life of the group left. Who kept nothing in a first attempt does not ask for that.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ async def _read(run: ConsumerRun, shards: list[Shard], room: int) -> Read:
         raise
     found, gone, _ = read
     run.take(found, term, sent)
-    run.own.open.update({entry.shard: entry.id for entry in found if entry.shard in run.own.open})
+    if run.order is not None:
+        last = {entry.shard: entry.id for entry in found}
+        run.own.open.update({shard: id for shard, id in last.items() if shard in run.own.open})
     doubt(run, {shard: sent[shard] for shard in gone})
     return read._replace(more=read.more or bool(gone))
 

@@ -222,7 +222,7 @@ class ConsumerRun:
         for place in self.hand.back.keys() & ended if self.hand.back else ():
             del self.hand.back[place]
         if self.order is not None:
-            follow = [entry for shard, id in ended if (entry := self.order.let_go(shard, id, "ended")) is not None]
+            follow = [entry for place in ended if (entry := self.order.end(place)) is not None]
             if self.is_crowded:
                 self.crowded.set()
             self.line_up(follow)
