@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -88,16 +87,15 @@ class Delivery:
 
 
 class _Later(Delivery):
-    __slots__ = ("_find",)
+    __slots__ = ("_find", "_found")
 
     def __getattr__(self, name: str) -> Any:  # of a slot that is empty
         if name not in _FIELDS:
             raise AttributeError(f"a delivery has no {name!r}")
-        with _finding:  # the handler may look at it in several threads
-            if self._find is not None:
-                for field_name, value in zip(_FIELDS, self._find(), strict=True):
-                    _set(self, field_name, value)
-                _set(self, "_find", None)
+        # One operation: where several threads race here, all go on with what the first has found.
+        values = self._found.setdefault("values", self._find())
+        for field_name, value in zip(_FIELDS, values, strict=True):
+            _set(self, field_name, value)
         return object.__getattribute__(self, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -106,7 +104,6 @@ class _Later(Delivery):
 
 _Later.__name__ = _Later.__qualname__ = "Delivery"
 _FIELDS = tuple(each.name for each in fields(Delivery))
-_finding = threading.Lock()
 _set = object.__setattr__
 
 
@@ -116,12 +113,13 @@ def later(find: Callable[[], tuple[Any, ...]]) -> Delivery:
     """
     made = _Later.__new__(_Later)
     _set(made, "_find", find)
+    _set(made, "_found", {})
     return made
 
 
 def kept_something(delivery: Delivery) -> bool:
     """Whether this attempt may have stored a checkpoint or a step: not if it was never looked at."""
-    return (not isinstance(delivery, _Later) or delivery._find is None) and delivery._memo.used
+    return (not isinstance(delivery, _Later) or bool(delivery._found)) and delivery._memo.used
 
 
 class SyncDelivery:
