@@ -12,6 +12,7 @@ What took longer than its timeout has failed, also where the handler caught the 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
 import inspect
 import logging
@@ -54,10 +55,15 @@ class Answer(NamedTuple):
     error: BaseException | None = None
 
 
-Call = Callable[[Any, "Delivery | Batch"], Awaitable[Answer]]
-"""Calls a handler with an event and its delivery, or with a list of events and their batch. Raises `CancelledError`
-where the caller is cancelled, and nothing else.
+Call = Callable[[Any, "Delivery | Batch"], Answer | Awaitable[Answer]]
+"""Calls a handler with an event and its delivery, or with a list of events and their batch: the answer of one that
+never had to wait, else what to await for it. That raises `CancelledError` where the caller is cancelled, nothing else.
 """
+
+
+async def answered(answer: Answer | Awaitable[Answer]) -> Answer:
+    """The answer, for whoever has nothing else to do meanwhile."""
+    return answer if isinstance(answer, Answer) else await answer
 
 
 def caller(
@@ -88,13 +94,13 @@ def name_of(handler: Handler) -> str:
 def _on_loop(handler: Handler, two: bool, timeout: float | None) -> Call:
     if timeout is not None:
 
-        async def in_time(event: Any, given: Delivery | Batch) -> Answer:
-            return await _in_task(_timed(partial(handler, event, given) if two else partial(handler, event), timeout))
+        def in_time(event: Any, given: Delivery | Batch) -> Answer | Awaitable[Answer]:
+            return _in_task(_timed(partial(handler, event, given) if two else partial(handler, event), timeout))
 
         return in_time
 
-    async def on_loop(event: Any, given: Delivery | Batch) -> Answer:
-        return await _in_task(_guarded(handler, event, given) if two else _guarded(handler, event))
+    def on_loop(event: Any, given: Delivery | Batch) -> Answer | Awaitable[Answer]:
+        return _in_task(_guarded(handler, event, given) if two else _guarded(handler, event))
 
     return on_loop
 
@@ -127,14 +133,34 @@ if sys.version_info >= (3, 12):
 else:
 
     def _task(work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
-        return asyncio.create_task(work)
+        # The same by hand, for a loop that keeps what it has to run as asyncio's own does: the task's first step is
+        # taken out of there. (Another thread may have put something behind it; then it stays where it is.)
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        task: asyncio.Task[Answer] = asyncio.Task(work, loop=loop, context=context)
+        ready: Any = getattr(loop, "_ready", None)
+        if not ready or ready[-1]._context is not context:
+            return task
+        if (handle := ready.pop())._context is not context:
+            ready.append(handle)
+            return task
+        caller = asyncio.current_task(loop)
+        if caller is not None:
+            asyncio.tasks._leave_task(loop, caller)
+        try:
+            handle._run()
+        finally:
+            if caller is not None:
+                asyncio.tasks._enter_task(loop, caller)
+        return task
 
 
-async def _in_task(work: Coroutine[Any, Any, Answer]) -> Answer:
-    """The answer. Whoever is cancelled here cancels the handler, and does not wait for ever until it heeds that."""
+def _in_task(work: Coroutine[Any, Any, Answer]) -> Answer | Awaitable[Answer]:
     task = _task(work)
-    if task.done():
-        return task.result()
+    return task.result() if task.done() else _ended(task)
+
+
+async def _ended(task: asyncio.Task[Answer]) -> Answer:
+    """The answer. Whoever is cancelled here cancels the handler, and does not wait for ever until it heeds that."""
     ended = asyncio.get_running_loop().create_future()
     task.add_done_callback(partial(_wake, ended))
     try:
@@ -169,7 +195,7 @@ def _in_thread(handler: Handler, two: bool, limit: int, timeout: float | None) -
             return answer
         # A plain function around an async one: without the await, the work would be acked and not done.
         rest = partial(_itself, answer.result)
-        return await _in_task(_guarded(rest) if timeout is None else _timed(rest, timeout))
+        return await answered(_in_task(_guarded(rest) if timeout is None else _timed(rest, timeout)))
 
     return in_thread
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rstream.event import EntryId
@@ -32,6 +32,12 @@ class Delivery:
     worker: str
     epoch: int = 0
     _memo: Memo = field(default_factory=Memo, repr=False, compare=False)
+
+    def __eq__(self, other: object) -> bool:
+        # The default would tell one that finds its fields late from one that has them.
+        if not isinstance(other, Delivery):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS if name != "_memo")
 
     @property
     def idempotency_key(self) -> str:
@@ -78,6 +84,42 @@ class Delivery:
     def sync(self) -> SyncDelivery:
         """`checkpoint` and `step` for `def` handlers: the same calls, blocking."""
         return SyncDelivery(self._memo)
+
+
+class _Later(Delivery):
+    __slots__ = ("_find", "_found")
+
+    def __getattr__(self, name: str) -> Any:  # of a slot that is empty
+        if name not in _FIELDS:
+            raise AttributeError(f"a delivery has no {name!r}")
+        # One operation: where several threads race here, all go on with what the first has found.
+        values = self._found.setdefault("values", self._find())
+        for field_name, value in zip(_FIELDS, values, strict=True):
+            _set(self, field_name, value)
+        return object.__getattribute__(self, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Delivery, tuple(getattr(self, name) for name in _FIELDS)
+
+
+_Later.__name__ = _Later.__qualname__ = "Delivery"
+_FIELDS = tuple(each.name for each in fields(Delivery))
+_set = object.__setattr__
+
+
+def later(find: Callable[[], tuple[Any, ...]]) -> Delivery:
+    """A delivery whose fields are found, in their order, when the first of them is looked at. That is for workers: most
+    handlers look at none, and to find them costs more than all else of a small event.
+    """
+    made = _Later.__new__(_Later)
+    _set(made, "_find", find)
+    _set(made, "_found", {})
+    return made
+
+
+def kept_something(delivery: Delivery) -> bool:
+    """Whether this attempt may have stored a checkpoint or a step: not if it was never looked at."""
+    return (not isinstance(delivery, _Later) or bool(delivery._found)) and delivery._memo.used
 
 
 class SyncDelivery:

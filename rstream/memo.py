@@ -36,6 +36,11 @@ class Memo:
         self.kept: dict[str, bytes] = {}
         self._running: dict[str, object] = {}
 
+    @property
+    def used(self) -> bool:
+        """Whether this attempt stored something, or is about to."""
+        return bool(self.kept)
+
     # What a store does, and memory need not.
 
     def before_await(self) -> None:

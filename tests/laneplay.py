@@ -187,7 +187,7 @@ class Worker:
 
     def let_go(self, id: bytes, now: Now = "elsewhere") -> None:
         self.in_hand.pop(id, None)
-        self.hand_out(self.order.let_go(SHARD, id, now))
+        self.hand_out(self.order.end((SHARD, id)) if now == "ended" else self.order.let_go(SHARD, id, now))
         back = self.back.pop(id, None)
         if back is not None and now != "ended":
             self.take([back[0]], back[1], back[2])

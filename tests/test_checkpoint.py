@@ -373,7 +373,7 @@ def test_work_under_way_goes_on_when_memory_is_full(bench: Bench) -> None:
 
 
 def test_a_stored_value_of_another_form_is_told(bench: Bench) -> None:
-    memo = StoredMemo(bench.app, NoLease(), bench.ops("a"), bench.keys, bench.id, 1)
+    memo = StoredMemo(bench.app, NoLease(), 1, bench.ops("a"), bench.keys, bench.id, 1)
     memo.kept = {"c": msgpack.packb([2, {"blob": "x"}]), "s:one": b"\xc1"}
     with pytest.raises(MemoInvalid, match="form 2"):
         _ = memo.checkpoint
@@ -389,7 +389,7 @@ class NoLease:
 
 
 def test_who_is_not_sure_of_the_lease_asks_before_a_step(bench: Bench) -> None:
-    memo = StoredMemo(bench.app, NoLease(), bench.ops("a"), bench.keys, bench.id, 1)
+    memo = StoredMemo(bench.app, NoLease(), 1, bench.ops("a"), bench.keys, bench.id, 1)
     ran: list[int] = []
     memo.step_sync("one", ran.append, [1])
     bench.rerun("b", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,8 @@ import redis
 
 from rstream import Event, RStream
 from rstream.errors import GroupMissing
-from rstream.store.deliveries import Fetched, GroupOps, Outcome, Recovered
-from rstream.store.keys import rotated
+from rstream.store.deliveries import Fetched, GroupOps, Outcome, Recovered, bare_ack
+from rstream.store.keys import Shard, rotated
 from tests.waiting import eventually
 
 LEASE = 400  # ms
@@ -163,6 +164,44 @@ def test_thousands_of_outcomes_fit_in_one_call(bench: Bench) -> None:
     got = bench.fetch("a", 5000)
     assert settle(bench, "a", *(Outcome(SHARD, entry.id, 1, "ack") for entry in got)) == []
     assert bench.pending() == {}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_plain_acks_that_go_together_each_is_fenced(app: RStream, raw: redis.Redis, seed: int) -> None:
+    dice = random.Random(seed)
+    bench = Bench(app, raw, shards=3)
+    bench.publish(300)
+    fetched = bench.fetch("a", 300)
+    expected: dict[tuple[Shard, bytes], tuple[str, int]] = {}
+    acked, left = [], []
+    for entry in fetched:
+        place, stream = (entry.shard, entry.id), entry.shard.stream
+        fate = dice.choice(["ours", "ours", "ours", "kept", "taken", "again", "done"])
+        if fate == "taken":
+            raw.xclaim(stream, "g", "b", 0, [entry.id], justid=True)
+            expected[place] = ("b", 1)
+        elif fate == "again":  # this worker runs its next attempt
+            raw.xclaim(stream, "g", "a", 0, [entry.id], retrycount=2, justid=True)
+            expected[place] = ("a", 2)
+        elif fate == "done":
+            raw.xack(stream, "g", entry.id)
+            expected[place] = ("", 0)
+        elif fate == "kept":
+            left.append(place)
+        else:
+            acked.append(place)
+    acks = [bare_ack(entry) for entry in fetched if (entry.shard, entry.id) not in left]
+    if seed % 2:
+        dice.shuffle(acks)
+    refused = bench.run(bench.ops("a").settle(acks))
+    assert {each.outcome[:2]: (each.owner, each.deliveries) for each in refused} == expected
+    pending = {
+        (shard, item["message_id"]): item["consumer"].decode()
+        for shard in bench.layout.current
+        for item in raw.xpending_range(shard.stream, "g", "-", "+", 1000)
+    }
+    theirs = {place: owner for place, (owner, _) in expected.items() if owner}
+    assert pending == theirs | dict.fromkeys(left, "a") and acked
 
 
 # -- leases and take-over -------------------------------------------------------------------------------------------

@@ -130,14 +130,14 @@ async def test_a_call_by_an_older_token_does_nothing(app: RStream) -> None:
     owner, run = OwnerOps(ops), app.link.run
     await run(ops.create("0"))
     first = await run(owner.own({shard: 0}, 5000))
-    (a, b, c), _ = await run(ops.fetch(3, [shard], first))
+    a, b, c = (await run(ops.fetch(3, [shard], first))).entries
     await run(
         ops.settle([Outcome(shard, a.id, 1, "park", 0, b"a"), Outcome(shard, b.id, 1, "release", 0, "~released")])
     )
     second = await run(owner.own({shard: 0}, 5000))
     assert second != first
 
-    assert await run(ops.fetch(3, [shard], first)) == ([], [shard])
+    assert await run(ops.fetch(3, [shard], first)) == ([], [shard], False)
     assert (await run(ops.recover(3, 0, [shard], first))).claimed == []
     assert await run(owner.unpark(shard, first[shard], b"a", 3)) is None
     assert await run(owner.holders([(shard, each.id) for each in (a, b, c)])) == ["~parked", "~released", "me"]

@@ -54,6 +54,7 @@ class Play:
     async def slot(self) -> None:
         while True:
             self.taken.append(await self.lanes.take())
+            self.lanes.waits()
             if not self.repeat:
                 return
             await tick()  # the handler

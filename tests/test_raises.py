@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psutil
 import pytest
 import redis
@@ -141,6 +142,39 @@ async def test_an_event_leaves_nothing_in_context_variables_for_the_next(app: RS
     await items.publish_many(Item(n=n) for n in range(5))
     await drain(app)
     assert found == [-1] * 5
+
+
+async def test_every_event_has_a_task_of_its_own_from_the_first_line_on(app: RStream) -> None:
+    items = app.stream("items", Item, shards=1)
+    user = contextvars.ContextVar("user", default=-1)
+    tasks: set[asyncio.Task[Any] | None] = set()
+    limited: list[int] = []
+
+    @items.consumer("g", concurrency=3, retry=RetryPolicy(max_attempts=1))
+    async def handle(event: Item) -> None:
+        first = asyncio.current_task()
+        assert first in asyncio.all_tasks() and first not in tasks
+        tasks.add(first)
+        user.set(event.n)
+        if event.n % 3 == 1:  # both belong to the task that entered them, over every wait
+            try:
+                async with asyncio.timeout(0.05):
+                    await asyncio.sleep(30)
+            except TimeoutError:
+                limited.append(event.n)
+        elif event.n % 3 == 2:
+            with anyio.move_on_after(0.05) as scope:
+                await asyncio.sleep(30)
+            assert scope.cancelled_caught
+            limited.append(event.n)
+        assert asyncio.current_task() is first and user.get() == event.n
+
+    await items.publish_many(Item(n=n) for n in range(12))
+    async with asyncio.timeout(20):
+        worker = await drain(app)
+    assert worker.counts.handled == len(tasks) == 12
+    assert sorted(limited) == [n for n in range(12) if n % 3]
+    assert user.get() == -1
 
 
 @pytest.mark.parametrize("kind", ["loop", "thread", "wrapped"])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from rstream.batch import Batch, answers
-from rstream.calling import Call, Handler, caller
+from rstream.calling import Call, Handler, answered, caller
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError, EntryInvalid, one_line
 from rstream.event import Entry, EntryId
@@ -67,7 +67,7 @@ class Singles:
     async def handle(self, entries: Sequence[Entry[Any]]) -> Outcomes:
         outcomes: Outcomes = {}
         for entry, event in self._context.events(entries, outcomes):
-            error = (await self._call(event, self._context.delivery(entry))).error
+            error = (await answered(self._call(event, self._context.delivery(entry)))).error
             outcomes[entry.id] = "handled" if error is None else self._context.failed(entry, error)
         return outcomes
 
@@ -106,7 +106,7 @@ class Batches:
     async def _try(self, call: Call, part: list[Given], outcomes: Outcomes) -> tuple[list[Given], BaseException | None]:
         """Call it once; those of which nothing is known after it, and what it raised."""
         batch = _Batch(self._context, [entry for entry, _ in part])
-        result, error = await call([event for _, event in part], batch)
+        result, error = await answered(call([event for _, event in part], batch))
         told: list[Any] = []
         if error is None:
             try:

@@ -16,7 +16,7 @@ from rstream.store.keys import Shard, by_slot
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
-from rstream.store.scripts import BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
+from rstream.store.scripts import ACK, BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
 
 Kind = Literal["ack", "retry", "dead", "release", "park", "lost"]
 
@@ -28,6 +28,8 @@ MANY = 2**31
 PSEUDO = ("~released", "~again", "~retry", "~parked")
 """Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due; ~parked: when it is
 its key's turn)."""
+
+BARE = "bare"
 
 LOST = "~lost"
 """Named as the owner of what was dropped, and written down as that."""
@@ -58,7 +60,8 @@ class Emit(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms · retry:
+    """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms; c = "bare"
+    where it has none, is a first attempt, and no checkpoint or step was kept of it · retry:
     a = delay in ms, b = attempts begun, where this one is not to count · dead: a = reason, b = error in one line, c =
     traceback · release: a = attempts begun so far, b = the pseudo-consumer that gets it · park: a = attempts begun so
     far, b = key, c = "!" where a worker may have died of it · lost: it is not stored any more. emits: of an ack.
@@ -82,10 +85,11 @@ class Beat(NamedTuple):
 
 
 class Read(NamedTuple):
-    """gone: shards that were not read, for the worker does not own them any more."""
+    """gone: shards that were not read, for the worker does not own them any more · more: whether there may be more."""
 
     entries: list[Fetched]
     gone: list[Shard]
+    more: bool
 
 
 class Refusal(NamedTuple):
@@ -176,12 +180,13 @@ class GroupOps:
         ]  # fmt: skip
 
         def parse(replies: list[Any]) -> Read:
-            pairs = list(zip(parts, replies, strict=True))
+            unpacked = [msgpack.unpackb(reply, raw=True) for reply in replies]
+            pairs = list(zip(parts, unpacked, strict=True))
             found = [(part[n], entries) for part, reply in pairs for n, entries in reply[0]]
             entries, gone = _fresh(found), [part[n] for part, reply in pairs for n in reply[1]]
             if not begun:
                 entries = [each._replace(deliveries=0, source="~released") for each in entries]
-            return Read(entries, gone)
+            return Read(entries, gone, any(reply[2] for reply in unpacked))
 
         return Op(calls, parse)
 
@@ -266,15 +271,22 @@ class GroupOps:
         return Op(calls, lambda replies: next((id for id in replies if id), None))
 
     def settle(self, outcomes: Sequence[Outcome]) -> Op[list[Refusal]]:
-        """End deliveries, one Lua call a shard; those that emit, all or none of the batch, in calls of bounded size.
-        Returns those that the fence refused.
+        """End deliveries, one Lua call a shard, and one for the bare acks of all shards (on many servers: see `fetch`);
+        those that emit, all or none of the batch, in calls of bounded size. Returns those that the fence refused.
         """
+        bare: dict[Shard, list[Outcome]] = {}
         by_shard: dict[Shard, list[Outcome]] = {}
         for outcome in outcomes:
-            by_shard.setdefault(outcome.shard, []).append(outcome)
-        emitting = any(outcome.emits for outcome in outcomes)
+            group = bare if outcome.c == BARE else by_shard
+            if (batch := group.get(outcome.shard)) is None:
+                batch = group[outcome.shard] = []
+            batch.append(outcome)
+        emitting = any(outcome.emits for batch in by_shard.values() for outcome in batch)
         batches = [part for batch in by_shard.values() for part in (_cut(batch) if emitting else [batch])]
         calls = [(self._emit_call if emitting else self._settle_call)(batch[0].shard, batch) for batch in batches]
+        for part in self.parts([*bare]):
+            calls.append(self._ack_call(part, bare))
+            batches.append([outcome for shard in part for outcome in bare[shard]])
 
         def parse(replies: list[Any]) -> list[Refusal]:
             return [
@@ -284,6 +296,11 @@ class GroupOps:
             ]
 
         return Op(calls, parse)
+
+    def _ack_call(self, shards: Sequence[Shard], bare: Mapping[Shard, list[Outcome]]) -> Call:
+        ids = [[outcome.id for outcome in bare[shard]] for shard in shards]
+        packed = msgpack.packb(ids, use_bin_type=False)
+        return ACK([shard.stream for shard in shards], self.group, self.worker, packed)
 
     def _settle_call(self, shard: Shard, batch: list[Outcome]) -> Call:
         group, aside = self.group, dict[Any, int]()  # the keys of what is put aside, by number
@@ -332,9 +349,20 @@ def _cut(batch: list[Outcome]) -> list[list[Outcome]]:
     return parts
 
 
+new = tuple.__new__
+"""What a NamedTuple's own does, in half the time: for what is made for every entry."""
+
+
+def bare_ack(entry: Fetched) -> Outcome:
+    """The outcome of nearly all deliveries."""
+    return new(Outcome, (entry.shard, entry.id, 1, "ack", "", "", BARE, ()))
+
+
 def _fresh(found: Sequence[Any]) -> list[Fetched]:
     # A trimmed-away entry of a blocked read comes with no fields; there is nothing to run.
-    return [Fetched(shard, id, flat, 1, None) for shard, entries in found for id, flat in entries if flat is not None]
+    return [
+        new(Fetched, (shard, id, flat, 1, None)) for shard, entries in found for id, flat in entries if flat is not None
+    ]
 
 
 def _recovered(replies: list[tuple[Sequence[Shard], Any]]) -> Recovered:

@@ -1,6 +1,7 @@
 """Checkpoints and steps in Redis: one fenced Lua call a write, one read where an earlier attempt was begun.
 
-The hash of an entry is deleted by the settle that acks or dead-letters it; `TTL` is for what nobody settles.
+The hash of an entry is deleted by the settle that acks or dead-letters it; `TTL` is for what nobody settles, and for
+what an earlier life of the group left. Who kept nothing in a first attempt does not ask for that.
 """
 
 from __future__ import annotations
@@ -100,21 +101,27 @@ class Place:
 
 
 class StoredMemo(Memo):
-    """The memo of a delivery that a worker runs. One is made for every delivery, so it does nothing until it is used.
+    """The memo of a delivery that a worker runs, which was started in this term of its lease.
 
     It can be sent to another process, where it uses connections of that process's own.
     """
 
     __slots__ = ("_lease", "_links", "_numbers", "_place", "_term")
 
-    def __init__(self, links: Links, lease: Lease, ops: GroupOps, shard: Shard, id: bytes, attempt: int) -> None:
+    def __init__(
+        self, links: Links, lease: Lease, term: int, ops: GroupOps, shard: Shard, id: bytes, attempt: int
+    ) -> None:
         super().__init__()
-        self._links, self._lease, self._term = links, lease, lease.term
+        self._links, self._lease, self._term = links, lease, term
         self._place: Place | tuple[GroupOps, Shard, bytes, int] = (ops, shard, id, attempt)
         self._numbers: Iterator[int] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revive, (self._links.endpoint.url, self._lease.seconds, self.place, self.kept, self._number())
+
+    @property
+    def used(self) -> bool:
+        return self._numbers is not None
 
     @property
     def place(self) -> Place:

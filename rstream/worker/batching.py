@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from rstream.batch import Batch, answers
+from rstream.calling import answered
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError
 from rstream.process import clock
@@ -19,7 +20,7 @@ from rstream.retry import Retry
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.worker import failures
 from rstream.worker.emit import Records
-from rstream.worker.execute import acked
+from rstream.worker.execute import ack_of, acked
 from rstream.worker.run import ConsumerRun
 from rstream.worker.start import Started, start
 
@@ -31,6 +32,7 @@ async def batch_slot(run: ConsumerRun) -> None:
     """Runs until cancelled."""
     while True:
         entries = await _fill(run)
+        run.lanes.waits()
         run.busy += 1
         try:
             if started := await start(run, entries):
@@ -38,8 +40,7 @@ async def batch_slot(run: ConsumerRun) -> None:
         finally:
             run.busy -= 1
             run.room_made.set()
-            for entry in entries:
-                run.lanes.done(entry)
+            run.lanes.all_done(entries)
         await asyncio.sleep(0)  # handlers that never wait let the loop's other tasks run
 
 
@@ -60,6 +61,10 @@ async def _fill(run: ConsumerRun) -> list[Fetched]:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0 if first.source == "~retry" else run.consumer.max_wait) as limit:
                 while len(lanes.forming) < size:
+                    if more := lanes.take_more(first, size - len(lanes.forming)):
+                        lanes.forming += more
+                        run.room_made.set()
+                        continue
                     if run.order is not None and not len(lanes) and run.order.behind(lanes.forming):
                         soon = asyncio.get_running_loop().time() + OTHER_KEYS
                         limit.reschedule(min(soon, limit.when() or soon))
@@ -95,7 +100,7 @@ class Bisection:
         self._open = {id(each): each for each in items}
         self._failed: list[Part] = []
         self._singles = 0
-        self._any_success = False
+        self._called = self._any_success = False
 
     async def work(self) -> None:
         try:
@@ -113,7 +118,7 @@ class Bisection:
         except asyncio.CancelledError:
             # The grace is over. The attempts count, and somebody else may start the next at once.
             for each in self._open.values():
-                self._run.settle(Outcome(each.entry.shard, each.entry.id, each.delivery.attempt, "retry", 0))
+                self._run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "retry", 0))
             raise
 
     def _hopeless(self, items: list[Started], error: BaseException) -> bool:
@@ -128,15 +133,19 @@ class Bisection:
     async def _try(self, items: list[Started]) -> None:
         """Call the handler once, and settle what is known after it."""
         run = self._run
-        items = [each for each in items if self._still_ours(each)]
+        if self._called:  # else they were started just now
+            items = [each for each in items if self._still_ours(each)]
         if not items:
             return
+        self._called = True
         batch = Batch([each.delivery for each in items])
         place = (items[0].entry.shard, items[0].entry.id)
         began = run.running[place] = clock()
         outcomes: list[object] = []
         try:
-            result, error = await run.call([each.event for each in items], batch)
+            result, error = await answered(run.call([each.event for each in items], batch))
+            if error is None and run.emitter is None and not batch.failures and not isinstance(result, list | tuple):
+                return self._end_all(items)
             if error is None:
                 outcomes = answers(result, batch.failures, len(items), wanted=run.emitter is not None)
         except ConfigError as wrong:
@@ -154,7 +163,7 @@ class Bisection:
 
     def _still_ours(self, each: Started) -> bool:
         """A further call is a further start: not of what may be somebody else's by now."""
-        if self._run.may_start(each.entry):
+        if self._run.may_start(each.entry, clock()):
             return True
         self._run.give_up(each.entry, begun=True)
         del self._open[id(each)]
@@ -195,6 +204,13 @@ class Bisection:
 
     def _fail(self, each: Started, error: BaseException) -> None:
         self._end(each, failures.judge(self._run, each.entry, each.delivery, error))
+
+    def _end_all(self, items: list[Started]) -> None:
+        """All went well, and nothing was said of any."""
+        self._any_success = True
+        self._run.counts.handled += len(items)
+        for each in items:
+            self._end(each, ack_of(self._run, each))
 
     def _end(self, each: Started, outcome: Outcome) -> None:
         del self._open[id(each)]

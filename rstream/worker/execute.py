@@ -3,62 +3,92 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
+from rstream.calling import Answer
+from rstream.delivery import kept_something
 from rstream.process import clock
 from rstream.reference import Uploads
-from rstream.store.deliveries import Outcome
+from rstream.store.deliveries import Fetched, Outcome, bare_ack
 from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.run import ConsumerRun
 from rstream.worker.start import Started, start, start_fresh
 
-TURN_SECONDS = 0.005
+TURN_SECONDS = 0.002
 """A slot whose handlers never wait lets the loop's other tasks run this often."""
 
 
 async def slot(run: ConsumerRun) -> None:
     """Runs until cancelled."""
-    yielded = time.perf_counter()
-    while True:
-        entry = await run.lanes.take()
-        run.room_made.set()
-        try:
-            if entry.source is None and run.consumer.once is None:
-                started = start_fresh(run, entry)
-            else:
-                started = next(iter(await start(run, (entry,))), None)
-            if started is not None:
-                run.settle(await _handle(run, started))
-        finally:
-            run.lanes.done(entry)
-        now = time.perf_counter()
-        if now - yielded > TURN_SECONDS:
-            await asyncio.sleep(0)
-            yielded = time.perf_counter()
+    lanes, now = run.lanes, clock()
+    turn = now
+    try:
+        while True:
+            if (entry := lanes.take_now()) is None:
+                entry = await lanes.take()
+                now = clock()
+            run.room_made.set()
+            try:
+                if (rest := _begin(run, entry, now)) is not None:
+                    lanes.waits()
+                    await rest
+            finally:
+                lanes.done(entry)
+            now = clock()
+            if now - turn > TURN_SECONDS:
+                await asyncio.sleep(0)
+                now = turn = clock()
+    finally:
+        lanes.waits()
 
 
-async def _handle(run: ConsumerRun, started: Started) -> Outcome:
-    entry, event, delivery, _ = started
-    place = (entry.shard, entry.id)
+def _begin(run: ConsumerRun, entry: Fetched, now: float) -> Awaitable[None] | None:
+    """Handle a delivery; what has to be waited for: nothing, where nothing has to be asked and the handler does not."""
+    if entry.source is not None or run.consumer.once is not None:
+        return _ask_and_call(run, entry)
+    started = start_fresh(run, entry, now)
+    return None if started is None else _call(run, started)
+
+
+async def _ask_and_call(run: ConsumerRun, entry: Fetched) -> None:
+    for started in await start(run, (entry,)):
+        if (rest := _call(run, started)) is not None:
+            await rest
+
+
+def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
+    place = started.entry[:2]
     began = run.running[place] = clock()
+    answer = run.call(started.event, started.delivery)
+    if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
+        return _end(run, started, began, answer)
+    del run.running[place]
+    run.took(clock() - began)
+    run.counts.handled += 1
+    run.settle(ack_of(run, started))
+    return None
+
+
+async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer | Awaitable[Answer]) -> None:
+    entry = started.entry
     try:
         try:
-            result, error = await run.call(event, delivery)
+            result, error = answer if isinstance(answer, Answer) else await answer
         finally:
-            del run.running[place]
+            del run.running[entry[:2]]
             run.took(clock() - began)
         if error is None:
-            return await _emitted(run, started, result)
+            return run.settle(await _emitted(run, started, result))
     except asyncio.CancelledError:
         # The grace is over. The attempt counts, and somebody else may start the next at once.
-        run.settle(Outcome(entry.shard, entry.id, delivery.attempt, "retry", 0))
+        run.settle(Outcome(entry.shard, entry.id, started.attempt, "retry", 0))
         raise
     except Exception as raised:
         error = raised
-    return failures.judge(run, entry, delivery, error)
+    run.settle(failures.judge(run, entry, started.delivery, error))
 
 
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
@@ -72,17 +102,24 @@ async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
     return outcome
 
 
+def ack_of(run: ConsumerRun, started: Started) -> Outcome:
+    """The outcome of a delivery that was handled well."""
+    entry, _, _, marker, attempt = started
+    if marker:
+        return Outcome(entry.shard, entry.id, attempt, "ack", marker, int(run.consumer.once_for * 1000))
+    if attempt == 1 and entry.source is None and not kept_something(started.delivery):
+        return bare_ack(entry)
+    return Outcome(entry.shard, entry.id, attempt, "ack")
+
+
 def acked(run: ConsumerRun, started: Started, result: Any, uploads: Uploads | None) -> tuple[Outcome, Records]:
     """The outcome of a delivery that was handled well, and what has to be emitted before it is settled.
 
     Raises what is wrong with the events that the handler returned.
     """
-    entry, _, delivery, marker = started
-    ack = Outcome(entry.shard, entry.id, delivery.attempt, "ack")
-    if marker:
-        ack = ack._replace(a=marker, b=int(run.consumer.once_for * 1000))
+    ack = ack_of(run, started)
     if run.emitter is None or result is None:
         return ack, {}
-    records = run.emitter.records(delivery, result, uploads)
-    atomic = run.emitter.atomic(entry.shard, delivery, records)
-    return (ack._replace(emits=run.emitter.with_ack(records)), {}) if atomic else (ack, records)
+    records = run.emitter.records(started.delivery, result, uploads)
+    atomic = run.emitter.atomic(started.entry.shard, started.delivery, records)
+    return (ack._replace(c="", emits=run.emitter.with_ack(records)), {}) if atomic else (ack, records)

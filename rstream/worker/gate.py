@@ -5,7 +5,7 @@ and one that has only its last attempt left while nothing new is begun beside it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from rstream.store.deliveries import Fetched
@@ -73,6 +73,14 @@ class Gate:
             self._opened()
         elif self.quiet_for is not None and not self.handed:
             self.wake()
+
+    def all_done(self, entries: Sequence[Fetched]) -> None:
+        """As `done`, of many."""
+        if self.suspect is None and self.quiet_for is None:
+            self.handed -= len(entries)
+            return
+        for entry in entries:
+            self.done(entry)
 
     def calm(self, suspect: Fetched) -> None:
         """This suspect needs no quiet any more: others have their turn, for as long as it had its."""

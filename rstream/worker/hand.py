@@ -4,6 +4,8 @@ known of those that left it and are still pending for this worker. Pure: no cloc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rstream.store.deliveries import Fetched, Tokens
 from rstream.store.keys import Shard
 from rstream.worker.order import Place
@@ -34,6 +36,16 @@ class Hand:
         self.returning.discard(place)
         if self._left is not None:
             self._left.add(place)
+
+    def let_all_go(self, places: Sequence[Place]) -> None:
+        """As `let_go`, of many."""
+        terms = self.terms
+        for place in places:
+            terms.pop(place, None)
+        if self.returning:
+            self.returning.difference_update(places)
+        if self._left is not None:
+            self._left.update(places)
 
     def has(self, place: Place) -> bool:
         """Whether the entry is in hand, or was at any time since `watch` began."""

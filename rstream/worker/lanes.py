@@ -18,7 +18,8 @@ from rstream.worker.gate import Gate
 
 
 class Lanes:
-    """First in, first out; idle slots are woken one for each entry, never all for one.
+    """First in, first out. Handlers that never wait need one slot: an idle one is woken where no other will look for
+    what comes in, and the next one when that waits for its handler; never all for one entry.
 
     forming: the batch that is being filled.
     """
@@ -28,6 +29,7 @@ class Lanes:
         self._failed: deque[Fetched] = deque()
         self._suspects: deque[tuple[Fetched, bool]] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._looking = False  # a slot looks here again before it waits for anything
         self.forming: list[Fetched] = []
         self.gate = gate or Gate()
         self.gate.lanes.append(self)
@@ -46,7 +48,7 @@ class Lanes:
         else:
             for entry in entries:
                 self._lane(entry).append(entry)
-        for _ in range(min(len(entries), len(self._idle))):
+        if entries and not self._looking:
             self._wake_one()
 
     def _lane(self, entry: Fetched) -> deque[Fetched]:
@@ -67,6 +69,7 @@ class Lanes:
             slot = self._idle.popleft()
             if not slot.done():
                 slot.set_result(None)
+                self._looking = True
                 return
 
     def _next(self, like: Fetched | None) -> Fetched | None:
@@ -79,13 +82,35 @@ class Lanes:
         lane = self._lane(like) if like is not None else self._failed or self._waiting
         return lane.popleft() if lane else None
 
+    def take_now(self) -> Fetched | None:
+        """The next entry, if there is one. Whoever takes it says when it is `done`; and, before anything else is waited
+        for, that it `waits`.
+        """
+        if (entry := self._next(None)) is not None:
+            self.gate.handed += 1
+            self._looking = True
+        return entry
+
     async def take(self) -> Fetched:
-        """The next entry, when there is one. Whoever takes it says when it is `done`."""
-        while True:
-            if (entry := self._next(None)) is not None:
-                self.gate.handed += 1
-                return entry
+        """As `take_now`, when there is one."""
+        while (entry := self.take_now()) is None:
             await self._woken()
+        return entry
+
+    def waits(self) -> None:
+        """Who took an entry does not look for the next one now: another slot does, where there is one."""
+        self._looking = False
+        if self._waiting or self._failed or self._suspects:
+            self._wake_one()
+
+    def take_more(self, first: Fetched, most: int) -> list[Fetched]:
+        """Up to so many of the lane that this one came from, of those that are there."""
+        if self.gate.quiet_for is not None:
+            return []
+        lane = self._lane(first)
+        taken = [lane.popleft() for _ in range(min(most, len(lane)))]
+        self.gate.handed += len(taken)
+        return taken
 
     async def take_like(self, first: Fetched) -> Fetched | None:
         """The next entry of the lane that this one came from, when there is one; None when no more may be begun."""
@@ -98,12 +123,13 @@ class Lanes:
 
     async def _woken(self) -> None:
         slot = asyncio.get_running_loop().create_future()
+        self._looking = False
         self._idle.append(slot)
         try:
             await slot
         except asyncio.CancelledError:
             if slot.done() and not slot.cancelled():
-                self._wake_one()  # the entry that woke this slot is for another
+                self.waits()  # the entry that woke this slot is for another
             raise
 
     def formed(self) -> list[Fetched]:
@@ -114,6 +140,10 @@ class Lanes:
     def done(self, entry: Fetched) -> None:
         """A taken entry has been handled."""
         self.gate.done(entry)
+
+    def all_done(self, entries: Sequence[Fetched]) -> None:
+        """As `done`, of many."""
+        self.gate.all_done(entries)
 
     @property
     def head(self) -> Fetched | None:

@@ -34,7 +34,7 @@ async def load_loop(run: ConsumerRun) -> None:
         try:
             if loads.closed:
                 run.hand_over([entry])
-            elif run.may_start(entry):
+            elif run.may_start(entry, clock()):
                 await _load(run, entry)
             else:
                 run.give_up(entry)
@@ -66,7 +66,7 @@ async def _load(run: ConsumerRun, entry: Fetched) -> None:
         _answered(run, entry)
         if loads.closed:
             run.hand_over([entry])
-        elif not run.may_start(entry):
+        elif not run.may_start(entry, clock()):
             run.give_up(entry)
         else:
             run.queue([with_payload(entry, data)])

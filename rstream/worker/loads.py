@@ -48,9 +48,9 @@ class Loads:
 
     def sort_out(self, entries: Sequence[Fetched]) -> Sequence[Fetched]:
         """Take those that refer to a payload elsewhere; the others."""
-        if not any(_elsewhere(entry) for entry in entries):
+        if not (apart := [entry for entry in entries if _elsewhere(entry)]):
             return entries
-        self.put(entry for entry in entries if _elsewhere(entry))
+        self.put(apart)
         return [entry for entry in entries if not _elsewhere(entry)]
 
     def put(self, entries: Iterable[Fetched]) -> None:
@@ -80,6 +80,12 @@ class Loads:
         if place in self._held:
             self._bytes -= self._held.pop(place)
             self._freed.set()
+
+    def let_all_go(self, places: Iterable[Place]) -> None:
+        """As `let_go`, of many."""
+        if self._held:
+            for place in places:
+                self.let_go(place)
 
     def pause(self, place: Place) -> float:
         """A delivery is put off: for how many seconds."""
@@ -121,4 +127,5 @@ def with_payload(entry: Fetched, data: bytes) -> Fetched:
 
 
 def _elsewhere(entry: Fetched) -> bool:
-    return payload(entry.flat)[:1] == WHOLE
+    flat = entry.flat
+    return (flat[1] if len(flat) > 1 and flat[0] == b"e" else payload(flat))[:1] == WHOLE

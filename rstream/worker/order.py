@@ -128,15 +128,20 @@ class PerKey:
         """The next entry of the lane, if it may start now."""
         entry = None
         if lane.waiting and lane.ready:
-            entry = lane.waiting.pop(0)[1]
-            self.backlog -= 1
-            self.size -= _size(entry)
-            lane.current, lane.moves = entry.id, lane.moves + 1
-            self._current[lane.shard, entry.id] = lane
+            entry = self._hand_out(lane)
         if lane.aside is not None and lane.wants_back:
             self.hungry.add(lane)
         if lane.current is None and lane.idle:
             del self._lanes[lane.shard, lane.key]
+        return entry
+
+    def _hand_out(self, lane: Lane) -> Fetched:
+        _, entry = lane.waiting.pop(0)
+        self.backlog -= 1
+        self.size -= _size(entry)
+        lane.current = entry.id
+        lane.moves += 1
+        self._current[entry[:2]] = lane
         return entry
 
     def let_go(self, shard: Shard, id: bytes, now: Now) -> Fetched | None:
@@ -162,6 +167,16 @@ class PerKey:
                 lane.arrived.add(rank)
             self._count(lane, lane.number + 1)
         return self._advance(lane)
+
+    def end(self, place: Place) -> Fetched | None:
+        """As `let_go`, of an entry that was settled for good. (A way of its own because it is nearly everybody's.)"""
+        lane = self._current.pop(place, None)
+        if lane is None:
+            return self.let_go(*place, "ended")
+        lane.current = None
+        if not lane.waiting or lane.elsewhere or lane.aside is not None:
+            return self._advance(lane)
+        return self._hand_out(lane)
 
     # What is pending elsewhere.
 
@@ -314,4 +329,5 @@ def _by_rank(waiting: tuple[Rank, Fetched]) -> Rank:
 
 
 def _size(entry: Fetched) -> int:
-    return len(entry.flat[1]) if len(entry.flat) > 1 else 0
+    flat = entry.flat
+    return len(flat[1]) if len(flat) > 1 else 0

@@ -15,8 +15,9 @@ class Outcomes:
         self.wanted = asyncio.Event()
 
     def add(self, outcome: Outcome) -> None:
+        if not self.waiting:
+            self.wanted.set()
         self.waiting.append(outcome)
-        self.wanted.set()
 
     def take(self) -> list[Outcome]:
         self.wanted.clear()

@@ -11,6 +11,7 @@ import asyncio
 import logging
 
 from rstream.errors import StoreError
+from rstream.process import clock
 from rstream.store.deliveries import Fetched, Outcome
 from rstream.store.link import backoff
 from rstream.worker.adopt import lost
@@ -22,7 +23,10 @@ from rstream.worker.run import ConsumerRun
 log = logging.getLogger("rstream")
 
 STILL = 0.05
-"""Seconds in which a lane of which too much is in memory has to move."""
+FLUSHES, PATIENCE = 3, 0.5
+"""Seconds in which a lane of which too much is in memory has to move; and so often outcomes have to be accepted
+meanwhile, unless there are none for a longer time.
+"""
 
 
 async def park_loop(run: ConsumerRun) -> None:
@@ -42,10 +46,18 @@ async def park_loop(run: ConsumerRun) -> None:
         _park(run, run.order.take_overflow())
         if run.is_full:
             moves = run.order.moves()
-            await asyncio.sleep(STILL)
+            await _long_enough(run)
             _park(run, run.order.put_aside(moves))
         if run.is_crowded:
             run.crowded.set()
+
+
+async def _long_enough(run: ConsumerRun) -> None:
+    """For whatever moves to have moved: also what is in a large batch, or at a server that has much to do."""
+    flushes, patience = run.flushes, clock() + PATIENCE
+    await asyncio.sleep(STILL)
+    while run.flushes < flushes + FLUSHES and clock() < patience:  # noqa: ASYNC110
+        await asyncio.sleep(STILL)
 
 
 def _park(run: ConsumerRun, entries: list[Fetched]) -> None:

@@ -21,32 +21,14 @@ from rstream.worker.lease import Lease
 from rstream.worker.loads import Loads
 from rstream.worker.order import Lane, Now, PerKey, Place, key_of
 from rstream.worker.outcomes import Outcomes
+from rstream.worker.owned import Own
 
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
 BUFFER_MAX = 1000
 
-
-class Own:
-    """What a worker knows of its shards in one ordered group; the tokens by which it owns them are its lease's.
-
-    known: shards of which all that is pending has been learned; before that, nothing of them may be started · open:
-    those that may be read, and the id that was delivered last in each · changed: which they are · look: a
-    round is wanted now · term: the lease's when they were taken · abroad: entries that other workers had.
-    """
-
-    def __init__(self) -> None:
-        self.known: set[Shard] = set()
-        self.open: dict[Shard, bytes] = {}
-        self.changed = asyncio.Event()
-        self.look = asyncio.Event()
-        self.term = -1
-        self.abroad: set[Place] = set()
-
-    def has_changed(self) -> None:
-        """Wake those that wait for other shards; each waits for the event that it saw when it looked which they are."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+WORTH_READING = 250
+"""Entries: an ordered group that has something to do does not read less, as long as it has no space for more."""
 
 
 class ConsumerRun:
@@ -98,6 +80,7 @@ class ConsumerRun:
         self.busy = 0  # slots of a batch consumer that are at work
         self.taken = 0  # entries, in all
         self.came = asyncio.Event()  # since somebody began to wait for some
+        self.flushes = 0  # of outcomes, answered
         self.adoptions_asked = 0
         self.adopted = asyncio.Event()
         self.adopted.set()
@@ -128,14 +111,15 @@ class ConsumerRun:
         """
         new: list[Fetched] = []
         astray: list[Fetched] = []
-        lanes: dict[Shard, list[Fetched]] = {}
+        terms, shard, lane = self.hand.terms, None, new
         for entry in entries:
-            place = (entry.shard, entry.id)
-            if place not in self.hand.terms:
-                self.hand.terms[place] = term
-                if entry.shard not in lanes:
-                    lanes[entry.shard] = new if self._still_owned(entry.shard, owned) else astray
-                lanes[entry.shard].append(entry)
+            place = entry[:2]
+            if place not in terms:
+                terms[place] = term
+                if entry.shard is not shard:
+                    shard = entry.shard
+                    lane = new if self._still_owned(shard, owned) else astray
+                lane.append(entry)
             elif entry.source is not None:
                 # Claimed back while an earlier attempt still runs here, or before the answer to its settle came:
                 # the next attempt begins when that one is let go.
@@ -168,7 +152,7 @@ class ConsumerRun:
         if len(entries) == 1 and entries[0].source is None:  # the next of a key: of those there are many
             self.lanes.put(entries)
             return
-        suspects = [entry for entry in entries if self._suspect(entry)]
+        suspects = [entry for entry in entries if entry.source is not None and self._suspect(entry)]
         self.lanes.put([entry for entry in entries if entry not in suspects] if suspects else entries)
         if suspects:
             self.lanes.put_suspects([(entry, self._last(entry)) for entry in suspects])
@@ -215,16 +199,11 @@ class ConsumerRun:
             return {}
         return {shard: self.lease.owned[shard] for shard in shards if shard in self.own.open}
 
-    def epoch(self, shard: Shard) -> int:
-        """By which this worker owns a shard; 0 where it does not, or nobody does."""
-        token = self.lease.owned.get(shard)
-        return int(token.rpartition("|")[2]) if token else 0
-
-    def may_start(self, entry: Fetched) -> bool:
-        """Whether the entry is surely still this worker's to start."""
-        if not self._still_owned(entry.shard):
-            return False
-        return self.lease.holds() and self.hand.terms.get((entry.shard, entry.id)) == self.lease.term
+    def may_start(self, entry: Fetched, now: float) -> bool:
+        """Whether the entry is surely still this worker's to start. now: by `clock()`."""
+        lease = self.lease
+        # In this order: a lease that is taken anew raises the term before it holds.
+        return now < lease.until and self.hand.terms.get(entry[:2]) == lease.term and self._still_owned(entry.shard)
 
     def let_go(self, shard: Shard, id: bytes, now: Now = "elsewhere") -> None:
         """An entry that was settled, or that this worker may not start any more."""
@@ -236,6 +215,19 @@ class ConsumerRun:
         back = self.hand.back.pop(place, None)
         if back is not None and now != "ended":
             self.take(*back)
+        self.room_made.set()
+
+    def let_all_go(self, ended: Sequence[Place]) -> None:
+        """As `let_go`, of entries that were settled for good."""
+        self.hand.let_all_go(ended)
+        self.loads.let_all_go(ended)
+        for place in self.hand.back.keys() & ended if self.hand.back else ():
+            del self.hand.back[place]
+        if self.order is not None:
+            follow = [entry for place in ended if (entry := self.order.end(place)) is not None]
+            if self.is_crowded:
+                self.crowded.set()
+            self.line_up(follow)
         self.room_made.set()
 
     def _next_of_key(self, entry: Fetched | None) -> None:
@@ -312,16 +304,12 @@ class ConsumerRun:
 
     def took(self, seconds: float) -> None:
         """A call of the handler took this long. The mean follows a slower handler at once and a faster one by steps."""
-        self.stuck = False
+        mean = self._mean_seconds
+        if self._samples and seconds <= 2 * mean:
+            seconds = 0.9 * mean + 0.1 * seconds
+        self._mean_seconds = max(seconds, 1e-6)
         self._samples += 1
-        seconds = max(seconds, 1e-6)
-        if self._mean_seconds == float("inf") or seconds > self._mean_seconds:
-            self._mean_seconds = seconds if seconds > 2 * self._mean_seconds else self._mix(seconds)
-        else:
-            self._mean_seconds = self._mix(seconds)
-
-    def _mix(self, seconds: float) -> float:
-        return seconds if self._mean_seconds == float("inf") else 0.9 * self._mean_seconds + 0.1 * seconds
+        self.stuck = False
 
     @property
     def room(self) -> int:
@@ -335,6 +323,8 @@ class ConsumerRun:
         if self.order is not None:
             in_work -= self.order.held
             space = self.order.space
+            if space < WORTH_READING and len(self.lanes):
+                return 0  # what is ready is handled meanwhile; the little that could be read would mostly wait
         return max(0, min(for_slots, space, self.handled_at_once + buffer - in_work + self.lanes.suspects))
 
     @property

@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 
 from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable, StreamFull
-from rstream.store.deliveries import LOST, PSEUDO, Outcome, Refusal
+from rstream.store.deliveries import BARE, LOST, PSEUDO, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
 from rstream.worker.adopt import lost
@@ -37,12 +37,20 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
         return
     free = any(_is_free(run, outcome) for outcome in batch)
     refused = await _send(run, batch)
+    run.flushes += 1
+    acked = []
     for outcome in batch:
-        accepted = (outcome.shard, outcome.id) not in refused
-        run.let_go(outcome.shard, outcome.id, _now(run, outcome) if accepted else "elsewhere")
+        place = outcome[:2]
+        if outcome.c == BARE and place not in refused:
+            acked.append(place)
+            continue
+        run.let_go(*place, _now(run, outcome) if place not in refused else "elsewhere")
         if outcome.kind == "retry":
             run.look_in(int(outcome.a) / 1000)
-    if free or (run.order is not None and any(_others_wait(run, outcome.shard) for outcome in batch)):
+    run.let_all_go(acked)
+    if free or (
+        run.order is not None and any(_others_wait(run, shard) for shard in {outcome.shard for outcome in batch})
+    ):
         await tell(run)
 
 

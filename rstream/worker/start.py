@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from rstream.codec import key_text, unpack_headers
-from rstream.delivery import Delivery
+from rstream.delivery import Delivery, later
 from rstream.errors import EntryInvalid, KeyMissing, LeaseLost, StoreError
-from rstream.store.deliveries import Fetched, Outcome
+from rstream.process import clock
+from rstream.store.deliveries import Fetched, Outcome, Tokens, new
 from rstream.store.link import Op, together
 from rstream.store.memo import StoredMemo
 from rstream.worker import failures
 from rstream.worker.adopt import lost
+from rstream.worker.owned import epoch_of
 from rstream.worker.run import ConsumerRun
 
 T = TypeVar("T")
@@ -25,39 +28,44 @@ log = logging.getLogger("rstream")
 
 
 class Started(NamedTuple):
-    """A delivery to be handed to the handler. marker: its dedupe key, "" where the consumer has none."""
+    """A delivery to be handed to the handler. marker: its dedupe key, "" where the consumer has none · attempt: as in
+    the delivery, which need not be looked at for it.
+    """
 
     entry: Fetched
     event: Any
     delivery: Delivery
     marker: str
+    attempt: int
 
 
-def start_fresh(run: ConsumerRun, entry: Fetched) -> Started | None:
+def start_fresh(run: ConsumerRun, entry: Fetched, now: float) -> Started | None:
     """`start` for an entry that nothing has to be asked about: one that was just read, without a dedupe key. (A way of
     its own because it is everybody's.)
     """
-    return _open(run, entry) if _held(run, entry) else None
+    return _open(run, entry) if _held(run, entry, now) else None
 
 
 async def start(run: ConsumerRun, entries: Sequence[Fetched]) -> list[Started]:
     """Those of the entries that may be handled now; the others are settled, or let go."""
     asked = False
-    held = [entry for entry in entries if _held(run, entry)]
+    now = clock()
+    held = [entry for entry in entries if _held(run, entry, now)]
     if any(entry.source is not None for entry in held):
         asked, held = True, await _begin(run, held)
     started = [each for entry in held if (each := _open(run, entry)) is not None]
-    if any(each.delivery.attempt > 1 for each in started):
+    if any(each.attempt > 1 for each in started):
         asked, started = True, await _recall(run, started)
     if run.consumer.once is not None and started:
         asked, started = True, await _drop_doubles(run, started)
     if asked:  # that took time
-        started = [each for each in started if _held(run, each.entry)]
+        now = clock()
+        started = [each for each in started if _held(run, each.entry, now)]
     return started
 
 
-def _held(run: ConsumerRun, entry: Fetched) -> bool:
-    if run.may_start(entry):
+def _held(run: ConsumerRun, entry: Fetched, now: float) -> bool:
+    if run.may_start(entry, now):
         return True
     run.give_up(entry)
     return False
@@ -121,7 +129,7 @@ def _open(run: ConsumerRun, entry: Fetched) -> Started | None:
     if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires and _never_started(entry):
         run.settle(failures.expired(run, entry, attempt))
         return None
-    return Started(entry, event, delivery, marker)
+    return new(Started, (entry, event, delivery, marker, attempt))
 
 
 def _never_started(entry: Fetched) -> bool:
@@ -134,24 +142,36 @@ def _never_started(entry: Fetched) -> bool:
 
 def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delivery]:
     """Raises `EntryInvalid`."""
+    flat = entry.flat
+    if len(flat) == 6 and flat[0] == b"e" and flat[2] == b"k" and flat[4] == b"i":  # as rstream writes most
+        payload, headers = flat[1], None
+    else:
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        if b"e" not in fields:
+            raise EntryInvalid("undecodable", f"it has no field 'e', only {[*fields][:5]}: rstream did not write it")
+        payload, headers = fields[b"e"], unpack_headers(fields.get(b"h"))
+    lease = run.lease
+    return run.decode(payload), later(partial(_fields, run, entry, attempt, headers, lease.owned, lease.term))
+
+
+def _fields(
+    run: ConsumerRun, entry: Fetched, attempt: int, headers: dict[str, str] | None, owned: Tokens, term: int
+) -> tuple[Any, ...]:
+    """What a delivery says, in the order of its fields. owned, term: the lease's when it was started."""
     fields = dict(zip(entry.flat[::2], entry.flat[1::2], strict=True))
-    payload = fields.get(b"e")
-    if payload is None:
-        raise EntryInvalid("undecodable", f"it has no field 'e', only {[*fields][:5]}: rstream did not write it")
     key = fields.get(b"k")
-    delivery = Delivery(
+    return (
         entry.shard.entry_id(entry.id),
         run.layout.name,
         run.ops.group,
         None if key is None else key.decode(errors="replace"),
         fields.get(b"i", b""),
-        unpack_headers(fields.get(b"h")),
+        headers or {},
         attempt,
         run.ops.worker,
-        run.epoch(entry.shard),
-        StoredMemo(run.consumer.stream.app, run.lease, run.ops, entry.shard, entry.id, attempt),
+        epoch_of(owned.get(entry.shard)),
+        StoredMemo(run.consumer.stream.app, run.lease, term, run.ops, entry.shard, entry.id, attempt),
     )
-    return run.decode(payload), delivery
 
 
 def _marker(run: ConsumerRun, field: str, event: Any) -> str:
@@ -166,11 +186,11 @@ def _marker(run: ConsumerRun, field: str, event: Any) -> str:
 
 async def _recall(run: ConsumerRun, started: list[Started]) -> list[Started]:
     """Have those that are begun again know what their earlier attempts kept."""
-    again = [each for each in started if each.delivery.attempt > 1]
+    again = [each for each in started if each.attempt > 1]
     memos: list[Any] = [each.delivery._memo for each in again]
     kept = await _ask(run, (each.entry for each in again), [memo.place.load() for memo in memos])
     if kept is None:
-        return [each for each in started if each.delivery.attempt == 1]
+        return [each for each in started if each.attempt == 1]
     for memo, found in zip(memos, kept, strict=True):
         memo.kept = found
     return started
@@ -189,5 +209,5 @@ async def _drop_doubles(run: ConsumerRun, started: list[Started]) -> list[Starte
             first.append(each)
         else:
             run.counts.skipped += 1
-            run.settle(Outcome(each.entry.shard, each.entry.id, each.delivery.attempt, "ack"))
+            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "ack"))
     return first

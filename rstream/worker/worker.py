@@ -278,6 +278,7 @@ class Worker:
             before, idle = sum(run.taken for run in runs), not any(run.in_hand for run in runs)
             for run in runs:
                 run.drained.clear()
+                run.own.has_changed()  # look again now
             for run in runs:
                 await run.drained.wait()
             quiet = idle and before == sum(run.taken for run in runs)

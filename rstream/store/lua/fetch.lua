@@ -10,7 +10,8 @@
 -- ARGV[4] budget  bytes of payload after which no more is read
 -- ARGV[5] begun   0 = what is read does not count as begun: nothing is burnt where this worker dies before it starts it
 -- ARGV[6...]      per shard: the worker|epoch by which it is owned, "" where the group is not ordered
--- returns         {{{0-based shard, entries as XREADGROUP gives them}, ...}, {0-based shard, ...} not owned any more}
+-- returns         msgpack {{{0-based shard, entries as XREADGROUP gives them}, ...}, {0-based shard, ...} not owned any
+--                 more, 1 where there may be more to read}: as one string it is made in less time than as a reply, and read in C
 -- cost            O(shards + entries)
 local STEP = 32 -- XREADGROUP assigns entries before anybody knows their size
 local left, budget, found, gone = tonumber(ARGV[3]), tonumber(ARGV[4]), {}, {}
@@ -39,8 +40,8 @@ for shard = 0, #KEYS / 2 - 1 do
     gone[#gone + 1] = shard
   else
     repeat
-      if left <= 0 or budget <= 0 then return {found, gone} end
+      if left <= 0 or budget <= 0 then return cmsgpack.pack({found, gone, 1}) end
     until not read(shard)
   end
 end
-return {found, gone}
+return cmsgpack.pack({found, gone, 0})
