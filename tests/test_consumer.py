@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from rstream import Delivery, EntryId, Event, RetryPolicy, RStream, Stream
-from rstream.calling import caller
+from rstream.calling import answered, caller
 from rstream.codec import ModelCodec
 from rstream.consumer import Consumer, codec_of
 from rstream.errors import ConfigError
@@ -48,7 +48,7 @@ def called(handler: Callable[..., Any]) -> Any:
     """What a worker gets from it."""
 
     async def run() -> Any:
-        result, error = await caller(handler, 2)(EVENT, DELIVERY)
+        result, error = await answered(caller(handler, 2)(EVENT, DELIVERY))
         if error is not None:
             raise error
         return result

@@ -39,6 +39,7 @@ async def working(app: RStream, *groups: str, **options: Any) -> AsyncIterator[W
     worker = Worker(app, groups or None, **options)
     task = asyncio.create_task(worker.serve(signals=False))
     try:
+        await eventually_async(lambda: worker.runs or task.done())
         yield worker
     finally:
         worker.stop()
