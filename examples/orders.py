@@ -1,9 +1,9 @@
-"""The app of docker-compose.yml: a shop that publishes orders, some with a scan of 100 KB, and two groups that handle them.
+"""The app of docker-compose.yml: a shop that publishes orders, some with a scan of 100 KB, and two groups of handlers.
 
 rstream worker examples.orders:app                      # as many as you like
 python -m examples.orders --rate 5                      # orders, until it is stopped
 rstream groups orders; rstream read invoices --limit 3
-rstream dead list orders --group billing                # one order in a hundred is for what the shop does not have
+rstream dead list orders --group billing                # one order in fifty is for what the shop does not have
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def order(dice: random.Random) -> OrderPlaced:
     scan = dice.randbytes(SCAN_BYTES) if dice.random() < 0.1 else b""
     return OrderPlaced(
         customer=f"customer-{dice.randrange(50)}",
-        item="unicorn" if dice.random() < 0.01 else dice.choice(sorted(CENTS)),
+        item="unicorn" if dice.random() < 0.02 else dice.choice(sorted(CENTS)),
         quantity=dice.randint(1, 3),
         scan=scan,
         scan_sha256=hashlib.sha256(scan).hexdigest(),

@@ -1,4 +1,4 @@
-"""The metrics that docs/metrics.md promises, as its tables say it: what alert rules, panels and exporters are held to."""
+"""The metrics that the tables of docs/metrics.md promise: what alert rules, panels and exporters are held to."""
 
 from __future__ import annotations
 
