@@ -37,6 +37,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ALERTS = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text("utf-8"))
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+RULE_TESTS = sorted((DEPLOY / "prometheus").glob("*_test.yml"))
 DASHBOARD = DEPLOY / "grafana/dashboards/rstream.json"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 OBJECTS = [found for path in MANIFESTS for found in yaml.safe_load_all(path.read_text("utf-8"))]
@@ -156,7 +157,7 @@ def test_the_runbook_has_what_alerts_link_to() -> None:
 
 
 def test_every_alert_is_seen_to_fire_in_the_tests_of_the_rules() -> None:
-    text = (DEPLOY / "prometheus/alerts_test.yml").read_text("utf-8")
+    text = "".join(path.read_text("utf-8") for path in RULE_TESTS)
     fired = set(re.findall(r'alertname="(\w+)", alertstate="firing"', text))
     assert fired == {rule["alert"] for rule in RULES}
 
@@ -166,7 +167,7 @@ def test_prometheus_accepts_its_configuration() -> None:
 
 
 def test_the_alerts_fire_when_they_should() -> None:
-    says_ok(tool("promtool"), "test", "rules", DEPLOY / "prometheus/alerts_test.yml")
+    says_ok(tool("promtool"), "test", "rules", *RULE_TESTS)
 
 
 def test_prometheus_scrapes_what_compose_runs() -> None:
