@@ -170,6 +170,32 @@ def test_the_alerts_fire_when_they_should() -> None:
     says_ok(tool("promtool"), "test", "rules", *RULE_TESTS)
 
 
+BILLING = '{stream="orders", group="billing"}'
+
+
+@pytest.mark.parametrize(
+    ("lag", "unread", "paused", "asked"),
+    [("90", "7", "0", 90), ("90", None, "0", 90), ("90", "0", "0", 0), ("90", "7", "1", 0), (None, "7", "0", None)],
+)
+def test_workers_are_scaled_by_what_waits(
+    tmp_path: Path, lag: str | None, unread: str | None, paused: str, asked: float | None
+) -> None:
+    """A lag in seconds, how many are unread, whether the group is paused: each None where nobody says it."""
+    said = {"rstream_group_lag_seconds": lag, "rstream_group_lag_entries": unread, "rstream_group_paused": paused}
+    series = [
+        {"series": f'{name}{BILLING[:-1]}, instance="{exporter}"}}', "values": value}
+        for name, value in said.items()
+        for exporter in "ab"
+        if value is not None
+    ]
+    query = SCALE["spec"]["triggers"][0]["metadata"]["query"]
+    samples = [] if asked is None else [{"labels": "{}", "value": asked}]
+    expected = [{"expr": query, "eval_time": "0m", "exp_samples": samples}]
+    test = {"rule_files": [], "tests": [{"interval": "1m", "input_series": series, "promql_expr_test": expected}]}
+    (tmp_path / "scale_test.yml").write_text(yaml.safe_dump(test))
+    says_ok(tool("promtool"), "test", "rules", tmp_path / "scale_test.yml")
+
+
 def test_prometheus_scrapes_what_compose_runs() -> None:
     jobs = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text("utf-8"))["scrape_configs"]
     targets = {job["job_name"]: job for job in jobs}
