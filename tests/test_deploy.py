@@ -29,7 +29,6 @@ from rstream.cli.main import COMMANDS, cli
 from tests.commands import Commands
 from tests.metrics import documented
 from tests.objects import client, moto
-from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -435,17 +434,17 @@ def publish(shop: Commands, *arguments: str) -> None:
 
 
 def test_the_shop_handles_what_it_publishes(shop: Commands) -> None:
-    publish(shop, "--count", "150", "--rate", "100000", "--seed", "1")
+    publish(shop, "--count", "60", "--rate", "100000", "--seed", "1")
     shop.ok("worker", "examples.orders:app", "--burst", "--log-level", "error")
     dice = random.Random(1)
-    placed = [example.order(dice) for _ in range(150)]
+    placed = [example.order(dice) for _ in range(60)]
     billed = [
         (each.customer, example.CENTS[each.item] * each.quantity) for each in placed if each.item in example.CENTS
     ]
     invoices = [json.loads(line)["event"] for line in shop.ok("read", "invoices", "--json").splitlines()]
     assert sorted((each["customer"], each["cents"]) for each in invoices) == sorted(billed)
     dead = [json.loads(line) for line in shop.ok("dead", "list", "orders", "--group", "billing", "--json").splitlines()]
-    assert len(dead) == 150 - len(billed) > 0
+    assert len(dead) == 60 - len(billed) > 0
     assert {letter["reason"] for letter in dead} == {"rejected"}
     assert not shop.ok("dead", "list", "orders", "--group", "scans", "--json").strip()
     bucket = shop.env["RSTREAM_BLOBS"].split("/")[2]
@@ -460,12 +459,13 @@ def test_a_worker_may_be_the_first_process_of_its_container(shop: Commands, proc
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("no PID namespaces may be made here")
     command = [*unshare, sys.executable, "-m", "rstream", "worker", "examples.orders:app", "--processes", processes]
-    publish(shop, "--count", "5", "--rate", "100000")
-    with subprocess.Popen(command, cwd=shop.directory, env=shop.env, stderr=subprocess.PIPE) as outer:
+    with subprocess.Popen(command, cwd=shop.directory, env=shop.env, stderr=subprocess.PIPE, text=True) as outer:
         try:
-            eventually(lambda: shop.run("read", "invoices", "--json").stdout.count("\n") >= 4, timeout=30)
+            assert outer.stderr
+            assert any(" ready: " in line for line in outer.stderr)  # ends with the process
             (inner,) = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
             os.kill(int(inner), signal.SIGTERM)
-            assert outer.wait(30) == 0
+            told = outer.stderr.read()
+            assert outer.wait(60) == 0 and " ended: " in told, told
         finally:
             outer.kill()
