@@ -35,5 +35,8 @@ bench: $(VENV)/.installed .venv-peers/.installed .venv-arq/.installed   ## besid
 bench-quick: $(VENV)/.installed   ## beside the raw limits alone, in a minute
 	$(BIN)/python -m benchmarks --quick
 
+.env: deploy/env.example   ## secrets for docker-compose.yml, made up anew; one that is there stays
+	@test -e $@ && touch $@ || $(PYTHON) deploy/env.py $< $@
+
 clean:
 	rm -rf $(VENV) .venv-peers .venv-arq .pytest_cache .mypy_cache .ruff_cache
