@@ -1,4 +1,4 @@
-"""Gathers what there is to know, and has every check look at it. Reads only: nothing is changed, in Redis or elsewhere."""
+"""Gathers what there is to know, and has every check look at it. Nothing is changed, in Redis or elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROBE = "rstream-doctor"
 
 
 class Check(NamedTuple):
-    """subject: "server", "stream", "group" or "app" · name: what is well where it finds nothing."""
+    """subject: "server", "sentinel", "cluster", "stream", "group" or "app" · name: what is well where it finds nothing."""
 
     subject: str
     name: str
@@ -37,15 +37,18 @@ class Check(NamedTuple):
 
 
 def _on_facts(subject: str, *checks: Callable[[Facts], Iterator[Finding]]) -> list[Check]:
-    return [
-        Check(subject, (check.__doc__ or "").strip(), lambda all, check=check: check(all.facts)) for check in checks
-    ]  # type: ignore[misc]
+    def on(check: Callable[[Facts], Iterator[Finding]]) -> Check:
+        return Check(subject, (check.__doc__ or "").strip(), lambda everything: check(everything.facts))
+
+    return [on(check) for check in checks]
 
 
 CHECKS: list[Check] = [
     *_on_facts("server", server.reachable, server.version, server.eviction, server.persistence, server.memory),
     *_on_facts("server", server.clock, server.latency, server.clients, server.keys, server.untold),
-    *_on_facts("server", together.replication, together.sentinels, together.cluster, together.rights),
+    *_on_facts("server", together.replication, together.rights),
+    *_on_facts("sentinel", together.sentinels),
+    *_on_facts("cluster", together.cluster),
     *_on_facts(
         "stream", stream.stored, stream.ids, stream.balance, stream.generations, stream.entries, stream.retention
     ),

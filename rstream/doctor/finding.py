@@ -15,8 +15,8 @@ LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "problem")
 @dataclass(frozen=True, slots=True)
 class Finding:
     """level: "note" is good to know, "warning" will hurt some day, "problem" hurts now, or the next time that
-    something fails · code: a name that stays, as docs/doctor.md lists it · where: server, stream, group · what: was found
-    · why: that matters · do: what to do, commands among it.
+    something fails · code: a name that stays, as docs/doctor.md lists it · where: server, stream, group · what: was
+    found · why: that matters · do: what to do, commands among it.
     """
 
     level: Level

@@ -63,7 +63,8 @@ def workers(facts: Facts) -> Findings:
             )  # fmt: skip
         if len(stale) > STALE:
             yield Finding(
-                "note", "stale-consumers", where, f"{len(stale)} consumers of workers that are gone are left, with nothing",
+                "note", "stale-consumers", where,
+                f"{len(stale)} consumers of workers that are gone are left, with nothing",
                 "they cost a little at every look; workers that end by SIGTERM leave none",
                 (f"redis-cli XGROUP DELCONSUMER KEY {group.name} {stale[0].worker}    (only where it holds nothing)",),
             )  # fmt: skip
@@ -173,7 +174,8 @@ def archive(facts: Facts) -> Findings:
                 "problem" if nobody else "warning", "archiver-behind", where,
                 f"the archive is {text_of(group.behind)} behind" + (f": {who}" if nobody else f" ({stream.archiver})"),
                 "nothing is trimmed that is not archived: the stream fills",
-                (f"rstream archive {'stop' if stopped else 'run'} {stream.name}", f"rstream archive show {stream.name}"),
+                (f"rstream archive {'stop' if stopped else 'run'} {stream.name}",
+                 f"rstream archive show {stream.name}"),
             )  # fmt: skip
         if group.missing and not stopped:
             yield Finding(

@@ -15,7 +15,7 @@ Findings = Iterator[Finding]
 
 MB = 1024 * 1024
 LUA_HOLE = {"redis": {(7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2}, "valkey": {(7, 2): 11, (8, 0): 6, (8, 1): 4}}
-"""CVE-2025-49844: the first patch that has no hole, by release line; lines that are newer have none, others all have."""
+"""CVE-2025-49844: the first patch without the hole, by release line; newer lines have none, all others have it."""
 NEWEST_HOLED = {"redis": (8, 2), "valkey": (8, 1)}
 
 TIGHT, FULL = 0.75, 0.9
@@ -139,11 +139,13 @@ def memory(facts: Facts) -> Findings:
                 "problem" if used > FULL * limit else "warning", "memory-full", server.name,
                 f"{used / limit:.0%} of maxmemory is in use ({size_text(used)} of {size_text(limit)})",
                 "when it is full, publish raises MemoryFull; draining goes on",
-                ("rstream streams retention STREAM --bytes N caps a stream below that", "redis-cli CONFIG SET maxmemory N"),
+                ("rstream streams retention STREAM --bytes N caps a stream below that",
+                 "redis-cli CONFIG SET maxmemory N"),
             )  # fmt: skip
         elif not limit and machine and used > TIGHT * machine:
             yield Finding(
-                "warning", "memory-full", server.name, f"{used / machine:.0%} of the machine's memory is in use, unlimited",
+                "warning", "memory-full", server.name,
+                f"{used / machine:.0%} of the machine's memory is in use, and nothing limits it",
                 "the kernel ends the server when there is none left",
                 ("redis-cli CONFIG SET maxmemory N (and in redis.conf)",),
             )  # fmt: skip
@@ -186,7 +188,7 @@ def clock(facts: Facts) -> Findings:
             way = "ahead of" if server.ahead > 0 else "behind"
             yield Finding(
                 "warning", "clock", server.name, f"its clock is {text_of(off)} {way} the one here",
-                "ids, ages and retries go by the server's clock: times that you give (--from, --since) mean others there",
+                "ids, ages and retries go by the server's clock: times that you give (--from) mean others there",
                 ("chronyc tracking, or timedatectl, on both machines",),
             )  # fmt: skip
 
@@ -218,7 +220,8 @@ def clients(facts: Facts) -> Findings:
         connected, most = server.number("connected_clients") or 0.0, server.number("maxclients") or 0.0
         if most and connected > 0.8 * most:
             yield Finding(
-                "warning", "many-clients", server.name, f"{connected:,.0f} of {most:,.0f} clients are connected (maxclients)",
+                "warning", "many-clients", server.name,
+                f"{connected:,.0f} of {most:,.0f} clients are connected (maxclients)",
                 "the next ones are refused, and a worker that loses its connection is one of them",
                 ("redis-cli CONFIG SET maxclients N", "redis-cli CLIENT LIST tells who they are"),
             )  # fmt: skip
@@ -257,12 +260,13 @@ def keys(facts: Facts) -> Findings:
                 "warning", "keys-without-ttl", server.name,
                 f"{len(server.leaks):,} of {server.keys:,} keys that were looked at have no TTL and should ({kinds}): "
                 f"{some((leak.key for leak in server.leaks), 3)}",
-                "they stay for good; an `alive` or `owner` of that kind keeps a dead worker's deliveries from being taken over",
+                "they stay for good; an `alive` or `owner` among them keeps a dead worker's deliveries from others",
                 ("somebody used PERSIST or RESTORE: redis-cli PEXPIRE KEY 86400000",),
             )  # fmt: skip
         if server.strays:
             yield Finding(
-                "note", "stray-keys", server.name, f"there are keys of streams that are not listed: {some(server.strays)}",
+                "note", "stray-keys", server.name,
+                f"there are keys of streams that are not listed: {some(server.strays)}",
                 "their declaration was deleted, or lost: nobody trims them",
                 tuple(f"redis-cli --scan --pattern '{{*}}:{name}:*'" for name in server.strays[:3]),
             )  # fmt: skip
@@ -281,7 +285,7 @@ def untold(facts: Facts) -> Findings:
 
 
 _UNSEEN = {
-    "CONFIG GET": "not checked: fsync, snapshots, min-replicas, output buffers, timeouts (your provider's console tells)",
+    "CONFIG GET": "not checked: fsync, snapshots, min-replicas, output buffers, timeouts (the provider's console tells)",
     "INFO": "not checked: version, eviction, persistence, memory, replication",
     "SLOWLOG GET": "not checked: slow calls",
     "ACL WHOAMI": "the user's name is not told; its rights were looked at all the same",

@@ -48,8 +48,8 @@ def ids(facts: Facts) -> Findings:
             yield Finding(
                 "problem" if ahead > 3600 else "warning", "ids-ahead", f"stream {stream.name}",
                 f"its newest id is {text_of(ahead)} ahead of Redis's clock",
-                "the clock was set back, or a failover went to a server whose clock is behind: until it has caught up new "
-                "ids only count on, ages are too small, and trimming by age comes late",
+                "the clock was set back, or a failover went to a server whose clock is behind: until it has caught up "
+                "new ids only count on, ages are too small, and trimming by age comes late",
                 ("chronyc tracking, or timedatectl, on all Redis servers",),
             )  # fmt: skip
 
@@ -114,8 +114,8 @@ def entries(facts: Facts) -> Findings:
         if large is not None and large.largest > facts.threshold:
             yield Finding(
                 "warning" if large.largest > LARGE else "note", "large-entries", f"stream {stream.name}",
-                f"of the newest {sum(each.looked for each in looked):,} entries the largest has {size_text(large.largest)}: "
-                f"{large.which}",
+                f"of the newest {sum(each.looked for each in looked):,} entries the largest has "
+                f"{size_text(large.largest)}: {large.which}",
                 f"payloads above {size_text(facts.threshold)} (blob_threshold) fill Redis, and every read of them",
                 ("set a blob store for producers and workers: RSTREAM_BLOBS=s3://bucket/prefix",),
             )  # fmt: skip
@@ -172,8 +172,8 @@ def _pinning(stream: StreamFacts, group: str, every: list[_Held]) -> Finding:
     )  # fmt: skip
     return Finding(
         "problem" if fullest.part > 0.99 else "warning", "retention-pinned", f"stream {stream.name}",
-        f"{who} keeps {len(every)} of {len(stream.layout.every)} shards from being trimmed; its oldest entry that is not "
-        f"processed is {text_of(oldest.age)} old: {_whose(oldest)}",
+        f"{who} keeps {len(every)} of {len(stream.layout.every)} shards from being trimmed; its oldest entry that is "
+        f"not processed is {text_of(oldest.age)} old: {_whose(oldest)}",
         f"what is beyond the retention stays; {state}", do,
     )  # fmt: skip
 

@@ -39,7 +39,8 @@ def _enough(facts: Facts, server: ServerFacts, replicas: int) -> Findings:
     wanted, good = int(server.config.get("min-replicas-to-write", "0")), server.number("min_slaves_good_slaves")
     if wanted and good is not None and good < wanted:
         yield Finding(
-            "problem", "too-few-replicas", server.name, f"{good:.0f} of {wanted} replicas are there (min-replicas-to-write)",
+            "problem", "too-few-replicas", server.name,
+            f"{good:.0f} of {wanted} replicas are there (min-replicas-to-write)",
             "it refuses all writes (NOREPLICAS)", ("bring the replicas back: redis-cli INFO replication",),
         )  # fmt: skip
     elif facts.replicas > replicas:
@@ -99,7 +100,8 @@ def sentinels(facts: Facts) -> Findings:
         )  # fmt: skip
     if told and known > len(facts.sentinels):
         yield Finding(
-            "note", "sentinels-unnamed", facts.where, f"there are {known} sentinels, the URL names {len(facts.sentinels)}",
+            "note", "sentinels-unnamed", facts.where,
+            f"there are {known} sentinels, the URL names {len(facts.sentinels)}",
             "those that it does not name are not asked", ("name all in the URL",),
         )  # fmt: skip
 
@@ -112,7 +114,8 @@ def cluster(facts: Facts) -> Findings:
         state, served = server.cluster.get("cluster_state", "ok"), int(server.cluster.get("cluster_slots_ok", SLOTS))
         if state != "ok" or served < SLOTS:
             yield Finding(
-                "problem", "cluster-down", server.name, f"cluster_state is {state}, {served:,} of {SLOTS:,} slots are served",
+                "problem", "cluster-down", server.name,
+                f"cluster_state is {state}, {served:,} of {SLOTS:,} slots are served",
                 "shards whose slot nobody serves stand still",
                 ("redis-cli --cluster check HOST:PORT", "redis-cli --cluster fix HOST:PORT"),
             )  # fmt: skip
