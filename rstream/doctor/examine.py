@@ -29,7 +29,9 @@ PROBE = "rstream-doctor"
 
 
 class Check(NamedTuple):
-    """subject: "server", "sentinel", "cluster", "stream", "group" or "app" · name: what is well where it finds nothing."""
+    """subject: "server", "sentinel", "cluster", "stream", "group" or "app" · name: what is well where it finds
+    nothing.
+    """
 
     subject: str
     name: str

@@ -285,7 +285,7 @@ def untold(facts: Facts) -> Findings:
 
 
 _UNSEEN = {
-    "CONFIG GET": "not checked: fsync, snapshots, min-replicas, output buffers, timeouts (the provider's console tells)",
+    "CONFIG GET": "not checked: fsync, snapshots, min-replicas, output buffers, timeouts (a provider's console tells)",
     "INFO": "not checked: version, eviction, persistence, memory, replication",
     "SLOWLOG GET": "not checked: slow calls",
     "ACL WHOAMI": "the user's name is not told; its rights were looked at all the same",

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from rstream.store import keys, scripts
 from rstream.store.keys import Shard
@@ -54,7 +53,7 @@ _SPECIAL: Mapping[str, Call] = {
     "EVALSHA": ("EVALSHA", "0" * 40, "1", "KEYS"),
     "SCRIPT LOAD": ("SCRIPT", "LOAD", "return 1"),
     "TIME": ("TIME",),
-    "SET": ("SET", "KEYS", "v"),
+    **{name: (name, "KEYS") for name in ("EXISTS", "DEL", "UNLINK")},  # all that follows is keys
 }
 
 
@@ -123,7 +122,7 @@ def ask(layout: Layout, *, eval_: bool = False) -> list[Call]:
         names = list(keys_of(use, layout).values())
         parts: list[Arg] = [len(names), *names]
         for command in commands_of(use):
-            call = _SPECIAL.get(command) or (*command.split(), "KEYS", "a", "b", "c")
+            call = _call(command)
             parts += [len(call), *call]
         asked = RIGHTS([], *parts)
         calls.append(("EVAL", RIGHTS.source, *asked[2:]) if eval_ else asked)
@@ -138,10 +137,20 @@ def judge(layout: Layout, replies: Sequence[Sequence[bytes]]) -> dict[str, Denie
 
 
 def _denied(commands: Sequence[str], patterns: Sequence[str], marks: Sequence[bytes]) -> Denied:
+    """A command is denied where it is for all keys; a key where all that reads is, or all that writes."""
     known = {command: each.decode() for command, each in zip(commands, marks, strict=True) if each}
     never = tuple(command for command, each in known.items() if "1" not in each)
-    allowed: list[Any] = [each for each in known.values() if "1" in each]
+    allowed = {command: each for command, each in known.items() if "1" in each and "KEYS" in _call(command)}
+    writes = [each for command, each in allowed.items() if command in _WRITES]
+    reads = [each for command, each in allowed.items() if command not in _WRITES]
     shut = tuple(
-        pattern for n, pattern in enumerate(patterns) if allowed and not any(each[n : n + 1] == "1" for each in allowed)
+        pattern
+        for n, pattern in enumerate(patterns)
+        if any(kind and not any(each[n] == "1" for each in kind) for kind in (writes, reads))
     )
     return Denied(never, shut)
+
+
+def _call(command: str) -> Call:
+    """As it is asked about."""
+    return _SPECIAL.get(command) or (*command.split(), "KEYS", "a", "b", "c")
