@@ -22,6 +22,8 @@ AHEAD_SECONDS = 1.0
 HOT, HOT_ENTRIES, HOT_BYTES = 4, 1000, 16 * 1024 * 1024
 """How many times the mean a shard may hold, where it holds that much."""
 LARGE = 256 * 1024
+FULL = 0.95
+"""Of a shard's limit, by what is not processed: a flush may be too large for the rest."""
 LATE_SECONDS = 60.0
 """So long may trimming come after an entry's age: the janitor looks every few seconds."""
 
@@ -160,8 +162,8 @@ def _pinned(stream: StreamFacts, kept: Retention) -> Findings:
 def _pinning(stream: StreamFacts, group: str, every: list[_Held]) -> Finding:
     fullest, oldest = max(every, key=lambda each: each.part), max(every, key=lambda each: each.pin.age).pin
     state = "producers are not affected"
-    if fullest.part > 0.99:
-        state = "publish is refused there (StreamFull)"
+    if fullest.part > FULL:
+        state = "publish is refused there, or will be at any moment (StreamFull)"
     elif fullest.part >= (stream.layout.retention or Retention()).soft:
         state = f"producers are slowed (shard {fullest.pin.shard} is {fullest.part:.0%} full of what is not processed)"
     who = "the archiver" if group == ARCHIVE else f"group {group!r}"
@@ -171,7 +173,7 @@ def _pinning(stream: StreamFacts, group: str, every: list[_Held]) -> Finding:
         f"rstream groups remove {stream.name} --group {group}    (nobody needs it; shows its plan)",
     )  # fmt: skip
     return Finding(
-        "problem" if fullest.part > 0.99 else "warning", "retention-pinned", f"stream {stream.name}",
+        "problem" if fullest.part > FULL else "warning", "retention-pinned", f"stream {stream.name}",
         f"{who} keeps {len(every)} of {len(stream.layout.every)} shards from being trimmed; its oldest entry that is "
         f"not processed is {text_of(oldest.age)} old: {_whose(oldest)}",
         f"what is beyond the retention stays; {state}", do,
