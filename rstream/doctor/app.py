@@ -56,9 +56,10 @@ class Examined:
         if subject == "group":
             return any(stream.groups for stream in self.facts.streams)
         if subject in ("sentinel", "cluster"):
-            return self.facts.kind == subject
-        streams = self.facts.streams or self.facts.missing or self.facts.unknown
-        return subject == "server" or bool(streams)
+            return self.facts.kind == subject and self.facts.failure is None
+        if subject == "stream":
+            return bool(self.facts.streams or self.facts.missing or self.facts.unknown)
+        return subject == "redis" or bool(self.facts.servers)
 
 
 def schemas(everything: Examined) -> Findings:

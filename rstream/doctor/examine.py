@@ -29,7 +29,7 @@ PROBE = "rstream-doctor"
 
 
 class Check(NamedTuple):
-    """subject: "server", "sentinel", "cluster", "stream", "group" or "app" · name: what is well where it finds
+    """subject: "redis", "server", "sentinel", "cluster", "stream", "group" or "app" · name: what is well where it finds
     nothing.
     """
 
@@ -46,7 +46,8 @@ def _on_facts(subject: str, *checks: Callable[[Facts], Iterator[Finding]]) -> li
 
 
 CHECKS: list[Check] = [
-    *_on_facts("server", server.reachable, server.version, server.eviction, server.persistence, server.memory),
+    *_on_facts("redis", server.reachable),
+    *_on_facts("server", server.version, server.eviction, server.persistence, server.memory),
     *_on_facts("server", server.clock, server.latency, server.clients, server.keys, server.untold),
     *_on_facts("server", together.replication, together.rights),
     *_on_facts("sentinel", together.sentinels),

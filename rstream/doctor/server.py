@@ -28,7 +28,7 @@ BUFFER = 64 * MB
 
 
 def reachable(facts: Facts) -> Findings:
-    """Redis answers"""
+    """answers"""
     error = facts.failure
     if error is not None:
         where, text = facts.where, str(error)
@@ -49,7 +49,7 @@ def reachable(facts: Facts) -> Findings:
 
 def version(facts: Facts) -> Findings:
     """version"""
-    for server in facts.servers:
+    for server in facts.answering:
         kind, told = of(server)
         numbers = tuple(int(part) for part in told.split(".")[:3] if part.isdecimal())
         if len(numbers) == 3 and _has_lua_hole(kind, numbers[:2], numbers[2]):
@@ -74,7 +74,7 @@ def _has_lua_hole(kind: str, line: tuple[int, ...], patch: int) -> bool:
 
 def eviction(facts: Facts) -> Findings:
     """eviction policy"""
-    for server in facts.servers:
+    for server in facts.answering:
         policy = server.info.get("maxmemory_policy", "noeviction")
         if victims := evicted_by(policy):
             limited = server.number("maxmemory")
@@ -95,7 +95,7 @@ def eviction(facts: Facts) -> Findings:
 
 def persistence(facts: Facts) -> Findings:
     """persistence"""
-    for server in facts.servers:
+    for server in facts.answering:
         aof, config = server.info.get("aof_enabled"), server.config
         if aof == "0":
             snapshots = config.get("save", "?") != ""
@@ -131,7 +131,9 @@ def _write_failures(server: ServerFacts) -> Iterator[tuple[str, str]]:
 
 def memory(facts: Facts) -> Findings:
     """memory"""
-    for server in facts.servers:
+    for server in facts.answering:
+        if "used_memory" not in server.info:
+            continue
         used, limit = server.number("used_memory") or 0.0, server.number("maxmemory") or 0.0
         machine = server.number("total_system_memory") or 0.0
         if limit and used > TIGHT * limit:
@@ -182,7 +184,7 @@ def _fragments(server: ServerFacts, used: float) -> Findings:
 
 def clock(facts: Facts) -> Findings:
     """clock"""
-    for server in facts.servers:
+    for server in facts.answering:
         off = max(0.0, abs(server.ahead) - server.ping)
         if off > CLOCK_SECONDS:
             way = "ahead of" if server.ahead > 0 else "behind"
@@ -195,7 +197,7 @@ def clock(facts: Facts) -> Findings:
 
 def latency(facts: Facts) -> Findings:
     """latency"""
-    for server in facts.servers:
+    for server in facts.answering:
         if server.ping > SLOW_PING:
             yield Finding(
                 "warning" if server.ping > 5 * SLOW_PING else "note", "latency", server.name,
@@ -216,7 +218,7 @@ def latency(facts: Facts) -> Findings:
 
 def clients(facts: Facts) -> Findings:
     """clients"""
-    for server in facts.servers:
+    for server in facts.answering:
         connected, most = server.number("connected_clients") or 0.0, server.number("maxclients") or 0.0
         if most and connected > 0.8 * most:
             yield Finding(
@@ -253,7 +255,7 @@ def _buffer(limits: str) -> int:
 
 def keys(facts: Facts) -> Findings:
     """keys"""
-    for server in facts.servers:
+    for server in facts.answering:
         if server.leaks:
             kinds = some(sorted({leak.part.kind for leak in server.leaks}))
             yield Finding(
@@ -274,7 +276,7 @@ def keys(facts: Facts) -> Findings:
 
 def untold(facts: Facts) -> Findings:
     """all that could be looked at"""
-    for server in facts.servers:
+    for server in facts.answering:
         for what, why in server.untold.items():
             yield Finding(
                 "note", "could-not-look", server.name, f"could not look: {what}: {why}",

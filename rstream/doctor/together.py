@@ -19,12 +19,14 @@ SENTINELS = 3
 
 def replication(facts: Facts) -> Findings:
     """replication"""
-    for server in facts.servers:
+    for server in facts.answering:
         if server.info.get("role") == "slave":
             yield Finding(
                 "problem", "is-replica", server.name, "it is a replica, and takes no writes",
                 "publishing and workers stand still", ("name the master in the URL, or its sentinels: redis+sentinel://…",),
             )  # fmt: skip
+            continue
+        if "role" not in server.info:
             continue
         replicas = _replicas(server)
         for address, state, lag in replicas:
@@ -110,7 +112,7 @@ def cluster(facts: Facts) -> Findings:
     """cluster"""
     if facts.kind != "cluster":
         return
-    for server in facts.servers:
+    for server in facts.answering:
         state, served = server.cluster.get("cluster_state", "ok"), int(server.cluster.get("cluster_slots_ok", SLOTS))
         if state != "ok" or served < SLOTS:
             yield Finding(
@@ -119,12 +121,12 @@ def cluster(facts: Facts) -> Findings:
                 "shards whose slot nobody serves stand still",
                 ("redis-cli --cluster check HOST:PORT", "redis-cli --cluster fix HOST:PORT"),
             )  # fmt: skip
-    failed = {address: flags for server in facts.servers for address, flags in server.nodes if "fail" in flags}
+    failed = {address: flags for server in facts.answering for address, flags in server.nodes if "fail" in flags}
     for address, flags in sorted(failed.items()):
         why = "it serves nothing, and cannot take over from another"
         do = ("start it again, or: redis-cli --cluster del-node HOST:PORT ID",)
         yield Finding("warning", "node-failed", address, f"the others call this node {flags}", why, do)
-    if any(server.config.get("cluster-require-full-coverage") == "yes" for server in facts.servers):
+    if any(server.config.get("cluster-require-full-coverage") == "yes" for server in facts.answering):
         yield Finding(
             "note", "full-coverage", facts.where, "cluster-require-full-coverage is yes",
             "one slot that nobody serves stops all shards, also those of other masters",
@@ -155,7 +157,7 @@ def _shares(facts: Facts) -> Findings:
 
 def rights(facts: Facts) -> Findings:
     """rights"""
-    for server in facts.servers:
+    for server in facts.answering:
         denied = {use: told for use, told in server.denied.items() if told}
         user = server.user or "USER"
         for use, told in denied.items():

@@ -37,6 +37,10 @@ class Facts:
     unknown: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def answering(self) -> list[ServerFacts]:
+        return [server for server in self.servers if not server.failure]
+
 
 def gather(link: SyncLink, facts: Facts, names: Sequence[str] = ()) -> Facts:
     """names: of streams to look at; without, all. Never raises because of Redis."""
