@@ -26,7 +26,7 @@ from rstream.errors import (
 )
 from rstream.store.scripts import Call
 from rstream.store.sentinel import SentinelReport, Sentinels
-from rstream.store.url import COMMAND_TIMEOUT, Address, Transport, Url, label, read
+from rstream.store.url import COMMAND_TIMEOUT, Address, Transport, Url, label, read, words
 
 if TYPE_CHECKING:
     from rstream.store.embedded import Embedded
@@ -130,7 +130,7 @@ class Endpoint:
         self, error: BaseException | str, *, sent: bool = False, at: Address | None = None, hint: str = _IS_IT
     ) -> StoreUnavailable:
         """The error for a Redis that does not answer; `sent`: the command may have reached it; at: which node."""
-        why = str(error).rstrip(".") or type(error).__name__
+        why = words(error).rstrip(".") or type(error).__name__
         node = "" if at is None else f"{at[0]}:{at[1]}"
         told = why if node in why else f"{node}: {why}"
         result = StoreUnavailable(f"Redis at {self.label} does not answer: {told} ({hint})")
@@ -145,12 +145,12 @@ class Endpoint:
         )
 
     def refused(self, error: BaseException) -> StoreRefused:
-        why = str(error).rstrip(".")
+        why = words(error).rstrip(".")
         return StoreRefused(f"Redis at {self.label} refused: {why}. Check user, password and rights in the URL")
 
     def reply_error(self, error: BaseException) -> StoreError:
         """What an error reply means to us."""
-        code, text = _code(error), str(error)
+        code, text = _code(error), words(error)
         if code == "OOM":
             return MemoryFull(
                 f"Redis at {self.label} is at maxmemory and refused the write: nothing was written. "

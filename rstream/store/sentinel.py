@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from rstream.errors import StoreRefused, StoreUnavailable
-from rstream.store.url import Address, Url
+from rstream.store.url import Address, Url, words
 
 TIMEOUT = 1.0
 """Seconds that one sentinel may be silent before the next one is asked."""
@@ -49,10 +49,10 @@ class Sentinels:
             try:
                 answer = self._ask(address)
             except (redis_errors.AuthenticationError, redis_errors.ResponseError) as error:
-                answer = f"refused: {error}"
+                answer = f"refused: {words(error)}"
                 refusals += 1
             except (redis_errors.RedisError, OSError) as error:
-                answer = f"does not answer ({error})"
+                answer = f"does not answer ({words(error)})"
             if not isinstance(answer, str):
                 # The next time it is asked first: one that is dead may cost a second.
                 self._order = (address, *(other for other in self._order if other != address))
@@ -95,9 +95,9 @@ class Sentinels:
                     client.execute_command("SENTINEL", "CKQUORUM", self._name)
                     quorum = ""
                 except redis.ResponseError as error:
-                    quorum = str(error)
+                    quorum = words(error)
         except (redis.RedisError, OSError) as error:
-            return SentinelReport(name, f"does not answer ({error})")
+            return SentinelReport(name, f"does not answer ({words(error)})")
         down = bool(state["is_sdown"] or state["is_odown"])
         counts = int(state["num-other-sentinels"]) + 1, int(state["num-slaves"])
         return SentinelReport(name, "", f"{state['ip']}:{state['port']}", down, *counts, quorum)
