@@ -2,6 +2,7 @@
 -- Which commands the user that calls this may run on which keys, as Redis itself judges it. Nothing is run, nothing is
 -- looked at: it works for a user who has no right to ask for rights, and on every node of a cluster.
 --
+-- KEYS    none: what is asked about may lie in any slot, for nothing is read
 -- ARGV[1] KEYS  how many keys follow; of a command the argument "KEYS" stands for one of them
 -- ARGV[2] ...   the keys, then commands: each is the number of its parts, and these
 -- returns  for each command, a string with "1" where it is allowed for a key, "0" where not, in the order of the keys; ""
