@@ -160,6 +160,12 @@ def rights(facts: Facts) -> Findings:
     for server in facts.answering:
         denied = {use: told for use, told in server.denied.items() if told}
         user = server.user or "USER"
+        if why := server.untold.get("rights"):
+            yield Finding(
+                "problem", "rights", server.name, f"user {user!r} may not run scripts: {why}",
+                "all that rstream does in Redis is done by scripts",
+                (f"redis-cli ACL SETUSER {user} +evalsha +script|load",),
+            )  # fmt: skip
         for use, told in denied.items():
             missing = [f"commands {some(told.commands, 12)}"] if told.commands else []
             missing += [f"keys {some(told.keys, 12)}"] if told.keys else []
