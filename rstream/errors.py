@@ -41,6 +41,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from typing import TYPE_CHECKING
 
@@ -246,6 +247,14 @@ def full_text(error: BaseException, limit: int = 16_000) -> str:
         return one_line(error, limit)
 
 
+_PASSWORD = re.compile(r"""://[^\s/"'@:]*(?::[^\s"'@]*)?@(?:[^\s"'/@]*@)*""")
+
+
+def masked(text: str) -> str:
+    """Without user and password of the URLs in it: an error, or the line of code that raised it, may have one."""
+    return _PASSWORD.sub("://…@", text)
+
+
 def _printable(text: str) -> str:
     """Lone surrogates are text to Python, and to nobody else."""
-    return text.encode(errors="replace").decode()
+    return masked(text.encode(errors="replace").decode())

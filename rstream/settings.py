@@ -27,13 +27,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str | None = None
+    url: str | None = Field(default=None, repr=False)  # it may hold a password
     namespace: str = "rstream"
     publish_timeout: float = Field(default=30.0, gt=0, le=300)
     full_wait: float = Field(default=0.0, ge=0, le=300)
     durability: Durability = "local"
     max_event_bytes: int = Field(default=1024 * 1024, gt=0, le=64 * 1024 * 1024)
-    blobs: str | None = None
+    blobs: str | None = Field(default=None, repr=False)
     blob_threshold: int = Field(default=32 * 1024, ge=64, le=64 * 1024 * 1024)
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from rstream.errors import LoadError
+from rstream.errors import LoadError, masked
 
 if TYPE_CHECKING:
     from rstream.app import RStream
@@ -84,7 +84,7 @@ def _import(name: str) -> ModuleType:
 
 def _explain(module: str, error: BaseException) -> str:
     """What went wrong while the user's module was imported, and at which line of theirs."""
-    what = " ".join(f"{type(error).__name__}: {error}".split())
+    what = masked(" ".join(f"{type(error).__name__}: {error}".split()))
     if isinstance(error, SyntaxError) and error.filename:
         what, place = f"SyntaxError: {error.msg}", (error.filename, error.lineno, error.text)
     else:
@@ -94,7 +94,7 @@ def _explain(module: str, error: BaseException) -> str:
             return f"{module} cannot be imported: {what}"
         place = (frame.filename, frame.lineno, frame.line)
     file, line, source = place
-    return f"{module} cannot be imported: {what} (at {_short(file)}:{line}: {(source or '').strip()})"
+    return f"{module} cannot be imported: {what} (at {_short(file)}:{line}: {masked(source or '').strip()})"
 
 
 def _is_users(file: str) -> bool:

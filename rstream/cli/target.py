@@ -48,13 +48,17 @@ def stored_app() -> RStream:
 
 def declared_app(spec: str) -> RStream:
     """The app of the user, as `MODULE:APP`. Raises `LoadError`, and where one of those options cannot reach it."""
+    from rstream.blobs import url as blob_urls
     from rstream.cli.load import load_app
     from rstream.errors import ConfigError
+    from rstream.store import url as urls
 
     app = load_app(spec)
     wanted = click.get_current_context().find_root().meta
     for name in ("url", "namespace", "blobs"):
         given, used = wanted.get(f"rstream.{name}"), getattr(app.settings, name)
         if given is not None and given != used:
-            raise ConfigError(f"--{name} {given} has no effect: {spec} sets {used!r} itself. Leave out one of them")
+            label = {"url": urls.label, "blobs": blob_urls.label}.get(name, str)
+            told, sets = (value and label(value) for value in (given, used))
+            raise ConfigError(f"--{name} {told} has no effect: {spec} sets {sets!r} itself. Leave out one of them")
     return app

@@ -25,8 +25,8 @@ from rstream.errors import (
     StreamFull,
 )
 from rstream.store.scripts import Call
-from rstream.store.sentinel import Sentinels
-from rstream.store.url import COMMAND_TIMEOUT, Address, Transport, Url, label, read
+from rstream.store.sentinel import SentinelReport, Sentinels
+from rstream.store.url import COMMAND_TIMEOUT, Address, Transport, Url, label, read, words
 
 if TYPE_CHECKING:
     from rstream.store.embedded import Embedded
@@ -75,6 +75,10 @@ class Endpoint:
     def watched(self) -> bool:
         """Whether sentinels say where the server is: every time, it may be another one."""
         return self._sentinels is not None
+
+    def sentinel_reports(self) -> list[SentinelReport]:
+        """What each sentinel says of the master. Blocks; empty where none watch."""
+        return [] if self._sentinels is None else self._sentinels.reports()
 
     @property
     def seeds(self) -> tuple[Address, ...]:
@@ -126,7 +130,7 @@ class Endpoint:
         self, error: BaseException | str, *, sent: bool = False, at: Address | None = None, hint: str = _IS_IT
     ) -> StoreUnavailable:
         """The error for a Redis that does not answer; `sent`: the command may have reached it; at: which node."""
-        why = str(error).rstrip(".") or type(error).__name__
+        why = words(error).rstrip(".") or type(error).__name__
         node = "" if at is None else f"{at[0]}:{at[1]}"
         told = why if node in why else f"{node}: {why}"
         result = StoreUnavailable(f"Redis at {self.label} does not answer: {told} ({hint})")
@@ -141,12 +145,12 @@ class Endpoint:
         )
 
     def refused(self, error: BaseException) -> StoreRefused:
-        why = str(error).rstrip(".")
+        why = words(error).rstrip(".")
         return StoreRefused(f"Redis at {self.label} refused: {why}. Check user, password and rights in the URL")
 
     def reply_error(self, error: BaseException) -> StoreError:
         """What an error reply means to us."""
-        code, text = _code(error), str(error)
+        code, text = _code(error), words(error)
         if code == "OOM":
             return MemoryFull(
                 f"Redis at {self.label} is at maxmemory and refused the write: nothing was written. "
@@ -202,13 +206,11 @@ class Endpoint:
         info: dict[str, str] = {}
         for reply in replies:
             if isinstance(reply, bytes):
-                lines = reply.decode(errors="replace").splitlines()
-                info.update(line.split(":", 1) for line in lines if ":" in line)  # type: ignore[misc]
+                info |= told_by(reply)
         self._check_version(info.get("redis_version", ""))
         policy = info.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction" and policy not in self._warned:
+        if (victims := evicted_by(policy)) and policy not in self._warned:
             self._warned.add(policy)
-            victims = "whole streams" if policy.startswith("allkeys") else "leases, and with them order and fences"
             log.warning(
                 "Redis at %s has maxmemory-policy %s: when memory is full it may delete %s. Set it to noeviction",
                 self.label, policy, victims,
@@ -220,6 +222,19 @@ class Endpoint:
                 raise ServerTooOld(
                     f"Redis at {self.label} is version {version}: rstream needs Redis 7.0 or newer, or any Valkey"
                 )
+
+
+def told_by(info: bytes) -> dict[str, str]:
+    """A reply to INFO, by name."""
+    lines = info.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def evicted_by(policy: str) -> str:
+    """What of ours an eviction policy may delete; "" = nothing."""
+    if policy == "noeviction":
+        return ""
+    return "whole streams" if policy.startswith("allkeys") else "leases, and with them order and fences"
 
 
 def deposed(error: BaseException) -> bool:

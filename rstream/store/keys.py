@@ -42,6 +42,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import xxhash
 
@@ -252,3 +253,30 @@ def replay(namespace: str, stream: str, name: str) -> str:
 
 def archiver(namespace: str, stream: str) -> str:
     return f"{namespace}:archiver:{stream}"
+
+
+EXPIRING = frozenset({"seq", "alive", "owner", "once", "emitted", "memo", "given"})
+"""The kinds of keys of a shard that always have a TTL: one without stays for good."""
+
+
+class Part(NamedTuple):
+    """What a key of a shard is. kind: "" the entries themselves, else the word behind the generation."""
+
+    stream: str
+    generation: int
+    kind: str
+
+
+def of_shards(namespace: str) -> str:
+    """What all keys of shards match, as SCAN wants it."""
+    return f"{{{namespace}:*"
+
+
+def part_of(namespace: str, key: bytes) -> Part | None:
+    """What a key belongs to; None where it is none of a shard of this namespace."""
+    tag, brace, rest = key.decode(errors="replace").partition("}:")
+    stream, _, numbered = rest.partition(":")
+    generation, _, kind = numbered.partition(":")
+    if not brace or not tag.startswith(f"{{{namespace}:") or not generation.isdecimal():
+        return None
+    return Part(stream, int(generation), kind.partition(":")[0])

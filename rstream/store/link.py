@@ -262,6 +262,21 @@ class SyncLink:
         """As `Link.exchange`."""
         return self._lines.exchange(calls)
 
+    def servers(self) -> dict[str, Callable[[Sequence[Call]], list[Any]]]:
+        """How to ask each server by itself, as `exchange` does: all masters of a cluster by `host:port`, else the one
+        there is. Raises `StoreError` where a cluster does not tell its masters.
+        """
+        if isinstance(self._lines, SyncClusterLines):
+            return {f"{host}:{port}": each.exchange for (host, port), each in self._lines.masters().items()}
+        return {self.endpoint.label: self._lines.exchange}
+
+    def server_of(self, slot: int) -> str:
+        """The master that serves a slot, as `servers` calls it; "" where nobody does. Only after `servers`."""
+        if isinstance(self._lines, SyncClusterLines):
+            address = self._lines.owner(slot)
+            return "" if address is None else f"{address[0]}:{address[1]}"
+        return self.endpoint.label
+
     def close(self) -> None:
         """Close all idle connections."""
         self._lines.close()

@@ -158,6 +158,15 @@ class SyncClusterLines:
                 way.take(part, answer)
         return way.replies()
 
+    def masters(self) -> dict[Address, SyncLines]:
+        """As any node tells them. Raises `StoreError`."""
+        if self._atlas.doubted:
+            self._survey()
+        return {address: self._node(address) for address in self._atlas.topology.masters}
+
+    def owner(self, slot: int) -> Address | None:
+        return self._atlas.topology.owner(slot)
+
     def _exchange(self, parts: list[Part]) -> list[list[Any] | StoreError]:
         answers: list[list[Any] | StoreError] = []
         sent: list[_Sent | StoreError] = []

@@ -61,10 +61,10 @@ class Url:
 
     form: Form
     transport: Transport
-    options: dict[str, Any]
+    options: dict[str, Any] = field(repr=False)
     seeds: tuple[Address, ...] = ()
     master: str = ""
-    credentials: dict[str, Any] = field(default_factory=dict)
+    credentials: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 def label(text: str) -> str:
@@ -77,6 +77,16 @@ def label(text: str) -> str:
     if scheme and not scheme.isalpha() and scheme not in _SCHEMES:
         scheme = "…"
     return scheme + separator + place.partition("?")[0].partition("#")[0]
+
+
+_ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
+
+
+def words(error: BaseException | str) -> str:
+    """What a server says, for messages. Of a command that it does not know it repeats the arguments: the password,
+    where that is AUTH, or a payload.
+    """
+    return _ARGUMENTS.sub("", str(error))
 
 
 def read(text: str) -> Url:
