@@ -71,6 +71,7 @@ class Line(asyncio.BufferedProtocol):
         self._before = self._transport.get_protocol()
         self._loop = asyncio.get_running_loop()
         self._buffer, self._reader = bytearray(READ_BYTES), reader()
+        self._space = memoryview(self._buffer)  # asyncio's TLS takes slices of it, which of a bytearray are copies
         self._done: Callable[[Outcome], None] | None = None
         self._replies: list[Any] = []
         self._wanted = 0
@@ -136,8 +137,8 @@ class Line(asyncio.BufferedProtocol):
 
     # -- called by the transport
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._space
 
     def buffer_updated(self, nbytes: int) -> None:
         replies, read = self._replies, self._reader
