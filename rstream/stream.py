@@ -20,7 +20,8 @@ from rstream.event import Entry, EntryId
 from rstream.perloop import PerLoop
 from rstream.position import Position
 from rstream.preparing import Preparing
-from rstream.producer import Producer, Queue, ids_of
+from rstream.producer import Producer, ids_of
+from rstream.queue import Queue
 from rstream.reference import Uploads
 from rstream.retention import Retention
 from rstream.settings import check_name
@@ -164,15 +165,17 @@ class Stream(Generic[E]):
             self.adopt(await drive(self.app.link, self._declared(), self.app.settings.publish_timeout))
         elif self._layout is None:
             # One task for all who wait: a thousand first publishes cost one round trip, and go on in their order.
-            await asyncio.shield(self._loading.get(lambda: asyncio.create_task(self._load())))
+            await asyncio.shield(self._loading.get(self._begin_loading))
         assert self._layout is not None
         return self._layout
 
+    def _begin_loading(self) -> asyncio.Task[None]:
+        loading = asyncio.create_task(self._load())
+        loading.add_done_callback(lambda _: self._loading.pop())  # also where it is cancelled before it has begun
+        return loading
+
     async def _load(self) -> None:
-        try:
-            self.adopt(await drive(self.app.link, self._declared(), self.app.settings.publish_timeout))
-        finally:
-            self._loading.pop()
+        self.adopt(await drive(self.app.link, self._declared(), self.app.settings.publish_timeout))
 
     def _declared(self) -> Steps[Layout]:
         known = self._layout
@@ -257,6 +260,10 @@ class Stream(Generic[E]):
             return Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
 
         return self._producers.get(make)
+
+    def _let_go(self) -> None:
+        """The link for this event loop is closed. Whoever goes on publishing gets a new one."""
+        self._producers.pop()
 
     async def publish_many(
         self,
