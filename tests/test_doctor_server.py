@@ -267,9 +267,16 @@ def test_who_may_not_run_scripts(guarded: Server, missing: tuple[str, ...]) -> N
     url = as_user(guarded, *KEYS, "+@all", *missing)
     findings = looked(url)
     told = [finding for finding in findings if finding.code == "rights"]
-    assert told and {finding.level for finding in told} == {"problem"}
+    assert "problem" in {finding.level for finding in told}
     words = [word.lower() for finding in told for line in finding.do for word in line.split()]
     assert any(word.startswith(("+evalsha", "+script|load")) for word in words)
+
+
+def test_who_may_see_nothing_is_told_what_it_lacks_and_who_may_not_come_in_is_told_that(guarded: Server) -> None:
+    findings = looked(as_user(guarded, *LOOK, "+evalsha", "+script|load", "~none"))
+    assert {"rights", "could-not-look"} <= codes(findings, "problem") and "server-unreachable" not in codes(findings)
+    wrong = as_user(guarded, *KEYS, "+@all").replace(SECRET, "wr0ng")
+    assert [(finding.level, finding.code) for finding in looked(wrong)] == [("problem", "server-unreachable")]
 
 
 def test_what_is_not_told_is_said(guarded: Server) -> None:

@@ -59,6 +59,16 @@ def test_streams_that_are_not_there(orders: Stream[Order], raw: redis.Redis, nam
     assert finding.level == "problem" and finding.where == "stream orders"
 
 
+@pytest.mark.parametrize("spoil", [{"retention": "{"}, {"generation": "x"}, {"schema:1": "{"}, {"versions": "7"}])
+def test_declarations_that_cannot_be_read(
+    orders: Stream[Order], raw: redis.Redis, namespace: str, spoil: dict[str, str]
+) -> None:
+    publish(orders, 4)
+    raw.hset(keys.stream(namespace, "orders"), mapping=spoil)  # type: ignore[arg-type]
+    finding = found(look(orders.app), "could-not-look")
+    assert finding.level == "problem" and "its declaration cannot be read" in finding.what
+
+
 def test_ids_ahead_of_the_clock(orders: Stream[Order], raw: redis.Redis) -> None:
     shard = orders.sync.layout().current[0]
     old(raw, shard, hours=-0.01)

@@ -86,7 +86,17 @@ def test_a_pure_module_has_no_input_or_output(name: str) -> None:
     assert inner <= {f"rstream.{pure}" for pure in PURE}
 
 
-ROOMS = [("store", ("worker", "cli", "replay", "app", "stream", "producer")), ("worker", ("cli", "replay"))]
+@pytest.mark.parametrize("name", ["finding", "server", "together", "stream", "groups", "app"])
+def test_a_check_has_no_input_or_output(name: str) -> None:
+    found = imports(ROOT / "rstream" / "doctor" / f"{name}.py")
+    assert not {"asyncio", "anyio", "socket", "threading", "subprocess", "pathlib", "random", "time", "os"} & found
+
+
+ROOMS = [
+    ("store", ("worker", "cli", "replay", "app", "stream", "producer", "doctor")),
+    ("worker", ("cli", "replay", "doctor")),
+    ("doctor", ("cli", "worker", "replay")),
+]
 
 
 @pytest.mark.parametrize(("room", "higher"), ROOMS)

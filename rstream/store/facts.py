@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from rstream.errors import StoreError
+from rstream.errors import RStreamError, StoreError, StoreRefused, one_line
 from rstream.store import layout as layouts
 from rstream.store import serverfacts, streamfacts
 from rstream.store.layout import Layout
@@ -15,13 +15,16 @@ from rstream.store.serverfacts import ServerFacts
 from rstream.store.steps import drive_sync
 from rstream.store.streamfacts import StreamFacts
 
+EVERY = "(all that are stored)"
+
 
 @dataclass(slots=True)
 class Facts:
     """where: the URL without secrets · kind: how it is deployed · replicas: that have to confirm what is published ·
     threshold: bytes from which on payloads belong into a blob store · consumes: whether the app in question does ·
-    failure: why Redis could not be asked at all · missing: streams that are listed and not stored, or asked for and
-    neither · failures: streams that could not be looked at, and why.
+    failure: why Redis could not be asked at all · listed: names of all streams, None where Redis did not tell them ·
+    missing: those that are not stored · unknown: those that were asked for, and are neither · failures: streams that
+    could not be looked at, and why.
     """
 
     where: str
@@ -34,7 +37,7 @@ class Facts:
     servers: list[ServerFacts] = field(default_factory=list)
     sentinels: list[SentinelReport] = field(default_factory=list)
     streams: list[StreamFacts] = field(default_factory=list)
-    listed: list[str] = field(default_factory=list)
+    listed: list[str] | None = None
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
@@ -54,6 +57,9 @@ def gather(link: SyncLink, facts: Facts, names: Sequence[str] = ()) -> Facts:
         known = _streams(link, facts, names)
         facts.where = endpoint.label
         _servers(link, facts, known)
+        if not facts.answering and EVERY in facts.failures:  # who may not come in at all
+            facts.failure = StoreRefused(facts.failures.pop(EVERY))
+            facts.servers.clear()
         for layout in known:
             _stream(link, facts, layout)
     except StoreError as error:
@@ -62,23 +68,28 @@ def gather(link: SyncLink, facts: Facts, names: Sequence[str] = ()) -> Facts:
 
 
 def _streams(link: SyncLink, facts: Facts, names: Sequence[str]) -> list[Layout]:
-    """What is stored of them. In a cluster one master may be away, and with it what is known of some."""
+    """What is stored of them. In a cluster one master may be away, and with it what is known of some; a user may not
+    have the right to ask for all.
+    """
     try:
         facts.listed = link.run(layouts.names(facts.namespace))
     except StoreError as error:
-        if facts.kind != "cluster":
+        if facts.kind != "cluster" and not isinstance(error, StoreRefused):
             raise
-        facts.failures["(all that are stored)"] = str(error)
+        facts.failures[EVERY] = str(error)
     found = []
-    for name in names or facts.listed:
+    for name in names or facts.listed or ():
         try:
             layout = link.run(layouts.load(facts.namespace, name))
         except StoreError as error:
             facts.failures[name] = str(error)
             continue
+        except (RStreamError, LookupError, ValueError) as error:
+            facts.failures[name] = f"its declaration cannot be read: {one_line(error)}"
+            continue
         if layout is not None:
             found.append(layout)
-        elif facts.listed or facts.kind != "cluster":
+        elif facts.listed is not None:
             (facts.missing if name in facts.listed else facts.unknown).append(name)
     return found
 
@@ -87,7 +98,7 @@ def _servers(link: SyncLink, facts: Facts, known: Sequence[Layout]) -> None:
     example = known[0] if known else Layout(facts.namespace, "any", 1, 1, None, 0)
     for name, ask in link.servers().items():
         clustered = facts.kind == "cluster"
-        facts.servers.append(serverfacts.look_at(name, ask, example, set(facts.listed), clustered=clustered))
+        facts.servers.append(serverfacts.look_at(name, ask, example, facts.listed, clustered=clustered))
 
 
 def _stream(link: SyncLink, facts: Facts, layout: Layout) -> None:

@@ -81,8 +81,8 @@ class ServerFacts:
             return None
 
 
-def look_at(name: str, ask: Ask, layout: Layout, known: set[str], *, clustered: bool) -> ServerFacts:
-    """layout: of any stream, to know what keys are called · known: names of all streams."""
+def look_at(name: str, ask: Ask, layout: Layout, known: Sequence[str] | None, *, clustered: bool) -> ServerFacts:
+    """layout: of any stream, to know what keys are called · known: names of all streams, where they are known."""
     facts = ServerFacts(name)
     try:
         facts.ping = _ping(ask)
@@ -164,7 +164,7 @@ def _rights(facts: ServerFacts, ask: Ask, layout: Layout) -> None:
     facts.denied = rights.judge(layout, replies)
 
 
-def _scan(facts: ServerFacts, ask: Ask, namespace: str, known: set[str]) -> None:
+def _scan(facts: ServerFacts, ask: Ask, namespace: str, known: Sequence[str] | None) -> None:
     """At keys without an order; where there are more than MOST_KEYS, at some of them."""
     cursor, leaks, strays = b"0", [], set[str]()
     for _ in range(MOST_KEYS // PAGE):
@@ -175,7 +175,7 @@ def _scan(facts: ServerFacts, ask: Ask, namespace: str, known: set[str]) -> None
         cursor, found = reply
         facts.keys += len(found)
         parts = {key: part for key in found if (part := keys.part_of(namespace, key)) is not None}
-        strays |= {part.stream for part in parts.values()} - known
+        strays |= {part.stream for part in parts.values()}.difference(known) if known is not None else set()
         expiring = [key for key, part in parts.items() if part.kind in keys.EXPIRING]
         for key, ttl in zip(expiring, ask([("PTTL", key) for key in expiring]) if expiring else (), strict=True):
             if ttl == -1:
