@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ import msgpack
 import pytest
 import redis
 
-from rstream import Delivery, Event, RetryPolicy, RStream
+from rstream import Delivery, Event, Retry, RetryPolicy, RStream
 from rstream.errors import ConfigError, StoreUnavailable
 from rstream.store.scripts import MINE, RECOVER
 from rstream.worker.worker import Worker
@@ -214,6 +215,38 @@ async def test_whatever_a_handler_raises_the_worker_lives(app: RStream, error: B
     await items.publish_many([Item(n=0), Item(n=1)])
     worker = await drain(app)
     assert (worker.counts.handled, worker.counts.dead) == (1, 1)
+
+
+@pytest.mark.parametrize("lost", range(3))
+async def test_a_shard_whose_group_is_gone_takes_no_outcome_of_the_others_with_it(
+    app: RStream, server: Server, lost: int
+) -> None:
+    items = app.stream("items", Item, shards=3)
+    seen: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    go_on = asyncio.Event()
+
+    @items.consumer("g", concurrency=30)
+    async def handle(event: Item, delivery: Delivery) -> None:
+        seen[str(delivery.id), event.n].append(delivery.attempt)
+        await go_on.wait()
+        if event.n % 4 == 0 and delivery.attempt == 1:
+            raise Retry(after=0.01)
+
+    await items.publish_many(Item(n=n) for n in range(30))
+    async with working(app) as worker:
+        await eventually_async(lambda: len(seen) == 30)
+        with redis.Redis.from_url(server.url) as raw:
+            shard = worker.runs[0].layout.current[lost]
+            raw.xgroup_destroy(shard.stream, "g")
+            go_on.set()
+            others = [each for each in worker.runs[0].layout.current if each is not shard]
+            await eventually_async(lambda: not any(raw.xpending(each.stream, "g")["pending"] for each in others), 10)
+            await eventually_async(lambda: worker.counts.resets == 1)
+            left = raw.xrange(shard.stream)
+        await eventually_async(lambda: worker.counts.handled >= 30)
+    ours = {str(shard.entry_id(id)) for id, _ in left}
+    assert {n: attempts for (id, n), attempts in seen.items() if id not in ours and len(attempts) > 1 + (n % 4 == 0)} == {}
+    assert worker.counts.refused == 0
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
