@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 import pytest
 import redis
+from pydantic import field_validator
 
 from rstream import Delivery, Event, Retry, RetryPolicy, RStream
 from rstream.errors import ConfigError, StoreUnavailable
@@ -248,6 +249,41 @@ async def test_a_shard_whose_group_is_gone_takes_no_outcome_of_the_others_with_i
     again = {n for (id, n), attempts in seen.items() if id not in ours and len(attempts) > 1 + (n % 4 == 0)}
     assert again == set()
     assert worker.counts.refused == 0
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), Unprintable()])
+async def test_whatever_a_validator_raises_the_worker_lives(
+    one_server: Server, namespace: str, error: BaseException, batch: int | None
+) -> None:
+    strict = False
+
+    class Strict(Event):
+        n: int
+
+        @field_validator("n")
+        @classmethod
+        def check(cls, n: int) -> int:
+            if strict and n == 0:
+                raise error
+            return n
+
+    async with RStream(one_server.url, namespace=namespace) as app:
+        items, seen = app.stream("items", Strict, shards=1), []
+
+        async def handle(events: Any) -> None:
+            seen.append(events)
+
+        items.consumer("g", batch=batch)(handle)
+        await items.publish_many([Strict(n=0), Strict(n=1)])
+        strict = True
+        worker = await drain(app)
+    assert (worker.counts.handled, worker.counts.dead) == (1, 1) and len(seen) == 1
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
