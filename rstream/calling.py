@@ -156,7 +156,12 @@ else:
 
 def _in_task(work: Coroutine[Any, Any, Answer]) -> Answer | Awaitable[Answer]:
     task = _task(work)
-    return task.result() if task.done() else _ended(task)
+    return _answer_of(task) if task.done() else _ended(task)
+
+
+def _answer_of(task: asyncio.Task[Answer]) -> Answer:
+    # Who cancels its own task, and then waits for nothing, ends as cancelled however it returns.
+    return Answer(error=asyncio.CancelledError("the handler was cancelled")) if task.cancelled() else task.result()
 
 
 async def _ended(task: asyncio.Task[Answer]) -> Answer:
@@ -173,7 +178,7 @@ async def _ended(task: asyncio.Task[Answer]) -> Answer:
             LEFT.add(task)
             log.error("a handler was cancelled %g s ago and goes on: it is left to itself", CANCEL_PATIENCE)
         raise
-    return Answer(error=asyncio.CancelledError("the handler was cancelled")) if task.cancelled() else task.result()
+    return _answer_of(task)
 
 
 def _wake(waiter: asyncio.Future[None], task: asyncio.Task[Answer]) -> None:

@@ -71,6 +71,17 @@ def bench(app: RStream, raw: redis.Redis) -> Bench:
     return Bench(app, raw)
 
 
+@pytest.mark.parametrize("limit", [1, 7, 32, 40, 64])
+def test_a_read_says_that_there_may_be_more_where_it_brought_as_much_as_it_was_asked_for(
+    bench: Bench, limit: int
+) -> None:
+    bench.publish(100)
+    reads = [bench.run(bench.ops("a").fetch(limit)) for _ in range(100 // limit)]
+    assert [(len(read.entries), read.more) for read in reads] == [(limit, True)] * (100 // limit)
+    last = bench.run(bench.ops("a").fetch(limit))
+    assert (len(last.entries), last.more) == (100 % limit, False)
+
+
 def settle(bench: Bench, worker: str, *outcomes: Outcome) -> list[tuple[str, int]]:
     refused = bench.run(bench.ops(worker).settle([outcome._replace(shard=bench.key) for outcome in outcomes]))
     return [(refusal.owner, refusal.deliveries) for refusal in refused]

@@ -108,6 +108,33 @@ def test_a_lease_is_waited_for_by_who_starts_and_said_to_be(
             keeper.stop()
 
 
+def test_a_lease_does_not_run_out_for_a_slot_in_which_its_group_has_nothing(
+    own_cluster: Cluster, namespace: str
+) -> None:
+    """Though all leases of a worker are renewed together."""
+    with RStream(own_cluster.url, namespace=namespace) as app:
+        steps, shard = of(app)
+        other = app.stream("elsewhere", Step, shards=2)
+        assert shard.slot not in [each.slot for each in other.sync.layout().current]
+        source, target = way(own_cluster, shard)
+        half, whole = leases = [
+            Lease(GroupOps(stream.sync.layout(), "g", "two", spread=True), 0.5) for stream in (steps, other)
+        ]
+        source.ask("SET", shard.owner("g"), "one|1", "PX", LIFE)
+        keeper = LeaseKeeper(app.endpoint, leases)
+        try:
+            keeper.begin(5)
+            with own_cluster.moving(shard.slot, source, target):
+                own_cluster.hand_over(source, target, shard.owner("g"))
+                eventually(lambda: not half.holds())
+                since = whole.until
+                eventually(lambda: whole.until > since + 1)
+                assert whole.term == 1 and not half.holds()
+            eventually(half.holds)
+        finally:
+            keeper.stop()
+
+
 def test_who_is_told_to_end_while_it_waits_for_its_lease_does(own_cluster: Cluster, namespace: str) -> None:
     with RStream(own_cluster.url, namespace=namespace) as app, ThreadPoolExecutor(1) as pool:
         steps, shard = of(app)

@@ -19,6 +19,11 @@ class Item(Event):
     long: bool = False
 
 
+class Keyed(Event):
+    n: int
+    key: str
+
+
 @pytest.fixture
 async def app(server: Server, namespace: str) -> AsyncIterator[RStream]:
     async with RStream(server.url, namespace=namespace) as app:
@@ -91,6 +96,33 @@ async def test_a_prefetch_that_was_asked_for_is_kept(app: RStream) -> None:
         assert run.in_hand == 6
         finish.set()
         await eventually_async(lambda: worker.counts.handled == 20)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_what_came_in_all_shards_meanwhile_comes_as_there_is_room(app: RStream, first: int) -> None:
+    """Also where the last read said that there is nothing more, and the next one waits for a slot first."""
+    items = app.stream("items", Keyed, shards=16, key="key")
+    names = {(await items.layout()).shard(name).number: name for name in map(str, range(1000))}
+    slots, began = asyncio.Semaphore(0), list[int]()
+
+    # Whoever dies with an only attempt in hand has used it up.
+    @items.consumer("g", concurrency=1, prefetch=0, ordered=False, retry=RetryPolicy(max_attempts=1))
+    async def handle(event: Keyed) -> None:
+        began.append(event.n)
+        await slots.acquire()
+
+    await items.publish(Keyed(n=0, key=names[first]))
+    async with working(app) as worker:
+        (run,) = await eventually_async(lambda: worker.runs)
+        await eventually_async(lambda: len(began) == 1)
+        await items.publish_many(Keyed(n=n, key=names[n % 16]) for n in range(1, 49))
+        for so_many in range(2, 8):
+            slots.release()
+            await eventually_async(lambda so_many=so_many: len(began) == so_many)  # type: ignore[misc]
+            assert run.in_hand == 1
+        for _ in range(100):
+            slots.release()
+        await eventually_async(lambda: worker.counts.handled == 49)
 
 
 async def test_what_is_redelivered_comes_as_fast_as_there_is_room(app: RStream) -> None:

@@ -177,6 +177,35 @@ async def test_every_event_has_a_task_of_its_own_from_the_first_line_on(app: RSt
     assert user.get() == -1
 
 
+@pytest.mark.parametrize("kind", ["loop", "in time", "wrapped", "batch"])
+async def test_a_handler_that_cancels_its_own_task_and_returns_ends_nothing_but_its_attempt(
+    app: RStream, kind: str
+) -> None:
+    items = app.stream("items", Item, shards=1)
+
+    async def handle(event: Item) -> None:
+        if event.n == 0:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    async def in_batch(events: list[Item]) -> None:
+        for event in events:
+            await handle(event)
+
+    def wrapped(event: Item) -> Any:
+        return handle(event)
+
+    options: dict[str, Any] = {"batch": 3} if kind == "batch" else {"timeout": 30 if kind == "in time" else None}
+    handler: Any = {"wrapped": wrapped, "batch": in_batch}.get(kind, handle)
+    items.consumer("g", concurrency=1, retry=RetryPolicy(max_attempts=1), **options)(handler)
+    await items.publish_many(Item(n=n) for n in range(3))
+    worker = await drain(app)
+    assert (worker.counts.handled, worker.counts.dead) == (2, 1)
+    (letter,) = await dead_letters(app, "g")
+    assert b"CancelledError: the handler was cancelled" in letter[b"error"]
+
+
 @pytest.mark.parametrize("kind", ["loop", "thread", "wrapped"])
 async def test_a_handler_that_swallows_its_timeout_has_failed_all_the_same(app: RStream, kind: str) -> None:
     items = app.stream("items", Item, shards=1)

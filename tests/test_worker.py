@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,8 +15,9 @@ from typing import Any
 import msgpack
 import pytest
 import redis
+from pydantic import field_validator
 
-from rstream import Delivery, Event, RetryPolicy, RStream
+from rstream import Delivery, Event, Retry, RetryPolicy, RStream
 from rstream.errors import ConfigError, StoreUnavailable
 from rstream.store.scripts import MINE, RECOVER
 from rstream.worker.worker import Worker
@@ -215,6 +217,74 @@ async def test_whatever_a_handler_raises_the_worker_lives(app: RStream, error: B
     await items.publish_many([Item(n=0), Item(n=1)])
     worker = await drain(app)
     assert (worker.counts.handled, worker.counts.dead) == (1, 1)
+
+
+@pytest.mark.parametrize("lost", range(3))
+async def test_a_shard_whose_group_is_gone_takes_no_outcome_of_the_others_with_it(
+    app: RStream, server: Server, lost: int
+) -> None:
+    items = app.stream("items", Item, shards=3)
+    seen: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    go_on = asyncio.Event()
+
+    @items.consumer("g", concurrency=30)
+    async def handle(event: Item, delivery: Delivery) -> None:
+        seen[str(delivery.id), event.n].append(delivery.attempt)
+        await go_on.wait()
+        if event.n % 4 == 0 and delivery.attempt == 1:
+            raise Retry(after=0.01)
+
+    await items.publish_many(Item(n=n) for n in range(30))
+    async with working(app) as worker:
+        await eventually_async(lambda: len(seen) == 30)
+        with redis.Redis.from_url(server.url) as raw:
+            shard = worker.runs[0].layout.current[lost]
+            raw.xgroup_destroy(shard.stream, "g")
+            go_on.set()
+            others = [each for each in worker.runs[0].layout.current if each is not shard]
+            await eventually_async(lambda: not any(raw.xpending(each.stream, "g")["pending"] for each in others), 10)
+            await eventually_async(lambda: worker.counts.resets == 1)
+            left = raw.xrange(shard.stream)
+        await eventually_async(lambda: worker.counts.handled >= 30)
+    ours = {str(shard.entry_id(id)) for id, _ in left}
+    again = {n for (id, n), attempts in seen.items() if id not in ours and len(attempts) > 1 + (n % 4 == 0)}
+    assert again == set()
+    assert worker.counts.refused == 0
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), Unprintable()])
+async def test_whatever_a_validator_raises_the_worker_lives(
+    one_server: Server, namespace: str, error: BaseException, batch: int | None
+) -> None:
+    strict = False
+
+    class Strict(Event):
+        n: int
+
+        @field_validator("n")
+        @classmethod
+        def check(cls, n: int) -> int:
+            if strict and n == 0:
+                raise error
+            return n
+
+    async with RStream(one_server.url, namespace=namespace) as app:
+        items, seen = app.stream("items", Strict, shards=1), []
+
+        async def handle(events: Any) -> None:
+            seen.append(events)
+
+        items.consumer("g", batch=batch)(handle)
+        await items.publish_many([Strict(n=0), Strict(n=1)])
+        strict = True
+        worker = await drain(app)
+    assert (worker.counts.handled, worker.counts.dead) == (1, 1) and len(seen) == 1
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [

@@ -88,7 +88,9 @@ async def _fetch(
     async with run.intake:
         room = await run.wait_for_room()
         await run.lease.held()  # what came in without it could not be started
-        some = shards if wanted is None or burst else [shard for shard in shards if shard in wanted]
+        # A read that waits may bring one of every shard: where that is too much, only after a read that found nothing.
+        few = run.order is None and room < len(shards)
+        some = shards if wanted is None or burst or few else [shard for shard in shards if shard in wanted]
         if some:
             async with run.reading:
                 read = await _read(run, some, room)

@@ -16,7 +16,7 @@ from rstream.errors import StoreError, StoreUnavailable
 from rstream.process import clock
 from rstream.store.connect import Endpoint
 from rstream.store.deliveries import Beat, GroupOps, Tokens
-from rstream.store.link import Op, SyncLink, backoff, together
+from rstream.store.link import Op, SyncLink, backoff
 
 log = logging.getLogger("rstream")
 
@@ -66,12 +66,23 @@ class Lease:
         self.next_beat = sent + self.seconds / 3
 
 
-def renew(leases: Sequence[Lease], link: SyncLink) -> None:
-    """In one round trip. Raises `StoreError`."""
-    op, sent = together([lease.beat() for lease in leases]), clock()
-    answers = link.run(op)
-    for lease, answer in zip(leases, answers, strict=True):
-        lease.renewed(answer, sent)
+def renew(leases: Sequence[Lease], link: SyncLink) -> dict[Lease, StoreError]:
+    """In one round trip; those that could not be renewed, and why. In a cluster one server may be away, or one slot be
+    half moved: the leases of groups that lie elsewhere must not run out for that.
+    """
+    beats, sent = [lease.beat() for lease in leases], clock()
+    try:
+        replies = iter(link.exchange([call for beat in beats for call in beat.calls]))
+    except StoreError as error:
+        return dict.fromkeys(leases, error)
+    failed = {}
+    for lease, beat in zip(leases, beats, strict=True):
+        answers = [next(replies) for _ in beat.calls]
+        if errors := [answer for answer in answers if isinstance(answer, StoreError)]:
+            failed[lease] = errors[0]
+        else:
+            lease.renewed(beat.parse(answers), sent)
+    return failed
 
 
 def in_vain(name: str, what: str, within: float, error: StoreUnavailable) -> StoreUnavailable:
@@ -105,14 +116,16 @@ class LeaseKeeper(threading.Thread):
         """The first beat: tried anew, not sent again by the link, for a lease runs from when its beat was sent."""
         waiting = False
         for delay in backoff():
-            try:
-                return renew([lease], self._link)
-            except StoreUnavailable as error:
-                if clock() + delay > deadline:
-                    raise in_vain(lease.name, "to take the lease", within, error) from None
-                if not waiting:
-                    log.warning("%s. Waiting for it, at most %.0f s", error, deadline - clock())
-                waiting = True
+            error = renew([lease], self._link).get(lease)
+            if error is None:
+                return
+            if not isinstance(error, StoreUnavailable):
+                raise error
+            if clock() + delay > deadline:
+                raise in_vain(lease.name, "to take the lease", within, error) from None
+            if not waiting:
+                log.warning("%s. Waiting for it, at most %.0f s", error, deadline - clock())
+            waiting = True
             if self._stop_asked.wait(delay):
                 return
 
@@ -125,13 +138,10 @@ class LeaseKeeper(threading.Thread):
                 self._beat(due)
 
     def _beat(self, leases: Sequence[Lease]) -> None:
-        try:
-            renew(leases, self._link)
-        except StoreError as error:
-            for lease in leases:
-                lease.next_beat = clock() + self._retry_after
-                if not lease.holds():
-                    log.warning("group %s: the lease ran out and could not be renewed: %s", lease.ops.group, error)
+        for lease, error in renew(leases, self._link).items():
+            lease.next_beat = clock() + self._retry_after
+            if not lease.holds():
+                log.warning("group %s: the lease ran out and could not be renewed: %s", lease.ops.group, error)
 
     def stop(self) -> None:
         """End the renewals. A beat that waits for a Redis that is away is not waited for."""

@@ -78,15 +78,17 @@ def _others_wait(run: ConsumerRun, shard: Shard) -> bool:
     return shard.generation < run.layout.generation and not run.hand.holds_of(shard)
 
 
-async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
-    """Which of the outcomes were refused."""
-    resent = sealed = False
+async def _send(run: ConsumerRun, batch: list[Outcome], *, resent: bool = False) -> set[Place]:
+    """Which of the outcomes were refused. resent: they were sent before, and may have been done."""
+    sealed = False
     for pause in backoff():
         try:
             if sealed:
                 batch, sealed = await _moved(run, batch), False
             refusals = await run.link.run(replace(run.ops.settle(batch), replicas=run.replicas))
         except GroupMissing as error:
+            if len(parts := _by_shard(batch)) > 1:  # the others need not be lost with it
+                return {place for part in parts for place in await _send(run, part, resent=True)}
             # The fetch loop meets the same error and heals the group; these will be read again, or are gone.
             log.warning("%s: %d outcomes have nothing to settle any more: %s", run.name, len(batch), error)
             return {(outcome.shard, outcome.id) for outcome in batch}
@@ -115,6 +117,13 @@ async def _send(run: ConsumerRun, batch: list[Outcome]) -> set[Place]:
                 _tell(run, refusal)
         return {(refusal.outcome.shard, refusal.outcome.id) for refusal in refusals}
     raise AssertionError("backoff never ends")
+
+
+def _by_shard(batch: list[Outcome]) -> list[list[Outcome]]:
+    parts: dict[Shard, list[Outcome]] = {}
+    for outcome in batch:
+        parts.setdefault(outcome.shard, []).append(outcome)
+    return [*parts.values()]
 
 
 async def _moved(run: ConsumerRun, batch: list[Outcome]) -> list[Outcome]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from rstream.codec import key_text, unpack_headers
 from rstream.delivery import Delivery, later
-from rstream.errors import EntryInvalid, KeyMissing, LeaseLost, StoreError
+from rstream.errors import EntryInvalid, KeyMissing, LeaseLost, StoreError, one_line
 from rstream.process import clock
 from rstream.store.deliveries import Fetched, Outcome, Tokens, new
 from rstream.store.link import Op, together
@@ -125,6 +125,9 @@ def _open(run: ConsumerRun, entry: Fetched) -> Started | None:
         marker = "" if run.consumer.once is None else _marker(run, run.consumer.once, event)
     except EntryInvalid as error:
         run.settle(failures.set_aside(run, entry, attempt, error.reason, str(error)))
+        return None
+    except BaseException as error:  # a validator may raise what is no Exception: a panic of pydantic's Rust, or an exit
+        run.settle(failures.set_aside(run, entry, attempt, "invalid", one_line(error)))
         return None
     if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires and _never_started(entry):
         run.settle(failures.expired(run, entry, attempt))

@@ -18,8 +18,8 @@ local left, budget, found, gone = tonumber(ARGV[3]), tonumber(ARGV[4]), {}, {}
 
 -- True where the shard may have more.
 local function read(shard)
-  local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', math.min(left, STEP),
-    'STREAMS', KEYS[2 * shard + 1], '>')
+  local count = math.min(left, STEP)
+  local reply = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', count, 'STREAMS', KEYS[2 * shard + 1], '>')
   if not reply then return false end
   local entries = reply[1][2]
   if ARGV[5] == '0' then
@@ -31,7 +31,7 @@ local function read(shard)
   found[#found + 1] = {shard, entries}
   left = left - #entries
   for _, entry in ipairs(entries) do budget = budget - #entry[2][2] end
-  return #entries == STEP
+  return #entries == count
 end
 
 for shard = 0, #KEYS / 2 - 1 do
