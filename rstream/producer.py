@@ -154,8 +154,11 @@ class Producer:
         if self._queue:
             async with self._turn():
                 self._add((parcel,), loop)
-        else:
+        elif self._flushing or self._crowded or (op := self._outbox.take_alone(parcel, self._replicas)) is None:
             self._add((parcel,), loop)
+        else:
+            self._flushing = True
+            self._post(op)
         return (await promise)[0]
 
     def _begin(self) -> asyncio.AbstractEventLoop:
@@ -177,12 +180,12 @@ class Producer:
     # Flushes follow each other without a task as long as nothing is in their way: one that has to be waited for, or
     # that somebody has to do something about, is taken over by a task.
 
-    def _post(self) -> None:
-        """Send what is there, if that is possible at once."""
-        op = None
+    def _post(self, op: Op[None] | None = None) -> None:
+        """Send this, or what is there, if that is possible at once."""
         try:
-            op = self._outbox.take(self._replicas)
-            self._crowded = self._outbox.taken > 1
+            if op is None:
+                op = self._outbox.take(self._replicas)
+                self._crowded = self._outbox.taken > 1
             if op is not None and self._link.post(op, partial(self._came, op, clock())):
                 return
         except Exception as error:
@@ -318,12 +321,28 @@ class SyncProducer:
         if self._pid != os.getpid():
             self._renew(self._outbox.layout)
         slip = Slip()
-        with self._adding:
-            self._outbox.add((Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait),))
-        self._carry((slip,))
+        parcel = Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait)
+        if not self._send_alone(parcel):
+            with self._adding:
+                self._outbox.add((parcel,))
+        if not slip.done():
+            self._carry((slip,))
         if slip.error is not None:
             raise slip.error
         return cast("EntryId", slip.result[0])
+
+    def _send_alone(self, parcel: Parcel) -> bool:
+        """Send it now; whether that was possible, for nobody else sends, or has something to be sent."""
+        if not self._flushing.acquire(blocking=False):
+            return False
+        try:
+            with self._adding:
+                op = self._outbox.take_alone(parcel, self._replicas)
+            if op is not None:
+                self._flush(op)
+            return op is not None
+        finally:
+            self._flushing.release()
 
     def _carry(self, slips: Collection[Slip], more: Callable[[], object] | None = None) -> None:
         """Flush until they are through. more: called while the server works."""
@@ -341,6 +360,11 @@ class SyncProducer:
             op = self._outbox.take(self._replicas)
             if op is None:
                 return min(NAP, self._outbox.pause() or 0.0)
+        self._flush(op, meanwhile)
+        return 0.0
+
+    def _flush(self, op: Op[None], meanwhile: Callable[[], object] | None = None) -> None:
+        """What was taken; it needs the lock."""
         try:
             self._link.run(op, within=self._timeout, meanwhile=meanwhile)
             if self._outbox.troubled:
@@ -354,7 +378,6 @@ class SyncProducer:
                 self._outbox.fail(error if isinstance(error, Exception) else uncertain)
             if not isinstance(error, Exception):
                 raise
-        return 0.0
 
     def _make_room(self) -> None:
         from rstream.store.room import make_room

@@ -144,11 +144,26 @@ class Outbox:
             if (new := self._cut(shard)) is not None:
                 self._taken.append(new)
                 size += new.size
-        if not self._taken:
+        return self._op(replicas) if self._taken else None
+
+    def take_alone(self, parcel: Parcel, replicas: int = 0) -> Op[None] | None:
+        """As `add` and `take`, where nothing else is held: a lone publish needs no queue. None, and it was not taken,
+        where something is.
+        """
+        if self._taken or self._waiting or self._hold or self._again or self._refused or self._full:
             return None
+        if not self.layout.writes(parcel.shard):
+            return None
+        self._taken = [self._numbered(parcel.shard, [parcel])]
+        return self._op(replicas)
+
+    def _op(self, replicas: int) -> Op[None]:
         retention = self.layout.retention
         limited = self._limited or (retention is not None and retention.counts)
-        return Op(_Calls(self._taken, self.producer, limited), self._finish, partial=True, replicas=replicas)
+        calls: Sequence[Call] = _Calls(self._taken, self.producer, limited)
+        if len(calls) == 1:  # then there is nothing to be made meanwhile
+            calls = (self._taken[0].call(self.producer, limited=limited),)
+        return Op(calls, self._finish, True, replicas)
 
     def _take_again(self) -> set[Shard]:
         """Take what is to be sent again; the shards for which nothing else may be taken."""
@@ -187,10 +202,11 @@ class Outbox:
             waiting.popleft()
         if waiting:
             self._waiting[shard] = waiting  # at the end again: shards take turns
-        if not parcels:
-            return None
-        self._seq[shard] = self._seq.get(shard, 0) + 1
-        return _Flush(shard, self._seq[shard], parcels)
+        return self._numbered(shard, parcels) if parcels else None
+
+    def _numbered(self, shard: Shard, parcels: list[Parcel]) -> _Flush:
+        self._seq[shard] = number = self._seq.get(shard, 0) + 1
+        return _Flush(shard, number, parcels)
 
     def _finish(self, replies: list[Any]) -> None:
         for flush, reply in zip(self._taken, replies, strict=True):
