@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rstream.codec import ModelCodec, key_bytes, key_bytes_of_all, pack_headers
 from rstream.errors import EventInvalid
-from rstream.event import new_event_ids
+from rstream.event import new_event_id, new_event_ids
 from rstream.reference import Uploads
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_ENTRIES, Record
+from rstream.store.log import FLUSH_ENTRIES, Parts, Record
 
 if TYPE_CHECKING:
     from rstream.stream import Stream
@@ -27,16 +26,14 @@ PART = 1024
 GROUP = FLUSH_ENTRIES * 7 // 8
 """Events that are sent at once, of each shard: with so many on average, few shards get more than one flush takes."""
 
-_record = partial(tuple.__new__, Record)
-
 
 def by_shard(
     places: Sequence[Shard], payloads: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], headers: bytes
-) -> dict[Shard, list[Record]]:
+) -> dict[Shard, list[Parts]]:
     """Records, in the order of the events."""
-    records: dict[Shard, list[Record]] = {shard: [] for shard in dict.fromkeys(places)}
+    records: dict[Shard, list[Parts]] = {shard: [] for shard in dict.fromkeys(places)}
     for shard, parts in zip(places, zip(payloads, keys, ids, repeat(headers)), strict=True):
-        records[shard].append(_record(parts))
+        records[shard].append(parts)
     return records
 
 
@@ -64,7 +61,8 @@ class Preparing(Generic[E]):
             places, ids = self._places(layout, keys), new_event_ids(len(payloads))
         else:  # the same event goes to the same shard, whoever publishes it again
             places = [layout.shard(key or id.hex()) for key, id in zip(keys, ids, strict=True)]
-        return by_shard(places, payloads, keys, ids, pack_headers(headers)), places
+        found = by_shard(places, payloads, keys, ids, pack_headers(headers))
+        return {shard: [*map(Record._make, several)] for shard, several in found.items()}, places
 
     def groups(
         self,
@@ -72,7 +70,7 @@ class Preparing(Generic[E]):
         events: Iterable[E | Mapping[str, Any]],
         key: str | None,
         headers: Mapping[str, str] | None,
-    ) -> tuple[Iterator[dict[Shard, list[Record]]], list[Shard]]:
+    ) -> tuple[Iterator[dict[Shard, list[Parts]]], list[Shard]]:
         """As `all`, where there is no blob store: all are encoded, and their records made when they are asked for,
         so many at a time that each shard gets about one flush of them.
         """
@@ -138,17 +136,18 @@ class Preparing(Generic[E]):
 
     def one(
         self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[Shard, Record]:
+    ) -> tuple[Shard, Parts]:
         """As `all`, for a new event where there is no blob store."""
-        if key is not None and self._stream.key is not None:
+        stream, version = self._stream, layout.version
+        if key is not None and stream.key is not None:
             raise self._has_key()
-        payload = self._stream.claims.check(self._stream.codec.encode(event, layout.version), layout.version, None)
-        if self._stream.key is not None:
-            raw = key_bytes(self._stream.codec.key(event, self._stream.key), self._stream.key)
+        payload = stream.claims.check(stream.codec.encode(event, version), version, None)
+        if stream.key is not None:
+            raw = key_bytes(stream.codec.key(event, stream.key), stream.key)
         else:
             raw = b"" if key is None else key_bytes(key, "key")
-        shard = layout.shard(raw) if raw else self._places(layout, (raw,))[0]
-        return shard, _record((payload, raw, new_event_ids(1)[0], pack_headers(headers)))
+        (shard,) = self._places(layout, (raw,))
+        return shard, (payload, raw, new_event_id(), pack_headers(headers) if headers else b"")
 
     def _has_key(self) -> EventInvalid:
         return EventInvalid(

@@ -23,16 +23,12 @@ from rstream.process import clock
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link, Op, SyncLink
-from rstream.store.log import Record, weight_of
+from rstream.store.log import Parts
 from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel, Slip
+from rstream.store.parcel import Parcel, Sent, Slip, weight_of
 from rstream.store.steps import drive, drive_sync
 
 T = TypeVar("T")
-
-Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
-"""Each parcel with the ids of its records, or its error."""
-
 
 NAP = 0.05
 """Seconds after which a thread looks again whether another one has sent what it waits for."""
@@ -58,11 +54,11 @@ class Queue:
     def busy(self) -> bool:
         return bool(self._ahead)
 
-    async def pass_through(self, shards: Mapping[Shard, Sequence[Record]], work: Awaitable[T]) -> T:
+    async def pass_through(self, shards: Mapping[Shard, Sequence[Parts]], work: Awaitable[T]) -> T:
         """Do the work, and wait for whoever has one of the same keys and came before. Whoever returns from here goes on
         without waiting, and those behind it come later.
         """
-        keys = {record.key for records in shards.values() for record in records if record.key}
+        keys = {key for records in shards.values() for _, key, *_ in records if key}
         before = {each for key in keys for each in self._ahead.get(key, ())}
         mine = asyncio.Event()
         for key in keys:
@@ -99,7 +95,7 @@ class Producer:
         self._added = asyncio.Event()
         self._pid = os.getpid()
 
-    async def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
+    async def send(self, groups: Iterable[Mapping[Shard, Sequence[Parts]]]) -> Sent:
         """Publish records to their shards, or to those that followed them; a group after the other, each made while the
         server works on those before it. Once one fails, no further one is sent.
         """
@@ -146,7 +142,7 @@ class Producer:
         finally:
             self._queue -= 1
 
-    async def send_one(self, shard: Shard, record: Record) -> EntryId:
+    async def send_one(self, shard: Shard, record: Parts) -> EntryId:
         """As `send`, for one: its id."""
         loop = self._begin()
         promise: asyncio.Future[Sequence[EntryId]] = loop.create_future()
@@ -285,7 +281,7 @@ class SyncProducer:
         self._adding, self._flushing = threading.Lock(), threading.Lock()
         self._pid = os.getpid()
 
-    def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
+    def send(self, groups: Iterable[Mapping[Shard, Sequence[Parts]]]) -> Sent:
         """As `Producer.send`."""
         if self._pid != os.getpid():
             # A forked child that went on with the parent's producer id and numbers would have its
@@ -316,7 +312,7 @@ class SyncProducer:
         slips = [cast("Slip", parcel.promise) for parcel in parcels]
         return [(parcel, slip.error or slip.result) for parcel, slip in zip(parcels, slips, strict=True)]
 
-    def send_one(self, shard: Shard, record: Record) -> EntryId:
+    def send_one(self, shard: Shard, record: Parts) -> EntryId:
         """As `send`, for one: its id."""
         if self._pid != os.getpid():
             self._renew(self._outbox.layout)
@@ -401,21 +397,3 @@ class SyncProducer:
         self._target.adopt(layout)
         with self._adding:
             self._outbox.go_on(layout)
-
-
-def ids_of(sent: Sent, places: Sequence[Shard]) -> list[EntryId]:
-    """The id of each event, in the order they were given. Raises the first error, with what was published."""
-    by_shard: dict[Shard, list[EntryId]] = {}
-    errors = []
-    for parcel, result in sent:
-        if isinstance(result, BaseException):
-            errors.append(result)
-        else:
-            by_shard.setdefault(parcel.shard, []).extend(result)
-    if errors:
-        if isinstance(errors[0], StoreError):
-            parts = [error.published for error in errors if isinstance(error, StoreError)]
-            errors[0].published = [id for ids in (*by_shard.values(), *parts) for id in ids]
-        raise errors[0]
-    turns = {shard: iter(ids) for shard, ids in by_shard.items()}
-    return [*map(next, map(turns.__getitem__, places))]

@@ -20,7 +20,7 @@ from rstream.event import Entry, EntryId
 from rstream.perloop import PerLoop
 from rstream.position import Position
 from rstream.preparing import Preparing
-from rstream.producer import Producer, Queue, ids_of
+from rstream.producer import Producer, Queue
 from rstream.reference import Uploads
 from rstream.retention import Retention
 from rstream.settings import check_name
@@ -29,6 +29,7 @@ from rstream.store.keys import Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
 from rstream.store.log import Record, read
+from rstream.store.parcel import ids_of
 from rstream.store.steps import Steps, drive, flow
 from rstream.syncstream import SyncStream
 from rstream.upgrades import Hook

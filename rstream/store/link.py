@@ -254,7 +254,8 @@ class SyncLink:
         while True:
             try:
                 once, meanwhile = meanwhile, None
-                return effort.result(self._lines.exchange(effort.calls, meanwhile=once))
+                calls = effort.calls
+                return effort.result(self._lines.exchange(calls, meanwhile=once) if once else self.exchange(calls))
             except StoreError as error:
                 delay = effort.failed(error)
             time.sleep(delay)

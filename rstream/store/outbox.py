@@ -21,7 +21,7 @@ from typing import Any, overload
 import msgpack
 
 from rstream.errors import PublishUncertain, ShardLimited, ShardSealed, StoreError, StreamFull
-from rstream.event import EntryId, entry_ids
+from rstream.event import entry_ids
 from rstream.process import clock
 from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
@@ -58,6 +58,10 @@ class _Flush:
     @property
     def size(self) -> int:
         return sum([parcel.size for parcel in self.parcels])
+
+    @property
+    def count(self) -> int:
+        return sum([len(parcel.records) for parcel in self.parcels])
 
     def wanted(self) -> bool:
         """Leaves out what nobody waits for any more, if no packet of it is under way: then it may be another one under
@@ -126,9 +130,10 @@ class Outbox:
 
     def _put(self, parcel: Parcel) -> None:
         for piece in (parcel,) if self.layout.writes(parcel.shard) else parcel.cut(self.layout):
-            if (waiting := self._waiting.get(piece.shard)) is None:
-                waiting = self._waiting[piece.shard] = deque()
-            waiting.append(piece)
+            if piece.shard in self._waiting:
+                self._waiting[piece.shard].append(piece)
+            else:
+                self._waiting[piece.shard] = deque((piece,))
 
     def take(self, replicas: int = 0) -> Op[None] | None:
         """One flush of every shard that has something waiting, in one write, which so many replicas have to confirm.
@@ -246,7 +251,7 @@ class Outbox:
     @property
     def needs(self) -> dict[Shard, tuple[int, int]]:
         """Shards that were full; entries, and bytes of them, that wait for room there."""
-        return {flush.shard: (sum(len(p.records) for p in flush.parcels), flush.size) for flush in self._full}
+        return {flush.shard: (flush.count, flush.size) for flush in self._full}
 
     @property
     def hopeless(self) -> dict[Shard, int]:
@@ -340,15 +345,12 @@ def _known(error: BaseException, sent: bool) -> BaseException:
 def _answer(flush: _Flush, reply: bytes) -> None:
     """Redis's answer is the id of the first entry; the others follow it."""
     ms, seq = rank_of(reply)
-    generation, number = flush.shard.generation, flush.shard.number
+    ids = entry_ids(ms, seq, flush.count, flush.shard.generation, flush.shard.number)
+    at = 0
     for parcel in flush.parcels:
-        count = len(parcel.records)
+        start, at = at, at + len(parcel.records)
         if not parcel.promise.done():
-            ids = (
-                [EntryId(ms, seq, generation, number)] if count == 1 else entry_ids(ms, seq, count, generation, number)
-            )
-            parcel.promise.set_result(ids)
-        seq += count
+            parcel.promise.set_result(ids[start:at])
 
 
 def _reject(parcels: Iterable[Parcel], error: BaseException) -> None:

@@ -7,13 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from rstream.errors import StoreError
 from rstream.event import EntryId
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of, weights_of
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Parts, place_of
+
+
+def weight_of(record: Parts) -> int:
+    """Bytes; a little more than what it counts as where there are limits."""
+    return sum(map(len, record)) + 48
+
+
+def weights_of(records: Sequence[Parts]) -> int:
+    """Of all of them."""
+    return sum(map(len, chain.from_iterable(records))) + 48 * len(records)
 
 
 class Promise(Protocol):
@@ -51,14 +62,14 @@ class Parcel:
     """
 
     shard: Shard
-    records: Sequence[Record]
+    records: Sequence[Parts]
     promise: Promise
     size: int
     until: float = 0.0
 
     @classmethod
     def pack(
-        cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise], until: float = 0.0
+        cls, shard: Shard, records: Iterable[Parts], promise: Callable[[], Promise], until: float = 0.0
     ) -> list[Parcel]:
         """Cut records into parcels of at most one flush each."""
         records = [*records]
@@ -73,11 +84,11 @@ class Parcel:
 
     @classmethod
     def _cut_up(
-        cls, shard: Shard, records: Sequence[Record], promise: Callable[[], Promise], until: float
+        cls, shard: Shard, records: Sequence[Parts], promise: Callable[[], Promise], until: float
     ) -> list[Parcel]:
         """What is too large for one."""
         parcels: list[Parcel] = []
-        batch: list[Record] = []
+        batch: list[Parts] = []
         size = 0
         for record in records:
             weight = weight_of(record)
@@ -141,3 +152,25 @@ class _Piece:
             self._whole.ids[place] = id
         self._whole.error = self._whole.error or error
         self._whole.end_piece()
+
+
+Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
+"""Each parcel with the ids of its records, or its error."""
+
+
+def ids_of(sent: Sent, places: Sequence[Shard]) -> list[EntryId]:
+    """The id of each event, in the order they were given. Raises the first error, with what was published."""
+    by_shard: dict[Shard, list[EntryId]] = {}
+    errors = []
+    for parcel, result in sent:
+        if isinstance(result, BaseException):
+            errors.append(result)
+        else:
+            by_shard.setdefault(parcel.shard, []).extend(result)
+    if errors:
+        if isinstance(errors[0], StoreError):
+            parts = [error.published for error in errors if isinstance(error, StoreError)]
+            errors[0].published = [id for ids in (*by_shard.values(), *parts) for id in ids]
+        raise errors[0]
+    turns = {shard: iter(ids) for shard, ids in by_shard.items()}
+    return [*map(next, map(turns.__getitem__, places))]
