@@ -18,8 +18,10 @@ class PerLoop(Generic[T]):
     def get(self, make: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         if loop not in self._held:
-            # list(): another thread's loop may be added meanwhile
-            self._held = {held: value for held, value in list(self._held.items()) if not held.is_closed()}
+            # In place: meanwhile, threads with loops of their own put in and take out what is theirs.
+            for held in list(self._held):
+                if held.is_closed():
+                    self._held.pop(held, None)
             self._held[loop] = make()
         return self._held[loop]
 

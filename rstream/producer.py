@@ -10,28 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol
 
 from rstream.errors import PublishUncertain, StoreError
 from rstream.event import EntryId
 from rstream.process import clock
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.link import Link, Op, SyncLink
+from rstream.store.link import Link, Op
 from rstream.store.log import Parts
 from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel, Sent, Slip, weight_of
-from rstream.store.steps import drive, drive_sync
+from rstream.store.parcel import Parcel, weight_of
+from rstream.store.steps import drive
 
-T = TypeVar("T")
-
-NAP = 0.05
-"""Seconds after which a thread looks again whether another one has sent what it waits for."""
+Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
+"""Each parcel with the ids of its records, or its error."""
 
 
 class Target(Protocol):
@@ -39,42 +34,6 @@ class Target(Protocol):
 
     def declaration(self) -> Op[Layout]: ...
     def adopt(self, layout: Layout) -> None: ...
-
-
-class Queue:
-    """Keeps the events of a key in the order of their publishes, also where one has to wait for its blobs.
-
-    busy: somebody waits; until then nobody has to pass through.
-    """
-
-    def __init__(self) -> None:
-        self._ahead: dict[bytes, list[asyncio.Event]] = {}
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._ahead)
-
-    async def pass_through(self, shards: Mapping[Shard, Sequence[Parts]], work: Awaitable[T]) -> T:
-        """Do the work, and wait for whoever has one of the same keys and came before. Whoever returns from here goes on
-        without waiting, and those behind it come later.
-        """
-        keys = {key for records in shards.values() for _, key, *_ in records if key}
-        before = {each for key in keys for each in self._ahead.get(key, ())}
-        mine = asyncio.Event()
-        for key in keys:
-            self._ahead.setdefault(key, []).append(mine)
-        try:
-            done = await work
-            for each in before:
-                await each.wait()
-            return done
-        finally:
-            # Those that wait are woken in a later turn of the loop than this one goes on in.
-            mine.set()
-            for key in keys:
-                self._ahead[key].remove(mine)
-                if not self._ahead[key]:
-                    del self._ahead[key]
 
 
 class Producer:
@@ -208,6 +167,13 @@ class Producer:
         self, op: Op[None] | None = None, begun: Coroutine[Any, Any, list[Any]] | None = None, passed: float = 0.0
     ) -> None:
         self._flusher = asyncio.get_running_loop().create_task(self._flush(op, begun, passed))
+        self._flusher.add_done_callback(self._ended)
+
+    def _ended(self, flusher: asyncio.Task[None]) -> None:
+        """One that is cancelled before it has begun, with all other tasks of the loop, did not even tell anybody."""
+        if flusher.cancelled() and self._flusher is flusher:
+            self._outbox.fail(PublishUncertain("publish was interrupted: CancelledError"))
+            self._flushing, self._flusher = False, None
 
     async def _flush(self, op: Op[None] | None, begun: Coroutine[Any, Any, list[Any]] | None, passed: float) -> None:
         """Send this, then what there is, until nothing is left. begun, passed: `op` was sent already, that many seconds
@@ -266,134 +232,19 @@ class Producer:
         self._outbox.go_on(layout)
 
 
-class SyncProducer:
-    """The publisher of one stream for all threads of a process: whoever gets the lock flushes for everybody."""
-
-    def __init__(
-        self, target: Target, layout: Layout, link: SyncLink, timeout: float, replicas: int = 0, full_wait: float = 0.0
-    ) -> None:
-        self._target, self._link, self._timeout, self._replicas = target, link, timeout, replicas
-        self._full_wait = full_wait
-        self._renew(layout)
-
-    def _renew(self, layout: Layout) -> None:
-        self._outbox = Outbox(layout)
-        self._adding, self._flushing = threading.Lock(), threading.Lock()
-        self._pid = os.getpid()
-
-    def send(self, groups: Iterable[Mapping[Shard, Sequence[Parts]]]) -> Sent:
-        """As `Producer.send`."""
-        if self._pid != os.getpid():
-            # A forked child that went on with the parent's producer id and numbers would have its
-            # events taken for resends.
-            self._renew(self._outbox.layout)
-        until, coming = clock() + self._full_wait, iter(groups)
-        parcels: list[Parcel] = []
-        left: deque[Slip] = deque()
-        failed = False
-
-        def more() -> bool:
-            """Add a group; whether there was one."""
-            nonlocal failed
-            while left and left[0].done():
-                failed = left.popleft().error is not None or failed
-            shards = None if failed else next(coming, None)
-            if shards is None:
-                return False
-            new = [parcel for shard, batch in shards.items() for parcel in Parcel.pack(shard, batch, Slip, until)]
-            parcels.extend(new)
-            left.extend(cast("Slip", parcel.promise) for parcel in new)
-            with self._adding:
-                self._outbox.add(new)
-            return True
-
-        while more() or left:
-            self._carry(left, more)
-        slips = [cast("Slip", parcel.promise) for parcel in parcels]
-        return [(parcel, slip.error or slip.result) for parcel, slip in zip(parcels, slips, strict=True)]
-
-    def send_one(self, shard: Shard, record: Parts) -> EntryId:
-        """As `send`, for one: its id."""
-        if self._pid != os.getpid():
-            self._renew(self._outbox.layout)
-        slip = Slip()
-        parcel = Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait)
-        if not self._send_alone(parcel):
-            with self._adding:
-                self._outbox.add((parcel,))
-        if not slip.done():
-            self._carry((slip,))
-        if slip.error is not None:
-            raise slip.error
-        return cast("EntryId", slip.result[0])
-
-    def _send_alone(self, parcel: Parcel) -> bool:
-        """Send it now; whether that was possible, for nobody else sends, or has something to be sent."""
-        if not self._flushing.acquire(blocking=False):
-            return False
-        try:
-            with self._adding:
-                op = self._outbox.take_alone(parcel, self._replicas)
-            if op is not None:
-                self._flush(op)
-            return op is not None
-        finally:
-            self._flushing.release()
-
-    def _carry(self, slips: Collection[Slip], more: Callable[[], object] | None = None) -> None:
-        """Flush until they are through. more: called while the server works."""
-        while not all(slip.done() for slip in slips):
-            pause = 0.0
-            with self._flushing:
-                if not all(slip.done() for slip in slips):
-                    pause = self._flush_once(more)
-            if pause:  # without the lock: what others have to send may go out now
-                time.sleep(pause)
-
-    def _flush_once(self, meanwhile: Callable[[], object] | None = None) -> float:
-        """Seconds to wait before there is more to flush."""
-        with self._adding:
-            op = self._outbox.take(self._replicas)
-            if op is None:
-                return min(NAP, self._outbox.pause() or 0.0)
-        self._flush(op, meanwhile)
-        return 0.0
-
-    def _flush(self, op: Op[None], meanwhile: Callable[[], object] | None = None) -> None:
-        """What was taken; it needs the lock."""
-        try:
-            self._link.run(op, within=self._timeout, meanwhile=meanwhile)
-            if self._outbox.troubled:
-                if self._outbox.needs:
-                    self._make_room()
-                if (refused := self._outbox.refused) is not None:
-                    self._follow(refused)
-        except BaseException as error:
-            uncertain = PublishUncertain(f"publish was interrupted: {type(error).__name__}")
-            with self._adding:
-                self._outbox.fail(error if isinstance(error, Exception) else uncertain)
-            if not isinstance(error, Exception):
-                raise
-
-    def _make_room(self) -> None:
-        from rstream.store.room import make_room
-
-        outbox = self._outbox
-        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless)
-        errors = drive_sync(self._link, steps, self._timeout)
-        with self._adding:
-            outbox.resend(errors)
-
-    def _follow(self, refused: Shard) -> None:
-        """As `Producer._follow`."""
-        from rstream.store.reshard import follow
-
-        try:
-            steps = follow(self._target.declaration(), refused, self._timeout)
-            layout = drive_sync(self._link, steps, self._timeout)
-        except StoreError as error:
-            error.sent = False
-            raise
-        self._target.adopt(layout)
-        with self._adding:
-            self._outbox.go_on(layout)
+def ids_of(sent: Sent, places: Sequence[Shard]) -> list[EntryId]:
+    """The id of each event, in the order they were given. Raises the first error, with what was published."""
+    by_shard: dict[Shard, list[EntryId]] = {}
+    errors = []
+    for parcel, result in sent:
+        if isinstance(result, BaseException):
+            errors.append(result)
+        else:
+            by_shard.setdefault(parcel.shard, []).extend(result)
+    if errors:
+        if isinstance(errors[0], StoreError):
+            parts = [error.published for error in errors if isinstance(error, StoreError)]
+            errors[0].published = [id for ids in (*by_shard.values(), *parts) for id in ids]
+        raise errors[0]
+    turns = {shard: iter(ids) for shard, ids in by_shard.items()}
+    return [*map(next, map(turns.__getitem__, places))]

@@ -20,7 +20,8 @@ from rstream.event import Entry, EntryId
 from rstream.perloop import PerLoop
 from rstream.position import Position
 from rstream.preparing import Preparing
-from rstream.producer import Producer, Queue
+from rstream.producer import Producer, ids_of
+from rstream.queue import Queue
 from rstream.reference import Uploads
 from rstream.retention import Retention
 from rstream.settings import check_name
@@ -29,7 +30,6 @@ from rstream.store.keys import Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
 from rstream.store.log import Record, read
-from rstream.store.parcel import ids_of
 from rstream.store.steps import Steps, drive, flow
 from rstream.syncstream import SyncStream
 from rstream.upgrades import Hook
@@ -165,15 +165,17 @@ class Stream(Generic[E]):
             self.adopt(await drive(self.app.link, self._declared(), self.app.settings.publish_timeout))
         elif self._layout is None:
             # One task for all who wait: a thousand first publishes cost one round trip, and go on in their order.
-            await asyncio.shield(self._loading.get(lambda: asyncio.create_task(self._load())))
+            await asyncio.shield(self._loading.get(self._begin_loading))
         assert self._layout is not None
         return self._layout
 
+    def _begin_loading(self) -> asyncio.Task[None]:
+        loading = asyncio.create_task(self._load())
+        loading.add_done_callback(lambda _: self._loading.pop())  # also where it is cancelled before it has begun
+        return loading
+
     async def _load(self) -> None:
-        try:
-            self.adopt(await drive(self.app.link, self._declared(), self.app.settings.publish_timeout))
-        finally:
-            self._loading.pop()
+        self.adopt(await drive(self.app.link, self._declared(), self.app.settings.publish_timeout))
 
     def _declared(self) -> Steps[Layout]:
         known = self._layout

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rstream.event import Entry, EntryId
 from rstream.position import Position
-from rstream.producer import SyncProducer
+from rstream.producer import ids_of
 from rstream.store.layout import Layout
 from rstream.store.log import read
-from rstream.store.parcel import ids_of
 from rstream.store.steps import drive_sync, flow_sync
+from rstream.syncproducer import SyncProducer
 
 if TYPE_CHECKING:
     from rstream.deadletter import SyncDeadLetters

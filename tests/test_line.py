@@ -6,11 +6,21 @@ import asyncio
 
 import pytest
 import redis
+from redis._parsers.base import BaseParser
 
-from rstream import RStream
-from rstream.errors import StoreUnavailable
+from rstream import Event, RStream
+from rstream.errors import PublishUncertain, StoreRefused, StoreUnavailable
+from rstream.store.connect import Endpoint
+from rstream.store.line import broken
+from rstream.store.scripts import PUBLISH
 from tests.servers import Server
 from tests.waiting import eventually_async
+
+parse_error = BaseParser.parse_error
+
+
+class Note(Event):
+    text: str
 
 
 def opened(server: Server, namespace: str) -> RStream:
@@ -70,10 +80,48 @@ async def test_a_line_that_says_what_nobody_asked_is_not_used_again(server: Serv
         (line,) = app.link._lines._idle
         with redis.Redis.from_url(server.url) as raw:
             raw.ping()
-        await eventually_async(lambda: line._transport.is_closing())
-        with pytest.raises(StoreUnavailable, match="the connection was closed"):
-            await app.link.exchange([("PING",)])
+        await eventually_async(lambda: line.closed)
         assert await app.link.exchange([("PING",)]) == [b"PONG"]
+        assert line not in app.link._lines._idle
+
+
+async def test_that_a_server_closed_idle_lines_does_not_say_that_it_is_away(
+    own_server: Server, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RStream(own_server.url, namespace=namespace, publish_timeout=0.1) as app:
+        notes = app.stream("notes", Note)
+        await notes.publish(Note(text="a"))
+        (line,) = app.link._lines._idle
+        with redis.Redis.from_url(own_server.url) as raw:
+            raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # as `timeout` in redis.conf does
+        await eventually_async(lambda: line.closed)
+        await notes.publish(Note(text="b"))
+        assert not caplog.records
+
+        (line,) = app.link._lines._idle
+        own_server.kill()
+        await eventually_async(lambda: line.closed)
+        with pytest.raises(StoreUnavailable) as caught:
+            await notes.publish(Note(text="c"))
+        assert not caught.value.sent and not isinstance(caught.value, PublishUncertain)  # it went nowhere
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+async def test_why_a_script_could_not_be_loaded_is_told(own_server: Server, namespace: str, face: str) -> None:
+    with redis.Redis.from_url(own_server.url) as raw:
+        raw.execute_command("ACL", "SETUSER", "ada", "on", ">pass", "~*", "&*", "+@all", "-script|load")
+    async with RStream(own_server.url.replace("//", "//ada:pass@"), namespace=namespace) as app:
+        call = PUBLISH([f"{namespace}:a", f"{namespace}:b"], 1, 1000, b"")
+        for _ in range(2):
+            (reply,) = app.sync_link.exchange([call]) if face == "sync" else await app.link.exchange([call])
+            assert isinstance(reply, StoreRefused) and "permission" in str(reply)
+
+
+def test_a_script_that_is_gone_again_is_asked_for_once_more_and_a_server_that_loads_has_done_nothing() -> None:
+    endpoint = Endpoint("redis://nowhere")
+    assert isinstance(endpoint.reply_error(parse_error("NOSCRIPT No matching script.")), StoreUnavailable)
+    assert not broken(parse_error("LOADING Redis is loading the dataset in memory"))
+    assert broken(parse_error("ERR max number of clients reached"))
 
 
 async def test_lines_are_closed_with_the_app(server: Server, namespace: str) -> None:

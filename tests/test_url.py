@@ -131,6 +131,11 @@ PASTED = [
     *("redis+sentinel://a/main?sentinel_password={}", "redis+sentinel://ada:{}@", "redis+cluster://ada:{}@a/9"),
     *("redis+sentinel://ada:{}@/main", "redis+cluster://ada:{}@[::1,b", "redis+cluster://a?password={}"),
     *("redis+sentinel://ada:12345/{}@a/main", "redis+clusters://ada:{}@a", "redis+cluster:/ada:{}@a"),
+    *(
+        "redis+sentinel://a/main?sentinel_password=://{}",
+        "redis+cluster://a?password=x://y@{}",
+        "redis+cluster:/a?password=://{}",
+    ),
     *("rediss+cluster://ada:12345,{}@a,b", "redis+sentinel://ada:12345#{}@a/main", "redis+cluster://ada:1?{}@a"),
 ]
 
@@ -152,7 +157,14 @@ def test_a_password_is_never_told(url: str) -> None:
         assert SECRET not in tell(pasted), pasted
 
 
-@settings(deadline=None)
+@pytest.mark.parametrize(
+    "url", ["redis://:{}", "redis://ada:{}", "redis+sentinel://a,ada:{}/main", "redis+cluster://ada:{}"]
+)
+def test_a_password_that_no_host_follows_is_not_taken_for_a_port(url: str) -> None:
+    assert SECRET not in tell(url.format(SECRET))
+
+
+@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(PASTED), st.text("/#?:@[]%=.,-1a", max_size=6), st.text("/#?:@[]%=.,-1a", max_size=6))
 def test_no_password_is_ever_told(url: str, before: str, after: str) -> None:
     pasted = url.format(before + SECRET + after)

@@ -40,7 +40,7 @@ _MISSING = ("NOGROUP ", "UNBLOCKED ", "ERR no such key", "no such key")
 _DEPOSED = {"READONLY", "MASTERDOWN", "LOADING"}
 _DEPOSED_TEXTS = ("UNBLOCKED force", "WAIT cannot be used with replica")
 """What a server says that is no master any more, or not yet again."""
-_UNREADY = _DEPOSED | {"CLUSTERDOWN", "BUSY", "FAILOVER", "NOREPLICAS", "MISCONF"}
+_UNREADY = _DEPOSED | {"CLUSTERDOWN", "BUSY", "FAILOVER", "NOREPLICAS", "MISCONF", "NOSCRIPT"}
 _REDIRECTIONS = {"MOVED", "ASK"}
 _IS_IT = "is it running, and is this its address?"
 

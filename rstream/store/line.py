@@ -64,9 +64,11 @@ def amiss(replies: Sequence[Any]) -> bool:
 
 def broken(reply: Any) -> bool:
     """Whether a reply, or what one is made of, says that the connection cannot be used."""
-    from redis.exceptions import ConnectionError
+    from redis.exceptions import BusyLoadingError, ConnectionError
 
-    return isinstance(reply[0] if type(reply) is list and reply else reply, ConnectionError)
+    told = reply[0] if type(reply) is list and reply else reply
+    # To redis-py, that a server is loading is a broken connection, too; but it says that nothing was done.
+    return isinstance(told, ConnectionError) and not isinstance(told, BusyLoadingError)
 
 
 class Line(asyncio.BufferedProtocol):
@@ -83,6 +85,7 @@ class Line(asyncio.BufferedProtocol):
         self._before = self._transport.get_protocol()
         self._loop = asyncio.get_running_loop()
         self._buffer, self._reader = bytearray(READ_BYTES), reader()
+        self._space = memoryview(self._buffer)  # asyncio's TLS takes slices of it, which of a bytearray are copies
         self._done: Callable[[Outcome], None] | None = None
         self._replies: list[Any] = []
         self._wanted = 0
@@ -90,10 +93,14 @@ class Line(asyncio.BufferedProtocol):
         self._alarm: asyncio.TimerHandle | None = None
         self._transport.set_protocol(self)
 
+    @property
+    def closed(self) -> bool:
+        return self._transport.is_closing()
+
     def begin(self, calls: Sequence[Call], timeout: float, done: Callable[[Outcome], None]) -> None:
         """Write; `done` gets the outcome, at once where the line was closed. timeout: seconds for all of it."""
         self._done, self._replies, self._wanted = done, [], len(calls)
-        if self._transport.is_closing():
+        if self.closed:
             self._end(ConnectionError("the connection was closed"))
             return
         if not calls:
@@ -148,8 +155,8 @@ class Line(asyncio.BufferedProtocol):
 
     # -- called by the transport
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._space
 
     def buffer_updated(self, nbytes: int) -> None:
         replies, read = self._replies, self._reader

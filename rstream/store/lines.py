@@ -33,10 +33,20 @@ def unloaded(calls: Sequence[Call], replies: list[Any]) -> list[int]:
     return sorted({*found, *(n - 1 for n in found if n and calls[n - 1] == ASKING)})
 
 
-def loads(calls: Sequence[Call], missing: list[int]) -> list[Call]:
-    """What has to be sent before that."""
+def reloading(calls: Sequence[Call], missing: list[int]) -> list[Call]:
+    """What is sent then: the scripts, and in the same write, so that nobody takes them away in between, the calls."""
     shas = dict.fromkeys(calls[n][1] for n in missing if calls[n][0] == "EVALSHA")
-    return [("SCRIPT", "LOAD", BY_SHA[str(sha)].source) for sha in shas]
+    return [*(("SCRIPT", "LOAD", BY_SHA[str(sha)].source) for sha in shas), *(calls[n] for n in missing)]
+
+
+def fill_in(replies: list[Any], missing: list[int], again: list[Any]) -> None:
+    """Take the replies to that. Where a script is still missing, why it could not be loaded is what is told."""
+    from redis.exceptions import NoScriptError
+
+    loaded = again[: -len(missing)]
+    refusal = next((reply for reply in loaded if isinstance(reply, Exception)), None)
+    for n, reply in zip(missing, again[-len(missing) :], strict=True):
+        replies[n] = refusal if refusal is not None and isinstance(reply, NoScriptError) else reply
 
 
 class Lines:
@@ -63,9 +73,9 @@ class Lines:
         `done` called with the replies when they are there. Where there is more to it than to read them, with what has
         to be awaited for them instead. False where no line is idle.
         """
-        if not self._idle:
+        line = self._spare()
+        if line is None:
             return False
-        line = self._idle.pop()
 
         def came(outcome: Outcome) -> None:
             if type(outcome) is list and not amiss(outcome):
@@ -92,10 +102,8 @@ class Lines:
         """Load what scripts were missing; let the line go."""
         if amiss(replies):
             if missing := unloaded(calls, replies):
-                await self._roundtrip(line, loads(calls, missing), timeout)
-                again = await self._roundtrip(line, [calls[n] for n in missing], timeout)
-                for n, reply in zip(missing, again, strict=True):
-                    replies[n] = reply
+                again = reloading(calls, missing)
+                fill_in(replies, missing, await self._roundtrip(line, again, timeout))
             if any(isinstance(reply, Exception) and deposed(reply) for reply in replies):
                 line.close()
                 self._drop_idle()
@@ -109,9 +117,16 @@ class Lines:
         else:
             self._idle.append(line)
 
+    def _spare(self) -> Line | None:
+        """An idle one. That the server has closed others, which nobody used for long, does not say that it is away."""
+        while self._idle:
+            if not (line := self._idle.pop()).closed:
+                return line
+        return None
+
     async def _line(self) -> Line:
-        if self._idle:
-            return self._idle.pop()
+        if (spare := self._spare()) is not None:
+            return spare
         if self._kwargs is None or self._endpoint.watched:
             # Starting the embedded server blocks for a moment, and so does asking sentinels.
             self._kwargs = await asyncio.to_thread(self._endpoint.kwargs, self._address)

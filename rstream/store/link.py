@@ -177,7 +177,7 @@ class _Effort(Generic[T]):
             error.sent = error.sent or self._applied
             raise error
         if not self._waiting:
-            log.warning("%s. Waiting for it, at most %g s", error, self._within)
+            log.warning("%s. Waiting for it, at most %.3g s", error, self._within)
         self._waiting = True
         return delay
 

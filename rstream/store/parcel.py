@@ -152,25 +152,3 @@ class _Piece:
             self._whole.ids[place] = id
         self._whole.error = self._whole.error or error
         self._whole.end_piece()
-
-
-Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
-"""Each parcel with the ids of its records, or its error."""
-
-
-def ids_of(sent: Sent, places: Sequence[Shard]) -> list[EntryId]:
-    """The id of each event, in the order they were given. Raises the first error, with what was published."""
-    by_shard: dict[Shard, list[EntryId]] = {}
-    errors = []
-    for parcel, result in sent:
-        if isinstance(result, BaseException):
-            errors.append(result)
-        else:
-            by_shard.setdefault(parcel.shard, []).extend(result)
-    if errors:
-        if isinstance(errors[0], StoreError):
-            parts = [error.published for error in errors if isinstance(error, StoreError)]
-            errors[0].published = [id for ids in (*by_shard.values(), *parts) for id in ids]
-        raise errors[0]
-    turns = {shard: iter(ids) for shard, ids in by_shard.items()}
-    return [*map(next, map(turns.__getitem__, places))]

@@ -10,7 +10,7 @@ from rstream.errors import StoreError, StoreUnavailable
 from rstream.store.cluster import SURVEY, SURVEY_TIMEOUT, Atlas, Part, Round
 from rstream.store.connect import Endpoint, deposed
 from rstream.store.line import amiss
-from rstream.store.lines import loads, unloaded
+from rstream.store.lines import fill_in, reloading, unloaded
 from rstream.store.scripts import Call
 from rstream.store.url import CONNECTIONS, Address
 from rstream.store.wire import Wire
@@ -54,10 +54,8 @@ class SyncLines:
         replies = self._read(connection, calls, timeout)
         if amiss(replies):
             if missing := unloaded(calls, replies):
-                self._roundtrip(connection, loads(calls, missing))
-                again = self._roundtrip(connection, [calls[n] for n in missing])
-                for n, reply in zip(missing, again, strict=True):
-                    replies[n] = reply
+                again = reloading(calls, missing)
+                fill_in(replies, missing, self._roundtrip(connection, again))
             if any(isinstance(reply, Exception) and deposed(reply) for reply in replies):
                 connection.close()
                 self.close()
@@ -72,11 +70,13 @@ class SyncLines:
             return self._idle.pop()
         except IndexError:
             pass
-        if self._kwargs is None or self._endpoint.watched:
-            self._kwargs = self._endpoint.kwargs(self._address)
+        kwargs = self._kwargs  # another thread, which cannot connect, may forget them meanwhile
+        if kwargs is None or self._endpoint.watched:
+            kwargs = self._endpoint.kwargs(self._address)
             if self._timeout is not None:
-                self._kwargs |= {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
-        connection = Wire(self._connect(self._kwargs))
+                kwargs |= {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
+            self._kwargs = kwargs
+        connection = Wire(self._connect(kwargs))
         if calls := self._endpoint.greeting(known=self._greeted):
             try:
                 self._endpoint.check_greeting(self._roundtrip(connection, calls))

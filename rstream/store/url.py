@@ -45,6 +45,9 @@ _HELP = (
     "redis+cluster://HOST:PORT,HOST:PORT, or embedded:DIR for a server that rstream starts"
 )
 _UNREADABLE = "its host or port cannot be read (in a password, / ? # : @ [ are written %2F %3F %23 %3A %40 %5B)"
+_NO_PORT = re.compile(r"[^/?#\[]*:(?!\d*(?:[,/?#]|$))")
+"""Of a URL without an @: what follows the : may be the password of a user, with no host behind it."""
+
 _OF_POOLS = ("connection_class", "max_connections", "timeout", "decode_responses")
 """What redis-py's clients and pools take from a URL, and we do not have."""
 
@@ -70,9 +73,9 @@ class Url:
 def label(text: str) -> str:
     """A URL for messages: without user, password and options."""
     # By hand: of a password with an unquoted / ? # or @, urlsplit takes a part for host, port or path.
-    scheme, separator, rest = text.rpartition("://")
-    user, _, place = rest.rpartition("@")
-    if "?" in user or "#" in user:
+    scheme, separator, rest = text.partition("://") if "://" in text else ("", "", text)
+    user, at, place = rest.rpartition("@")
+    if re.search("[?#]", user) or re.search("[^a-z+]", scheme) or (not at and _NO_PORT.match(place)):
         place = "…"
     if scheme and not scheme.isalpha() and scheme not in _SCHEMES:
         scheme = "…"
