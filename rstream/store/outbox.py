@@ -165,10 +165,12 @@ class Outbox:
     def _op(self, replicas: int) -> Op[None]:
         retention = self.layout.retention
         limited = self._limited or (retention is not None and retention.counts)
-        calls: Sequence[Call] = _Calls(self._taken, self.producer, limited)
-        if len(calls) == 1:  # then there is nothing to be made meanwhile
+        calls: Sequence[Call]
+        if len(self._taken) == 1:  # then there is nothing to be made meanwhile
             calls = (self._taken[0].call(self.producer, limited=limited),)
-        return Op(calls, self._finish, True, replicas)
+        else:
+            calls = _Calls(self._taken, self.producer, limited)
+        return Op(calls, self._finish, partial=True, replicas=replicas)
 
     def _take_again(self) -> set[Shard]:
         """Take what is to be sent again; the shards for which nothing else may be taken."""
