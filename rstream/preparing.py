@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -13,7 +14,7 @@ from rstream.event import new_event_id, new_event_ids
 from rstream.reference import Uploads
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_ENTRIES, Parts, Record
+from rstream.store.log import FLUSH_ENTRIES, Record
 
 if TYPE_CHECKING:
     from rstream.stream import Stream
@@ -27,13 +28,16 @@ GROUP = FLUSH_ENTRIES * 7 // 8
 """Events that are sent at once, of each shard: with so many on average, few shards get more than one flush takes."""
 
 
+_record = partial(tuple.__new__, Record)
+
+
 def by_shard(
     places: Sequence[Shard], payloads: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], headers: bytes
-) -> dict[Shard, list[Parts]]:
+) -> dict[Shard, list[Record]]:
     """Records, in the order of the events."""
-    records: dict[Shard, list[Parts]] = {shard: [] for shard in dict.fromkeys(places)}
+    records: dict[Shard, list[Record]] = {shard: [] for shard in dict.fromkeys(places)}
     for shard, parts in zip(places, zip(payloads, keys, ids, repeat(headers)), strict=True):
-        records[shard].append(parts)
+        records[shard].append(_record(parts))
     return records
 
 
@@ -61,8 +65,7 @@ class Preparing(Generic[E]):
             places, ids = self._places(layout, keys), new_event_ids(len(payloads))
         else:  # the same event goes to the same shard, whoever publishes it again
             places = [layout.shard(key or id.hex()) for key, id in zip(keys, ids, strict=True)]
-        found = by_shard(places, payloads, keys, ids, pack_headers(headers))
-        return {shard: [*map(Record._make, several)] for shard, several in found.items()}, places
+        return by_shard(places, payloads, keys, ids, pack_headers(headers)), places
 
     def groups(
         self,
@@ -70,7 +73,7 @@ class Preparing(Generic[E]):
         events: Iterable[E | Mapping[str, Any]],
         key: str | None,
         headers: Mapping[str, str] | None,
-    ) -> tuple[Iterator[dict[Shard, list[Parts]]], list[Shard]]:
+    ) -> tuple[Iterator[dict[Shard, list[Record]]], list[Shard]]:
         """As `all`, where there is no blob store: all are encoded, and their records made when they are asked for,
         so many at a time that each shard gets about one flush of them.
         """
@@ -136,7 +139,7 @@ class Preparing(Generic[E]):
 
     def one(
         self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[Shard, Parts]:
+    ) -> tuple[Shard, Record]:
         """As `all`, for a new event where there is no blob store."""
         stream, version = self._stream, layout.version
         if key is not None and stream.key is not None:
@@ -147,7 +150,7 @@ class Preparing(Generic[E]):
         else:
             raw = b"" if key is None else key_bytes(key, "key")
         (shard,) = self._places(layout, (raw,))
-        return shard, (payload, raw, new_event_id(), pack_headers(headers) if headers else b"")
+        return shard, _record((payload, raw, new_event_id(), pack_headers(headers) if headers else b""))
 
     def _has_key(self) -> EventInvalid:
         return EventInvalid(

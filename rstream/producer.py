@@ -20,9 +20,9 @@ from rstream.process import clock
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link, Op
-from rstream.store.log import Parts
+from rstream.store.log import Record, weight_of
 from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel, weight_of
+from rstream.store.parcel import Parcel
 from rstream.store.steps import drive
 
 Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
@@ -54,7 +54,7 @@ class Producer:
         self._added = asyncio.Event()
         self._pid = os.getpid()
 
-    async def send(self, groups: Iterable[Mapping[Shard, Sequence[Parts]]]) -> Sent:
+    async def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
         """Publish records to their shards, or to those that followed them; a group after the other, each made while the
         server works on those before it. Once one fails, no further one is sent.
         """
@@ -101,7 +101,7 @@ class Producer:
         finally:
             self._queue -= 1
 
-    async def send_one(self, shard: Shard, record: Parts) -> EntryId:
+    async def send_one(self, shard: Shard, record: Record) -> EntryId:
         """As `send`, for one: its id."""
         loop = self._begin()
         promise: asyncio.Future[Sequence[EntryId]] = loop.create_future()

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
 from rstream.store.keys import Shard
-from rstream.store.log import Parts
+from rstream.store.log import Record
 
 T = TypeVar("T")
 
@@ -25,11 +25,11 @@ class Queue:
     def busy(self) -> bool:
         return bool(self._ahead)
 
-    async def pass_through(self, shards: Mapping[Shard, Sequence[Parts]], work: Awaitable[T]) -> T:
+    async def pass_through(self, shards: Mapping[Shard, Sequence[Record]], work: Awaitable[T]) -> T:
         """Do the work, and wait for whoever has one of the same keys and came before. Whoever returns from here goes on
         without waiting, and those behind it come later.
         """
-        keys = {key for records in shards.values() for _, key, *_ in records if key}
+        keys = {record.key for records in shards.values() for record in records if record.key}
         before = {each for key in keys for each in self._ahead.get(key, ())}
         mine = asyncio.Event()
         for key in keys:

@@ -16,9 +16,9 @@ from rstream.producer import Sent, Target
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op, SyncLink
-from rstream.store.log import Parts
+from rstream.store.log import Record, weight_of
 from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel, Slip, weight_of
+from rstream.store.parcel import Parcel, Slip
 from rstream.store.steps import drive_sync
 
 NAP = 0.05
@@ -43,7 +43,7 @@ class SyncProducer:
         self._adding, self._flushing = threading.Lock(), threading.Lock()
         self._pid = os.getpid()
 
-    def send(self, groups: Iterable[Mapping[Shard, Sequence[Parts]]]) -> Sent:
+    def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
         """As `Producer.send`."""
         self._check_process()
         until, coming = clock() + self._full_wait, iter(groups)
@@ -75,7 +75,7 @@ class SyncProducer:
         slips = [cast("Slip", parcel.promise) for parcel in parcels]
         return [(parcel, slip.error or slip.result) for parcel, slip in zip(parcels, slips, strict=True)]
 
-    def send_one(self, shard: Shard, record: Parts) -> EntryId:
+    def send_one(self, shard: Shard, record: Record) -> EntryId:
         """As `send`, for one: its id."""
         self._check_process()
         slip = Slip()

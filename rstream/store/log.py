@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -43,10 +44,6 @@ CLOCK_SLACK = 1000
 """Milliseconds; ids that far ahead of Redis's clock show that it was set back."""
 
 
-Parts = tuple[bytes, bytes, bytes, bytes]
-"""A record as a plain tuple, which the garbage collector need not look at: where there are many, that is felt."""
-
-
 class Record(NamedTuple):
     """An event ready to be stored. `key` and `headers` are b"" for none."""
 
@@ -56,7 +53,17 @@ class Record(NamedTuple):
     headers: bytes
 
 
-def place_of(layout: Layout, record: Parts) -> Shard:
+def weight_of(record: Record) -> int:
+    """Bytes; a little more than what it counts as where there are limits."""
+    return sum(map(len, record)) + 48
+
+
+def weights_of(records: Sequence[Record]) -> int:
+    """Of all of them."""
+    return sum(map(len, chain.from_iterable(records))) + 48 * len(records)
+
+
+def place_of(layout: Layout, record: Record) -> Shard:
     """The shard that a record is written to."""
     return layout.shard(_hashed(record))
 
@@ -96,10 +103,9 @@ def new_ones(layout: Layout, records: Sequence[Record]) -> Op[list[Record]]:
     return Op(calls, parse)
 
 
-def _hashed(record: Parts) -> str:
+def _hashed(record: Record) -> str:
     """What decides the shard of a record; without a key its event id: the same, whoever publishes it again."""
-    _, key, event_id, _ = record
-    return key.decode() if key else event_id.hex()
+    return record.key.decode() if record.key else record.event_id.hex()
 
 
 def make_entry(id: EntryId, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:

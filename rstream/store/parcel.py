@@ -7,24 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Protocol
 
 from rstream.errors import StoreError
 from rstream.event import EntryId
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Parts, place_of
-
-
-def weight_of(record: Parts) -> int:
-    """Bytes; a little more than what it counts as where there are limits."""
-    return sum(map(len, record)) + 48
-
-
-def weights_of(records: Sequence[Parts]) -> int:
-    """Of all of them."""
-    return sum(map(len, chain.from_iterable(records))) + 48 * len(records)
+from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of, weights_of
 
 
 class Promise(Protocol):
@@ -62,14 +51,14 @@ class Parcel:
     """
 
     shard: Shard
-    records: Sequence[Parts]
+    records: Sequence[Record]
     promise: Promise
     size: int
     until: float = 0.0
 
     @classmethod
     def pack(
-        cls, shard: Shard, records: Iterable[Parts], promise: Callable[[], Promise], until: float = 0.0
+        cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise], until: float = 0.0
     ) -> list[Parcel]:
         """Cut records into parcels of at most one flush each."""
         records = [*records]
@@ -84,11 +73,11 @@ class Parcel:
 
     @classmethod
     def _cut_up(
-        cls, shard: Shard, records: Sequence[Parts], promise: Callable[[], Promise], until: float
+        cls, shard: Shard, records: Sequence[Record], promise: Callable[[], Promise], until: float
     ) -> list[Parcel]:
         """What is too large for one."""
         parcels: list[Parcel] = []
-        batch: list[Parts] = []
+        batch: list[Record] = []
         size = 0
         for record in records:
             weight = weight_of(record)
