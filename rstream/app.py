@@ -144,6 +144,8 @@ class RStream:
         link = self._links.pop()
         if link is not None:
             await link.aclose()
+        for stream in self.streams.values():
+            stream._let_go()
         self.close()
 
     def __enter__(self) -> RStream:

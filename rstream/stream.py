@@ -261,6 +261,10 @@ class Stream(Generic[E]):
 
         return self._producers.get(make)
 
+    def _let_go(self) -> None:
+        """The link for this event loop is closed. Whoever goes on publishing gets a new one."""
+        self._producers.pop()
+
     async def publish_many(
         self,
         events: Iterable[E | Mapping[str, Any]],

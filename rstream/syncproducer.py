@@ -41,11 +41,12 @@ class SyncProducer:
     def _renew(self, layout: Layout) -> None:
         self._outbox = Outbox(layout)
         self._adding, self._flushing = threading.Lock(), threading.Lock()
+        self._inside: set[int] = set()  # the threads that are publishing
         self._pid = os.getpid()
 
     def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
         """As `Producer.send`."""
-        self._check_process()
+        self._begin()
         until, coming = clock() + self._full_wait, iter(groups)
         parcels: list[Parcel] = []
         left: deque[Slip] = deque()
@@ -67,20 +68,24 @@ class SyncProducer:
             return True
 
         try:
+            self._inside.add(threading.get_ident())
             while more() or left:
                 self._carry(left, more)
         except BaseException as error:
             _abandon(left, error)
             raise
+        finally:
+            self._inside.discard(threading.get_ident())
         slips = [cast("Slip", parcel.promise) for parcel in parcels]
         return [(parcel, slip.error or slip.result) for parcel, slip in zip(parcels, slips, strict=True)]
 
     def send_one(self, shard: Shard, record: Record) -> EntryId:
         """As `send`, for one: its id."""
-        self._check_process()
+        self._begin()
         slip = Slip()
         parcel = Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait)
         try:
+            self._inside.add(threading.get_ident())
             if not self._send_alone(parcel):
                 with self._adding:
                     self._outbox.add((parcel,))
@@ -89,14 +94,23 @@ class SyncProducer:
         except BaseException as error:
             _abandon((slip,), error)
             raise
+        finally:
+            self._inside.discard(threading.get_ident())
         if slip.error is not None:
             raise slip.error
         return cast("EntryId", slip.result[0])
 
-    def _check_process(self) -> None:
+    def _begin(self) -> None:
         """A forked child that went on with the parent's producer id and numbers would have its events taken for
         resends. One of its threads sees to it: what the others have begun by then must not be forgotten.
+
+        Raises `RuntimeError`, as Python's own writers do, where the thread would wait for itself.
         """
+        if threading.get_ident() in self._inside:
+            raise RuntimeError(
+                "reentrant call: a signal or log handler publishes to the stream that its thread is publishing to. "
+                "Have it publish in a thread of its own, or to another stream"
+            )
         if self._pid != os.getpid():
             with _renewing:
                 if self._pid != os.getpid():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import threading
@@ -12,9 +13,10 @@ import pytest
 import redis
 
 from rstream import Event, Retention, RStream, Stream
-from rstream.errors import PublishUncertain
+from rstream.errors import PublishUncertain, StoreUnavailable
 from rstream.store.layout import Layout
 from rstream.store.outbox import Outbox
+from tests.servers import Server
 
 ROUNDS, THREADS = 3, 20
 
@@ -82,6 +84,52 @@ def test_what_was_interrupted_before_it_was_sent_is_never_added(
     raw.xack(shard.stream, "group", *[id for id, _ in found[0][1]])
     full.sync.publish(Seen(device="a", n=2))
     assert set(numbers(full)) <= {0, 2} and numbers(full)[-1] == 2
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_a_handler_that_publishes_in_mid_publish_is_told_and_does_not_wait_for_itself(
+    own_server: Server, namespace: str, many: bool
+) -> None:
+    with RStream(own_server.url, namespace=namespace, publish_timeout=0.2) as app:
+        seen = app.stream("seen", Seen, key="device", shards=2)
+        told = []
+
+        class Shipping(logging.Handler):
+            """Sends what is logged to a stream; of which there is something when Redis is away."""
+
+            def emit(self, record: logging.LogRecord) -> None:
+                try:
+                    publish(1)
+                except RuntimeError as error:
+                    told.append(str(error))
+
+        def publish(n: int) -> None:
+            event = Seen(device="a", n=n)
+            seen.sync.publish_many([event]) if many else seen.sync.publish(event)
+
+        publish(0)
+        own_server.kill()
+        logging.getLogger("rstream").addHandler(shipping := Shipping())
+        try:
+            with pytest.raises(StoreUnavailable):
+                publish(2)
+        finally:
+            logging.getLogger("rstream").removeHandler(shipping)
+        assert len(told) == 1 and told[0].startswith("reentrant call")
+        own_server.start()
+        publish(3)
+        assert numbers(seen) == [0, 3]
+
+
+async def test_an_app_that_is_closed_and_used_again_keeps_its_connection(app: RStream, raw: redis.Redis) -> None:
+    seen = app.stream("seen", Seen, key="device", shards=2)
+    async with app:
+        await seen.publish(Seen(device="a", n=0))
+    before = raw.info("stats")["total_connections_received"]
+    async with app:
+        for n in range(20):
+            await seen.publish(Seen(device="a", n=n))
+    assert raw.info("stats")["total_connections_received"] - before < 10
 
 
 def test_threads_of_a_forked_child_that_begin_at_once_all_come_through(
