@@ -126,9 +126,12 @@ def new_event_ids(count: int) -> list[bytes]:
     The randomness is the kernel's, so that forked processes never share ids.
     """
     stamp = (time.time_ns() // 1_000_000).to_bytes(6, "big")
-    if count > 1:
-        return [stamp + end for end in _endings(count)]
-    return [stamp + _ending() for _ in range(count)]
+    return [stamp + end for end in _endings(count)]
+
+
+def new_event_id() -> bytes:
+    """One of these."""
+    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + _ending()
 
 
 def _endings(count: int) -> list[bytes]:

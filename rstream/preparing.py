@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rstream.codec import ModelCodec, key_bytes, key_bytes_of_all, pack_headers
 from rstream.errors import EventInvalid
-from rstream.event import new_event_ids
+from rstream.event import new_event_id, new_event_ids
 from rstream.reference import Uploads
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
@@ -26,6 +26,7 @@ PART = 1024
 
 GROUP = FLUSH_ENTRIES * 7 // 8
 """Events that are sent at once, of each shard: with so many on average, few shards get more than one flush takes."""
+
 
 _record = partial(tuple.__new__, Record)
 
@@ -140,15 +141,16 @@ class Preparing(Generic[E]):
         self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
     ) -> tuple[Shard, Record]:
         """As `all`, for a new event where there is no blob store."""
-        if key is not None and self._stream.key is not None:
+        stream, version = self._stream, layout.version
+        if key is not None and stream.key is not None:
             raise self._has_key()
-        payload = self._stream.claims.check(self._stream.codec.encode(event, layout.version), layout.version, None)
-        if self._stream.key is not None:
-            raw = key_bytes(self._stream.codec.key(event, self._stream.key), self._stream.key)
+        payload = stream.claims.check(stream.codec.encode(event, version), version, None)
+        if stream.key is not None:
+            raw = key_bytes(stream.codec.key(event, stream.key), stream.key)
         else:
             raw = b"" if key is None else key_bytes(key, "key")
-        shard = layout.shard(raw) if raw else self._places(layout, (raw,))[0]
-        return shard, _record((payload, raw, new_event_ids(1)[0], pack_headers(headers)))
+        (shard,) = self._places(layout, (raw,))
+        return shard, _record((payload, raw, new_event_id(), pack_headers(headers) if headers else b""))
 
     def _has_key(self) -> EventInvalid:
         return EventInvalid(

@@ -109,8 +109,11 @@ class Producer:
         if self._queue:
             async with self._turn():
                 self._add((parcel,), loop)
-        else:
+        elif self._flushing or self._crowded or (op := self._outbox.take_alone(parcel, self._replicas)) is None:
             self._add((parcel,), loop)
+        else:
+            self._flushing = True
+            self._post(op)
         return (await promise)[0]
 
     def _begin(self) -> asyncio.AbstractEventLoop:
@@ -132,12 +135,12 @@ class Producer:
     # Flushes follow each other without a task as long as nothing is in their way: one that has to be waited for, or
     # that somebody has to do something about, is taken over by a task.
 
-    def _post(self) -> None:
-        """Send what is there, if that is possible at once."""
-        op = None
+    def _post(self, op: Op[None] | None = None) -> None:
+        """Send this, or what is there, if that is possible at once."""
         try:
-            op = self._outbox.take(self._replicas)
-            self._crowded = self._outbox.taken > 1
+            if op is None:
+                op = self._outbox.take(self._replicas)
+                self._crowded = self._outbox.taken > 1
             if op is not None and self._link.post(op, partial(self._came, op, clock())):
                 return
         except Exception as error:

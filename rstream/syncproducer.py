@@ -15,7 +15,7 @@ from rstream.process import clock
 from rstream.producer import Sent, Target
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.link import SyncLink
+from rstream.store.link import Op, SyncLink
 from rstream.store.log import Record, weight_of
 from rstream.store.outbox import Outbox
 from rstream.store.parcel import Parcel, Slip
@@ -83,11 +83,14 @@ class SyncProducer:
         """As `send`, for one: its id."""
         self._begin()
         slip = Slip()
+        parcel = Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait)
         try:
             self._inside.add(threading.get_ident())
-            with self._adding:
-                self._outbox.add((Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait),))
-            self._carry((slip,))
+            if not self._send_alone(parcel):
+                with self._adding:
+                    self._outbox.add((parcel,))
+            if not slip.done():
+                self._carry((slip,))
         except BaseException as error:
             _abandon((slip,), error)
             raise
@@ -113,6 +116,19 @@ class SyncProducer:
                 if self._pid != os.getpid():
                     self._renew(self._outbox.layout)
 
+    def _send_alone(self, parcel: Parcel) -> bool:
+        """Send it now; whether that was possible, for nobody else sends, or has something to be sent."""
+        if not self._flushing.acquire(blocking=False):
+            return False
+        try:
+            with self._adding:
+                op = self._outbox.take_alone(parcel, self._replicas)
+            if op is not None:
+                self._flush(op)
+            return op is not None
+        finally:
+            self._flushing.release()
+
     def _carry(self, slips: Collection[Slip], more: Callable[[], object] | None = None) -> None:
         """Flush until they are through. more: called while the server works."""
         while not all(slip.done() for slip in slips):
@@ -129,6 +145,11 @@ class SyncProducer:
             op = self._outbox.take(self._replicas)
             if op is None:
                 return min(NAP, self._outbox.pause() or 0.0)
+        self._flush(op, meanwhile)
+        return 0.0
+
+    def _flush(self, op: Op[None], meanwhile: Callable[[], object] | None = None) -> None:
+        """What was taken; it needs the lock."""
         try:
             self._link.run(op, within=self._timeout, meanwhile=meanwhile)
             if self._outbox.troubled:
@@ -142,7 +163,6 @@ class SyncProducer:
                 self._outbox.fail(error if isinstance(error, Exception) else uncertain)
             if not isinstance(error, Exception):
                 raise
-        return 0.0
 
     def _make_room(self) -> None:
         from rstream.store.room import make_room

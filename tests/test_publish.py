@@ -293,7 +293,7 @@ def test_the_sync_face_is_as_exact(proxy: ChaosProxy, namespace: str) -> None:
 async def test_a_black_hole_ends_in_publish_uncertain_and_the_packet_that_comes_late_is_refused(
     proxy: ChaosProxy, namespace: str
 ) -> None:
-    async with RStream(f"{proxy.url}?socket_timeout=0.3", namespace=namespace, publish_timeout=0.5) as app:
+    async with RStream(f"{proxy.url}?socket_timeout=1", namespace=namespace, publish_timeout=1.2) as app:
         seen = declare(app)
         await seen.publish(Seen(device="a", n=1))
         proxy.blackhole(True)

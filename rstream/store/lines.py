@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rstream.errors import StoreError, StoreUnavailable
 from rstream.store.cluster import ASKING, SURVEY, SURVEY_TIMEOUT, Atlas, Part, Round
 from rstream.store.connect import Endpoint, deposed
-from rstream.store.line import Line, Outcome
+from rstream.store.line import Line, Outcome, amiss
 from rstream.store.scripts import BY_SHA, Call
 from rstream.store.url import CONNECTIONS, Address
 
@@ -78,7 +78,7 @@ class Lines:
             return False
 
         def came(outcome: Outcome) -> None:
-            if type(outcome) is list and not any(isinstance(reply, Exception) for reply in outcome):
+            if type(outcome) is list and not amiss(outcome):
                 self._release(line)
                 done(outcome)
             else:
@@ -100,7 +100,7 @@ class Lines:
         self, line: Line, calls: Sequence[Call], replies: list[Any], timeout: float | None
     ) -> list[Any]:
         """Load what scripts were missing; let the line go."""
-        if any(isinstance(reply, Exception) for reply in replies):
+        if amiss(replies):
             if missing := unloaded(calls, replies):
                 again = reloading(calls, missing)
                 fill_in(replies, missing, await self._roundtrip(line, again, timeout))

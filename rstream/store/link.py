@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from rstream.errors import StoreError, StoreUnavailable
 from rstream.store.connect import Endpoint
+from rstream.store.line import amiss
 from rstream.store.lines import ClusterLines, Lines
 from rstream.store.scripts import Call
 from rstream.store.sync_lines import SyncClusterLines, SyncLines
@@ -105,7 +106,8 @@ class _Effort(Generic[T]):
     def __init__(self, op: Op[T], endpoint: Endpoint, within: float, timeout: float) -> None:
         self._op, self._endpoint, self._within = op, endpoint, within
         self._deadline = time.monotonic() + within
-        self._wait_ms = max(1, min(WAIT_MS, int(timeout * 800)))
+        self._delays = backoff()
+        self._wait_ms = max(1, min(WAIT_MS, int(timeout * 800))) if op.replicas else 0
         self._waiting = False
         self._left: Sequence[int] = range(len(op.calls))
         self._replies: list[Any] = []  # None for those left; empty until some are answered and others not
@@ -124,7 +126,7 @@ class _Effort(Generic[T]):
         """What the op comes to by the replies to `calls`. Raises `StoreError`."""
         if self._op.replicas:
             replies = self._confirmed(replies)
-        if self._replies or any(isinstance(reply, StoreError) for reply in replies):
+        if self._replies or amiss(replies):
             replies = self._merged(replies)
         return self._op.parse(replies)
 
@@ -163,8 +165,9 @@ class _Effort(Generic[T]):
             raise trouble
         return self._replies
 
-    def failed(self, error: StoreError, delay: float) -> None:
-        """Raises it again unless there is time for another try after `delay`."""
+    def failed(self, error: StoreError) -> float:
+        """Seconds to wait before the next try. Raises the error again where there is no time for one."""
+        delay = next(self._delays)
         if error.sent:
             self._lost.update(self._left)
         error.sent = bool(self._lost)
@@ -176,6 +179,7 @@ class _Effort(Generic[T]):
         if not self._waiting:
             log.warning("%s. Waiting for it, at most %.3g s", error, self._within)
         self._waiting = True
+        return delay
 
 
 class Link:
@@ -203,14 +207,13 @@ class Link:
             done: T = op.parse([await asyncio.wrap_future(call) for call in op.begin()])
             return done
         effort = _Effort(op, self.endpoint, within, timeout or self.endpoint.patience)
-        for delay in backoff():
+        while True:
             try:
                 first, begun = begun, None
                 return effort.result(await (first or self.exchange(effort.calls, timeout)))
             except StoreError as error:
-                effort.failed(error, delay)
+                delay = effort.failed(error)
             await asyncio.sleep(delay)
-        raise AssertionError("backoff never ends")
 
     def post(self, op: Op[Any], done: Callable[[list[Any] | Coroutine[Any, Any, list[Any]]], None]) -> bool:
         """Send `op` now, without a task, where that can be done. `done` is called with the replies; or, where they are
@@ -248,15 +251,14 @@ class SyncLink:
             done: T = op.parse([call.result() for call in op.begin()])
             return done
         effort = _Effort(op, self.endpoint, within, self._timeout)
-        for delay in backoff():
+        while True:
             try:
                 once, meanwhile = meanwhile, None
                 calls = effort.calls
                 return effort.result(self._lines.exchange(calls, meanwhile=once) if once else self.exchange(calls))
             except StoreError as error:
-                effort.failed(error, delay)
+                delay = effort.failed(error)
             time.sleep(delay)
-        raise AssertionError("backoff never ends")
 
     def exchange(self, calls: Sequence[Call]) -> list[Any]:
         """As `Link.exchange`."""

@@ -21,7 +21,7 @@ from typing import Any, overload
 import msgpack
 
 from rstream.errors import PublishUncertain, ShardLimited, ShardSealed, StoreError, StreamFull
-from rstream.event import EntryId, entry_ids
+from rstream.event import entry_ids
 from rstream.process import clock
 from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
@@ -58,6 +58,10 @@ class _Flush:
     @property
     def size(self) -> int:
         return sum([parcel.size for parcel in self.parcels])
+
+    @property
+    def count(self) -> int:
+        return sum([len(parcel.records) for parcel in self.parcels])
 
     def wanted(self) -> bool:
         """Leaves out what nobody waits for any more, if no packet of it is under way: then it may be another one under
@@ -126,9 +130,10 @@ class Outbox:
 
     def _put(self, parcel: Parcel) -> None:
         for piece in (parcel,) if self.layout.writes(parcel.shard) else parcel.cut(self.layout):
-            if (waiting := self._waiting.get(piece.shard)) is None:
-                waiting = self._waiting[piece.shard] = deque()
-            waiting.append(piece)
+            if piece.shard in self._waiting:
+                self._waiting[piece.shard].append(piece)
+            else:
+                self._waiting[piece.shard] = deque((piece,))
 
     def take(self, replicas: int = 0) -> Op[None] | None:
         """One flush of every shard that has something waiting, in one write, which so many replicas have to confirm.
@@ -144,11 +149,28 @@ class Outbox:
             if (new := self._cut(shard)) is not None:
                 self._taken.append(new)
                 size += new.size
-        if not self._taken:
+        return self._op(replicas) if self._taken else None
+
+    def take_alone(self, parcel: Parcel, replicas: int = 0) -> Op[None] | None:
+        """As `add` and `take`, where nothing else is held: a lone publish needs no queue. None, and it was not taken,
+        where something is.
+        """
+        if self._taken or self._waiting or self._hold or self._again or self._refused or self._full:
             return None
+        if not self.layout.writes(parcel.shard):
+            return None
+        self._taken = [self._numbered(parcel.shard, [parcel])]
+        return self._op(replicas)
+
+    def _op(self, replicas: int) -> Op[None]:
         retention = self.layout.retention
         limited = self._limited or (retention is not None and retention.counts)
-        return Op(_Calls(self._taken, self.producer, limited), self._finish, partial=True, replicas=replicas)
+        calls: Sequence[Call]
+        if len(self._taken) == 1:  # then there is nothing to be made meanwhile
+            calls = (self._taken[0].call(self.producer, limited=limited),)
+        else:
+            calls = _Calls(self._taken, self.producer, limited)
+        return Op(calls, self._finish, partial=True, replicas=replicas)
 
     def _take_again(self) -> set[Shard]:
         """Take what is to be sent again; the shards for which nothing else may be taken."""
@@ -187,10 +209,11 @@ class Outbox:
             waiting.popleft()
         if waiting:
             self._waiting[shard] = waiting  # at the end again: shards take turns
-        if not parcels:
-            return None
-        self._seq[shard] = self._seq.get(shard, 0) + 1
-        return _Flush(shard, self._seq[shard], parcels)
+        return self._numbered(shard, parcels) if parcels else None
+
+    def _numbered(self, shard: Shard, parcels: list[Parcel]) -> _Flush:
+        self._seq[shard] = number = self._seq.get(shard, 0) + 1
+        return _Flush(shard, number, parcels)
 
     def _finish(self, replies: list[Any]) -> None:
         for flush, reply in zip(self._taken, replies, strict=True):
@@ -230,7 +253,7 @@ class Outbox:
     @property
     def needs(self) -> dict[Shard, tuple[int, int]]:
         """Shards that were full; entries, and bytes of them, that wait for room there."""
-        return {flush.shard: (sum(len(p.records) for p in flush.parcels), flush.size) for flush in self._full}
+        return {flush.shard: (flush.count, flush.size) for flush in self._full}
 
     @property
     def hopeless(self) -> dict[Shard, int]:
@@ -324,15 +347,12 @@ def _known(error: BaseException, sent: bool) -> BaseException:
 def _answer(flush: _Flush, reply: bytes) -> None:
     """Redis's answer is the id of the first entry; the others follow it."""
     ms, seq = rank_of(reply)
-    generation, number = flush.shard.generation, flush.shard.number
+    ids = entry_ids(ms, seq, flush.count, flush.shard.generation, flush.shard.number)
+    at = 0
     for parcel in flush.parcels:
-        count = len(parcel.records)
+        start, at = at, at + len(parcel.records)
         if not parcel.promise.done():
-            ids = (
-                [EntryId(ms, seq, generation, number)] if count == 1 else entry_ids(ms, seq, count, generation, number)
-            )
-            parcel.promise.set_result(ids)
-        seq += count
+            parcel.promise.set_result(ids[start:at])
 
 
 def _reject(parcels: Iterable[Parcel], error: BaseException) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rstream.errors import StoreError, StoreUnavailable
 from rstream.store.cluster import SURVEY, SURVEY_TIMEOUT, Atlas, Part, Round
 from rstream.store.connect import Endpoint, deposed
+from rstream.store.line import amiss
 from rstream.store.lines import fill_in, reloading, unloaded
 from rstream.store.scripts import Call
 from rstream.store.url import CONNECTIONS, Address
@@ -39,7 +40,8 @@ class SyncLines:
             except BaseException:  # a signal: what would still come belongs to nobody
                 connection.close()
                 raise
-        return self._endpoint.meanings(self.receive(connection, calls, timeout))
+        replies = self.receive(connection, calls, timeout)
+        return self._endpoint.meanings(replies) if amiss(replies) else replies
 
     def send(self, calls: Sequence[Call]) -> Wire:
         """Write only; `receive` must follow, or the connection be closed."""
@@ -50,7 +52,7 @@ class SyncLines:
     def receive(self, connection: Wire, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
         """The replies to what was sent, with errors as redis-py has them."""
         replies = self._read(connection, calls, timeout)
-        if any(isinstance(reply, Exception) for reply in replies):
+        if amiss(replies):
             if missing := unloaded(calls, replies):
                 again = reloading(calls, missing)
                 fill_in(replies, missing, self._roundtrip(connection, again))
