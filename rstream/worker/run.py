@@ -49,6 +49,7 @@ class ConsumerRun:
         self.decode = consumer.stream.claims.decoder(consumer.stream.codec)
         self.pool = self.call if isinstance(self.call, ProcessCall) else None
         self.size = consumer.batch or 1
+        self.tells = consumer.tells
         self.emitter = emitter
         self.owners = OwnerOps(ops)
         self.lease = Lease(ops, consumer.lease)
@@ -204,6 +205,14 @@ class ConsumerRun:
         lease = self.lease
         # In this order: a lease that is taken anew raises the term before it holds.
         return now < lease.until and self.hand.terms.get(entry[:2]) == lease.term and self._still_owned(entry.shard)
+
+    def startable(self, entries: Sequence[Fetched], now: float) -> list[Fetched]:
+        """Those that may be started."""
+        if now >= self.lease.until:
+            return []
+        term, terms = self.lease.term, self.hand.terms
+        held = [entry for entry in entries if terms.get(entry[:2]) == term]
+        return held if self.order is None else [entry for entry in held if self._still_owned(entry.shard)]
 
     def let_go(self, shard: Shard, id: bytes, now: Now = "elsewhere") -> None:
         """An entry that was settled, or that this worker may not start any more."""
