@@ -131,7 +131,7 @@ class ConsumerRun:
         self.taken += len(new)
         self.came.set()
         if self.order is not None:
-            new = [each for entry in new if (each := self.order.put(entry)) is not None]
+            new = self.order.put_all(new)
             if self.is_crowded:
                 self.crowded.set()
         self.line_up(new)
@@ -204,7 +204,9 @@ class ConsumerRun:
         """Whether the entry is surely still this worker's to start. now: by `clock()`."""
         lease = self.lease
         # In this order: a lease that is taken anew raises the term before it holds.
-        return now < lease.until and self.hand.terms.get(entry[:2]) == lease.term and self._still_owned(entry.shard)
+        if now >= lease.until or self.hand.terms.get(entry[:2]) != lease.term:
+            return False
+        return self.order is None or self._still_owned(entry.shard)
 
     def startable(self, entries: Sequence[Fetched], now: float) -> list[Fetched]:
         """Those that may be started."""
@@ -233,7 +235,7 @@ class ConsumerRun:
         for place in self.hand.back.keys() & ended if self.hand.back else ():
             del self.hand.back[place]
         if self.order is not None:
-            follow = [entry for place in ended if (entry := self.order.end(place)) is not None]
+            follow = self.order.end_all(ended)
             if self.is_crowded:
                 self.crowded.set()
             self.line_up(follow)
