@@ -418,7 +418,7 @@ async def test_a_shard_moves_at_once_and_only_the_key_that_runs_waits(app: RStre
     fast = {layout.shard(f"fast{n}"): f"fast{n}" for n in range(50)}
     async with working(app) as old:
         await steps.publish_many([Step(key=key, n=0) for key in slow.values()])
-        await eventually_async(lambda: len(old.runs[0].running) == 2)
+        await eventually_async(lambda: old.runs and len(old.runs[0].running) == 2)
         # Unstarted: they wait for the slow ones.
         await steps.publish_many([Step(key=key, n=n) for key in slow.values() for n in range(1, 20)])
         await eventually_async(lambda: old.runs[0].in_hand == 40)
