@@ -55,9 +55,10 @@ class Answer(NamedTuple):
     error: BaseException | None = None
 
 
-Call = Callable[[Any, "Delivery | Batch"], Answer | Awaitable[Answer]]
+Call = Callable[[Any, "Delivery | Batch | None"], Answer | Awaitable[Answer]]
 """Calls a handler with an event and its delivery, or with a list of events and their batch: the answer of one that
 never had to wait, else what to await for it. That raises `CancelledError` where the caller is cancelled, nothing else.
+One that takes events alone may get None beside them.
 """
 
 
@@ -94,12 +95,12 @@ def name_of(handler: Handler) -> str:
 def _on_loop(handler: Handler, two: bool, timeout: float | None) -> Call:
     if timeout is not None:
 
-        def in_time(event: Any, given: Delivery | Batch) -> Answer | Awaitable[Answer]:
+        def in_time(event: Any, given: Delivery | Batch | None) -> Answer | Awaitable[Answer]:
             return _in_task(_timed(partial(handler, event, given) if two else partial(handler, event), timeout))
 
         return in_time
 
-    def on_loop(event: Any, given: Delivery | Batch) -> Answer | Awaitable[Answer]:
+    def on_loop(event: Any, given: Delivery | Batch | None) -> Answer | Awaitable[Answer]:
         return _in_task(_guarded(handler, event, given) if two else _guarded(handler, event))
 
     return on_loop
@@ -189,7 +190,7 @@ def _wake(waiter: asyncio.Future[None], task: asyncio.Task[Answer]) -> None:
 def _in_thread(handler: Handler, two: bool, limit: int, timeout: float | None) -> Call:
     limiter = anyio.CapacityLimiter(limit)
 
-    async def in_thread(event: Any, given: Delivery | Batch) -> Answer:
+    async def in_thread(event: Any, given: Delivery | Batch | None) -> Answer:
         call = _ThreadCall(partial(handler, event, given) if two else partial(handler, event), timeout)
         try:
             # Only a worker that stops cancels; a thread cannot be, so then it is left behind.

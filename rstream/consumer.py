@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args,
 
 from pydantic import BaseModel
 
-from rstream.calling import Call, Handler, RunIn, caller, wants_batch
+from rstream.calling import Call, Handler, RunIn, caller, takes_two, wants_batch
 from rstream.codec import Codec, ModelCodec
 from rstream.errors import ConfigError, PositionError
 from rstream.position import Position, bound
@@ -162,6 +162,11 @@ class Consumer:
         if self.run_in == "process":
             return os.cpu_count() or 1
         return 16 if self.batch is None else 1
+
+    @cached_property
+    def tells(self) -> bool:
+        """Whether the handler gets its delivery, or its batch, too; or what it returns is emitted by it."""
+        return self.emits is not None or takes_two(self.handler, "delivery" if self.batch is None else "batch")
 
     def call(self, limit: int = 1) -> Call | ProcessCall:
         """How to call the handler, in at most `limit` threads or processes."""

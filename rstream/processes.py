@@ -106,7 +106,7 @@ class ProcessCall:
         if failed:
             raise ConfigError(f"handler {self} cannot run in a process: {one_line(failed[0])}") from failed[0]
 
-    async def __call__(self, event: Any, given: Delivery | Batch) -> Answer:
+    async def __call__(self, event: Any, given: Delivery | Batch | None) -> Answer:
         async with self._slots:
             try:
                 return await self._call(event, given if self._two else None)

@@ -187,7 +187,9 @@ class Worker:
 
     def let_go(self, id: bytes, now: Now = "elsewhere") -> None:
         self.in_hand.pop(id, None)
-        self.hand_out(self.order.end((SHARD, id)) if now == "ended" else self.order.let_go(SHARD, id, now))
+        ended = now == "ended"
+        follow = self.order.end_all([(SHARD, id)]) if ended else [self.order.let_go(SHARD, id, now)]
+        self.hand_out(next(iter(follow), None))
         back = self.back.pop(id, None)
         if back is not None and now != "ended":
             self.take([back[0]], back[1], back[2])

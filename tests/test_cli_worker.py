@@ -80,6 +80,30 @@ def test_burst_handles_what_there_is_and_ends(rs: Commands) -> None:
     assert len(rs.handled) == 200
 
 
+FREEZES = """
+import gc, pathlib
+from rstream import Event, RStream
+
+app = RStream()
+
+class Note(Event):
+    text: str
+
+notes = app.stream("notes", Note, shards=2)
+
+@notes.consumer("g")
+async def handle(note: Note) -> None:
+    pathlib.Path("frozen.txt").write_text(str(gc.get_freeze_count()))
+"""
+
+
+def test_what_a_worker_process_has_loaded_is_kept_from_the_garbage_collector(rs: Commands) -> None:
+    (rs.directory / "freezes.py").write_text(FREEZES)
+    note(rs, "one", app="freezes:app")
+    rs.ok("worker", "freezes:app", "--burst")
+    assert int((rs.directory / "frozen.txt").read_text()) > 10_000
+
+
 def test_only_the_groups_asked_for_run(rs: Commands) -> None:
     order(rs, "c1")
 

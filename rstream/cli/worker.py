@@ -97,6 +97,7 @@ def _run(
     if os.environ.pop(CHECK_ONLY, None):
         return 0
     worker.echo = ECHO if supervised else 0.0
+    worker.alone = True
     if raised:  # while something was imported that caught it, or could not be told
         raise raised[0]
 

@@ -14,7 +14,8 @@ from rstream.store.scripts import Call
 if TYPE_CHECKING:
     import redis.asyncio
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 256 * 1024
+"""What one turn of the loop takes in: a page of some hundred entries, or its end would wait for the next turn."""
 PIECE_BYTES = 32 * 1024
 CLOSED = "Connection closed by server."
 

@@ -22,7 +22,7 @@ from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.execute import ack_of, acked
 from rstream.worker.run import ConsumerRun
-from rstream.worker.start import Started, start
+from rstream.worker.start import Started, delivery_of, start
 
 OTHER_KEYS = 0.01
 """Seconds that a batch waits for entries of other keys than it has, when more of those it has wait for it."""
@@ -128,7 +128,8 @@ class Bisection:
         """
         if not isinstance(error, Retry) and (self._any_success or self._singles < 2):
             return False
-        return all(failures.may_retry(self._run, each.entry, each.delivery, error) for each in items)
+        run = self._run
+        return all(failures.may_retry(run, each.entry, delivery_of(run, each), error) for each in items)
 
     async def _try(self, items: list[Started]) -> None:
         """Call the handler once, and settle what is known after it."""
@@ -138,7 +139,7 @@ class Bisection:
         if not items:
             return
         self._called = True
-        batch = Batch([each.delivery for each in items])
+        batch = Batch([delivery_of(run, each) for each in items] if run.tells else ())
         place = (items[0].entry.shard, items[0].entry.id)
         began = run.running[place] = clock()
         outcomes: list[object] = []
@@ -199,18 +200,19 @@ class Bisection:
                 continue
             acks.append((each, ack))
             if records:
-                emits.append((each.delivery, records))
+                emits.append((delivery_of(self._run, each), records))
         return Acked(acks, emits, failed)
 
     def _fail(self, each: Started, error: BaseException) -> None:
-        self._end(each, failures.judge(self._run, each.entry, each.delivery, error))
+        self._end(each, failures.judge(self._run, each.entry, delivery_of(self._run, each), error))
 
     def _end_all(self, items: list[Started]) -> None:
         """All went well, and nothing was said of any."""
-        self._any_success = True
-        self._run.counts.handled += len(items)
+        run, self._any_success = self._run, True
+        run.counts.handled += len(items)
         for each in items:
-            self._end(each, ack_of(self._run, each))
+            del self._open[id(each)]
+        run.plain.add_all([ack_of(run, each) for each in items])
 
     def _end(self, each: Started, outcome: Outcome) -> None:
         del self._open[id(each)]

@@ -15,7 +15,7 @@ from rstream.store.deliveries import Fetched, Outcome, bare_ack
 from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.run import ConsumerRun
-from rstream.worker.start import Started, start, start_fresh
+from rstream.worker.start import Started, delivery_of, start, start_fresh
 
 TURN_SECONDS = 0.002
 """A slot whose handlers never wait lets the loop's other tasks run this often."""
@@ -62,7 +62,7 @@ async def _ask_and_call(run: ConsumerRun, entry: Fetched) -> None:
 def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
     place = started.entry[:2]
     began = run.running[place] = clock()
-    answer = run.call(started.event, started.delivery)
+    answer = run.call(started.event, started.given)
     if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
         return _end(run, started, began, answer)
     del run.running[place]
@@ -88,7 +88,7 @@ async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer 
         raise
     except Exception as raised:
         error = raised
-    run.settle(failures.judge(run, entry, started.delivery, error))
+    run.settle(failures.judge(run, entry, delivery_of(run, started), error))
 
 
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
@@ -97,17 +97,17 @@ async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
     if run.emitter is not None:
         outcome, records = await run.emitter.upload(uploads, made, partial(acked, run, started, result))
         if records:
-            await run.emitter.before_ack([(started.delivery, records)])
+            await run.emitter.before_ack([(delivery_of(run, started), records)])
     run.counts.handled += 1
     return outcome
 
 
 def ack_of(run: ConsumerRun, started: Started) -> Outcome:
     """The outcome of a delivery that was handled well."""
-    entry, _, _, marker, attempt = started
+    entry, _, given, marker, attempt = started
     if marker:
         return Outcome(entry.shard, entry.id, attempt, "ack", marker, int(run.consumer.once_for * 1000))
-    if attempt == 1 and entry.source is None and not kept_something(started.delivery):
+    if attempt == 1 and entry.source is None and (given is None or not kept_something(given)):
         return bare_ack(entry)
     return Outcome(entry.shard, entry.id, attempt, "ack")
 
@@ -120,6 +120,7 @@ def acked(run: ConsumerRun, started: Started, result: Any, uploads: Uploads | No
     ack = ack_of(run, started)
     if run.emitter is None or result is None:
         return ack, {}
-    records = run.emitter.records(started.delivery, result, uploads)
-    atomic = run.emitter.atomic(started.entry.shard, started.delivery, records)
+    delivery = delivery_of(run, started)
+    records = run.emitter.records(delivery, result, uploads)
+    atomic = run.emitter.atomic(started.entry.shard, delivery, records)
     return (ack._replace(c="", emits=run.emitter.with_ack(records)), {}) if atomic else (ack, records)

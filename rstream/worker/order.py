@@ -9,7 +9,7 @@ then in Redis, and of a lane no more than `KEEP` entries are in memory.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,6 +56,11 @@ class Lane:
         return not (self.current or self.waiting or self.elsewhere or self.aside or self.leaving)
 
     @property
+    def plain(self) -> bool:
+        """Whether all that is known of it is what was handed out, and what waits."""
+        return not (self.elsewhere or self.aside or self.leaving)
+
+    @property
     def wants_back(self) -> bool:
         """Whether what is put aside could start now."""
         if self.aside is None or self.current or self.leaving or self.coming:
@@ -93,14 +98,23 @@ class PerKey:
 
     def put(self, entry: Fetched) -> Fetched | None:
         """An entry that came in; the one that may start now because of it, if there is one."""
-        key = key_of(entry)
-        if key is None:
-            return entry  # nothing orders it
-        lane = self._lanes.get((entry.shard, key))
-        if lane is None:
-            lane = self._lanes[entry.shard, key] = Lane(entry.shard, key, entry.id)
-            self._current[entry.shard, entry.id] = lane
-            return entry
+        return next(iter(self.put_all((entry,))), None)
+
+    def put_all(self, entries: Sequence[Fetched]) -> list[Fetched]:
+        """Entries that came in; those that may start now because of them."""
+        ready, lanes = [], self._lanes
+        for entry in entries:
+            key = key_of(entry)
+            if key is None:
+                ready.append(entry)  # nothing orders it
+            elif (lane := lanes.get((entry.shard, key))) is None:
+                lanes[entry.shard, key] = self._current[entry[:2]] = Lane(entry.shard, key, entry.id)
+                ready.append(entry)
+            elif (first := self._line_up(lane, entry)) is not None:
+                ready.append(first)
+        return ready
+
+    def _line_up(self, lane: Lane, entry: Fetched) -> Fetched | None:
         rank = rank_of(entry.id)
         if lane.elsewhere:
             self._found(lane, rank, entry.id)
@@ -168,15 +182,19 @@ class PerKey:
             self._count(lane, lane.number + 1)
         return self._advance(lane)
 
-    def end(self, place: Place) -> Fetched | None:
-        """As `let_go`, of an entry that was settled for good. (A way of its own because it is nearly everybody's.)"""
-        lane = self._current.pop(place, None)
-        if lane is None:
-            return self.let_go(*place, "ended")
-        lane.current = None
-        if not lane.waiting or lane.elsewhere or lane.aside is not None:
-            return self._advance(lane)
-        return self._hand_out(lane)
+    def end_all(self, places: Iterable[Place]) -> list[Fetched]:
+        """As `let_go`, of entries that were settled for good. (A way of its own because it is nearly everybody's.)"""
+        follow, current = [], self._current
+        for place in places:
+            lane = current.pop(place, None)
+            if lane is None:
+                entry = self.let_go(*place, "ended")
+            else:
+                lane.current = None
+                entry = self._hand_out(lane) if lane.waiting and lane.plain else self._advance(lane)
+            if entry is not None:
+                follow.append(entry)
+        return follow
 
     # What is pending elsewhere.
 

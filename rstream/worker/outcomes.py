@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from rstream.store.deliveries import Outcome
 
@@ -18,6 +19,12 @@ class Outcomes:
         if not self.waiting:
             self.wanted.set()
         self.waiting.append(outcome)
+
+    def add_all(self, outcomes: Sequence[Outcome]) -> None:
+        """As `add`, of many."""
+        if outcomes:
+            self.wanted.set()
+        self.waiting.extend(outcomes)
 
     def take(self) -> list[Outcome]:
         self.wanted.clear()

@@ -49,6 +49,7 @@ class ConsumerRun:
         self.decode = consumer.stream.claims.decoder(consumer.stream.codec)
         self.pool = self.call if isinstance(self.call, ProcessCall) else None
         self.size = consumer.batch or 1
+        self.tells = consumer.tells
         self.emitter = emitter
         self.owners = OwnerOps(ops)
         self.lease = Lease(ops, consumer.lease)
@@ -130,7 +131,7 @@ class ConsumerRun:
         self.taken += len(new)
         self.came.set()
         if self.order is not None:
-            new = [each for entry in new if (each := self.order.put(entry)) is not None]
+            new = self.order.put_all(new)
             if self.is_crowded:
                 self.crowded.set()
         self.line_up(new)
@@ -203,7 +204,17 @@ class ConsumerRun:
         """Whether the entry is surely still this worker's to start. now: by `clock()`."""
         lease = self.lease
         # In this order: a lease that is taken anew raises the term before it holds.
-        return now < lease.until and self.hand.terms.get(entry[:2]) == lease.term and self._still_owned(entry.shard)
+        if now >= lease.until or self.hand.terms.get(entry[:2]) != lease.term:
+            return False
+        return self.order is None or self._still_owned(entry.shard)
+
+    def startable(self, entries: Sequence[Fetched], now: float) -> list[Fetched]:
+        """Those that may be started."""
+        if now >= self.lease.until:
+            return []
+        term, terms = self.lease.term, self.hand.terms
+        held = [entry for entry in entries if terms.get(entry[:2]) == term]
+        return held if self.order is None else [entry for entry in held if self._still_owned(entry.shard)]
 
     def let_go(self, shard: Shard, id: bytes, now: Now = "elsewhere") -> None:
         """An entry that was settled, or that this worker may not start any more."""
@@ -224,7 +235,7 @@ class ConsumerRun:
         for place in self.hand.back.keys() & ended if self.hand.back else ():
             del self.hand.back[place]
         if self.order is not None:
-            follow = [entry for place in ended if (entry := self.order.end(place)) is not None]
+            follow = self.order.end_all(ended)
             if self.is_crowded:
                 self.crowded.set()
             self.line_up(follow)

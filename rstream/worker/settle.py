@@ -35,7 +35,7 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
     batch = outcomes.take()
     if not batch:
         return
-    free = any(_is_free(run, outcome) for outcome in batch)
+    free = bool(run.hand.returning) and any(_is_free(run, outcome) for outcome in batch)
     refused = await _send(run, batch)
     run.flushes += 1
     acked = []

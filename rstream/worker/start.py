@@ -28,13 +28,14 @@ log = logging.getLogger("rstream")
 
 
 class Started(NamedTuple):
-    """A delivery to be handed to the handler. marker: its dedupe key, "" where the consumer has none · attempt: as in
-    the delivery, which need not be looked at for it.
+    """A delivery to be handed to the handler. given: what a handler that wants more than the event gets; None where it
+    does not, and nothing is kept of it · marker: its dedupe key, "" where the consumer has none · attempt: as in the
+    delivery, which need not be looked at for it.
     """
 
     entry: Fetched
     event: Any
-    delivery: Delivery
+    given: Delivery | None
     marker: str
     attempt: int
 
@@ -49,8 +50,12 @@ def start_fresh(run: ConsumerRun, entry: Fetched, now: float) -> Started | None:
 async def start(run: ConsumerRun, entries: Sequence[Fetched]) -> list[Started]:
     """Those of the entries that may be handled now; the others are settled, or let go."""
     asked = False
-    now = clock()
-    held = [entry for entry in entries if _held(run, entry, now)]
+    held = run.startable(entries, clock())
+    if len(held) < len(entries):
+        ours = {entry[:2] for entry in held}
+        for entry in entries:
+            if entry[:2] not in ours:
+                run.give_up(entry)
     if any(entry.source is not None for entry in held):
         asked, held = True, await _begin(run, held)
     started = [each for entry in held if (each := _open(run, entry)) is not None]
@@ -121,7 +126,7 @@ def _open(run: ConsumerRun, entry: Fetched) -> Started | None:
     """The event, validated, and its delivery; None where the handler must not get it."""
     attempt = entry.deliveries if entry.source is None else entry.deliveries + 1
     try:
-        event, delivery = _unpack(run, entry, attempt)
+        event, given = _unpack(run, entry, attempt)
         marker = "" if run.consumer.once is None else _marker(run, run.consumer.once, event)
     except EntryInvalid as error:
         run.settle(failures.set_aside(run, entry, attempt, error.reason, str(error)))
@@ -132,7 +137,7 @@ def _open(run: ConsumerRun, entry: Fetched) -> Started | None:
     if run.consumer.expires is not None and run.age(entry.id) > run.consumer.expires and _never_started(entry):
         run.settle(failures.expired(run, entry, attempt))
         return None
-    return new(Started, (entry, event, delivery, marker, attempt))
+    return new(Started, (entry, event, given, marker, attempt))
 
 
 def _never_started(entry: Fetched) -> bool:
@@ -143,8 +148,8 @@ def _never_started(entry: Fetched) -> bool:
     return entry.source is None or (entry.source == "~released" and entry.deliveries == 0)
 
 
-def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delivery]:
-    """Raises `EntryInvalid`."""
+def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delivery | None]:
+    """The event, and its delivery where somebody will want it. Raises `EntryInvalid`."""
     flat = entry.flat
     if len(flat) == 6 and flat[0] == b"e" and flat[2] == b"k" and flat[4] == b"i":  # as rstream writes most
         payload, headers = flat[1], None
@@ -153,8 +158,23 @@ def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delive
         if b"e" not in fields:
             raise EntryInvalid("undecodable", f"it has no field 'e', only {[*fields][:5]}: rstream did not write it")
         payload, headers = fields[b"e"], unpack_headers(fields.get(b"h"))
+    if not run.tells and attempt == 1:
+        return run.decode(payload), None
+    return run.decode(payload), _delivery(run, entry, attempt, headers)
+
+
+def _delivery(run: ConsumerRun, entry: Fetched, attempt: int, headers: dict[str, str] | None) -> Delivery:
     lease = run.lease
-    return run.decode(payload), later(partial(_fields, run, entry, attempt, headers, lease.owned, lease.term))
+    return later(partial(_fields, run, entry, attempt, headers, lease.owned, lease.term))
+
+
+def delivery_of(run: ConsumerRun, started: Started) -> Delivery:
+    """The delivery, for whoever has to know of it what the handler was not told: how it failed, say."""
+    if started.given is not None:
+        return started.given
+    entry = started.entry
+    fields = dict(zip(entry.flat[::2], entry.flat[1::2], strict=True))
+    return _delivery(run, entry, started.attempt, unpack_headers(fields.get(b"h")))
 
 
 def _fields(
@@ -190,7 +210,7 @@ def _marker(run: ConsumerRun, field: str, event: Any) -> str:
 async def _recall(run: ConsumerRun, started: list[Started]) -> list[Started]:
     """Have those that are begun again know what their earlier attempts kept."""
     again = [each for each in started if each.attempt > 1]
-    memos: list[Any] = [each.delivery._memo for each in again]
+    memos: list[Any] = [delivery_of(run, each)._memo for each in again]
     kept = await _ask(run, (each.entry for each in again), [memo.place.load() for memo in memos])
     if kept is None:
         return [each for each in started if each.attempt == 1]
