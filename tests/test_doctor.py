@@ -216,11 +216,11 @@ def test_long_lists_are_cut() -> None:
 
 def test_all_commands_of_all_scripts_are_among_those_that_are_asked_about() -> None:
     needed = {*rights.commands_of("publish"), *rights.commands_of("consume")}
-    for script in scripts.BY_SHA.values():
+    for script in scripts.EVERY:
         if script.name not in ("rights", "sizes"):
             assert rights.called_by(script) <= needed, script.name
     assert {"XADD", "XREADGROUP", "XCLAIM", "XGROUP CREATE"} <= needed
-    assert {script.name for script in scripts.BY_SHA.values()} >= {*rights.PUBLISHING, *rights.LOOKING}
+    assert {script.name for script in scripts.EVERY} >= {*rights.PUBLISHING, *rights.LOOKING}
     assert not {"XADD", "SET", "HSET", "XACK"} & set(rights.commands_of("look"))
 
 

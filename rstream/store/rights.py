@@ -73,9 +73,8 @@ class Denied:
 @cache
 def commands_of(use: str) -> tuple[str, ...]:
     """What is needed to "publish", to "consume" (all that workers do), or to "look", sorted."""
-    every = scripts.BY_SHA.values()
     names = {"publish": PUBLISHING, "look": LOOKING}.get(use)
-    used = [script for script in every if (script.name in names if names else script.name not in _OURS)]
+    used = [script for script in scripts.EVERY if (script.name in names if names else script.name not in _OURS)]
     return tuple(sorted({*PLAIN[use], *(command for script in used for command in called_by(script))}))
 
 

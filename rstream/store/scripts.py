@@ -23,6 +23,7 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        EVERY.append(self)
 
     @cached_property
     def source(self) -> str:
@@ -44,8 +45,9 @@ def _part(include: re.Match[str]) -> str:
     return (LUA / "parts" / f"{include[1]}.lua").read_text("utf-8")
 
 
+EVERY: list[Script] = []
 BY_SHA: dict[str, Script] = {}
-"""Those that were called."""
+"""Those that were called here."""
 
 PUBLISH = Script("publish")
 ONCE = Script("once")

@@ -17,7 +17,7 @@ from rstream.store.connect import told_by
 from rstream.store.keys import Part
 from rstream.store.layout import Layout
 from rstream.store.rights import Denied
-from rstream.store.scripts import BY_SHA, Call
+from rstream.store.scripts import EVERY, Call
 
 Ask = Callable[[Sequence[Call]], list[Any]]
 
@@ -143,7 +143,7 @@ def _name(arguments: Sequence[bytes]) -> str:
     """Of a command, and of a script which one."""
     words = [part.decode(errors="replace") for part in arguments[:2]]
     command = words[0].upper() if words and words[0].isalpha() else "?"
-    script = BY_SHA.get(words[1]) if len(words) > 1 else None
+    script = next((each for each in EVERY if each.sha in words[1:]), None)
     return f"{command} {script.name}" if script is not None else command
 
 
