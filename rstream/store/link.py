@@ -80,13 +80,9 @@ def together(ops: Sequence[Op[T]]) -> Op[list[T]]:
 
 
 def both(one: Op[R], other: Op[T]) -> Op[tuple[R, T]]:
-    """Two operations in one write; the first error is raised."""
-    ends = len(one.calls)
-    return Op(
-        [*one.calls, *other.calls],
-        lambda replies: (one.parse(replies[:ends]), other.parse(replies[ends:])),
-        replicas=max(one.replicas, other.replicas),
-    )
+    """`together` for two of different kinds."""
+    pair: Sequence[Op[Any]] = (one, other)
+    return together(pair).then(lambda found: (found[0], found[1]))
 
 
 def backoff(cap: float = 1.0) -> Iterator[float]:
@@ -246,7 +242,7 @@ class SyncLink:
         self._lines = SyncClusterLines(endpoint, timeout) if endpoint.clustered else SyncLines(endpoint, timeout)
 
     def run(self, op: Op[T], *, within: float = 0.0, meanwhile: Callable[[], object] | None = None) -> T:
-        """As `Link.run`. meanwhile: is called once, when all was written and no reply is read yet."""
+        """As `Link.run`. meanwhile: is called once, between writing and reading; in a cluster before."""
         if isinstance(op, Aside):
             done: T = op.parse([call.result() for call in op.begin()])
             return done

@@ -17,7 +17,7 @@ from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weig
 
 
 class Promise(Protocol):
-    """A future, of asyncio or of concurrent.futures."""
+    """A future of asyncio, or a `Slip`."""
 
     def done(self) -> bool: ...
     def set_result(self, result: Any, /) -> None: ...
