@@ -60,11 +60,12 @@ class Emit(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms; c = "bare"
-    where it has none, is a first attempt, and no checkpoint or step was kept of it · retry:
-    a = delay in ms, b = attempts begun, where this one is not to count · dead: a = reason, b = error in one line, c =
-    traceback · release: a = attempts begun so far, b = the pseudo-consumer that gets it · park: a = attempts begun so
-    far, b = key, c = "!" where a worker may have died of it · lost: it is not stored any more. emits: of an ack.
+    """How a delivery ended. ack: a = dedupe key that succeeded ("" = none), b = how long that counts, in ms; c =
+    "bare" where it has none, is a first attempt, and no checkpoint or step was kept of it, "expired" or "skipped"
+    where it was not handled · retry: a = delay in ms, b = attempts begun, where this one is not to count · dead: a =
+    reason, b = error in one line, c = traceback · release: a = attempts begun so far, b = the pseudo-consumer that
+    gets it · park: a = attempts begun so far, b = key, c = "!" where a worker may have died of it · lost: it is not
+    stored any more. emits: of an ack.
     """
 
     shard: Shard

@@ -25,7 +25,7 @@ def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExcep
     if issubclass(type(error), BlobError):
         assert isinstance(error, BlobError)
         return _wait_for_blobs(run, entry, delivery, error)
-    run.counts.failed += 1
+    run.tally.failed += 1
     delay = _delay(run, entry, delivery, error)
     if delay is None:
         return _bury(run, entry, delivery, error)
@@ -56,7 +56,6 @@ def _delay(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExce
 
 
 def _bury(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException) -> Outcome:
-    run.counts.dead += 1
     text = full_text(error)
     if issubclass(type(error), Reject):
         log.warning("%s: entry %s rejected on attempt %d: %s", run.name, delivery.id, delivery.attempt, one_line(error))
@@ -67,7 +66,6 @@ def _bury(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExcep
 
 def set_aside(run: ConsumerRun, entry: Fetched, attempt: int, reason: str, error: str) -> Outcome:
     """An entry that the handler must not get."""
-    run.counts.dead += 1
     log.error("%s: entry %s set aside as %s: %s", run.name, entry.shard.entry_id(entry.id), reason, error)
     return Outcome(entry.shard, entry.id, attempt, "dead", reason, error[:ERROR_LETTERS])
 
@@ -79,10 +77,10 @@ def used_up(run: ConsumerRun, entry: Fetched) -> bool:
 
 def expired(run: ConsumerRun, entry: Fetched, attempt: int) -> Outcome:
     """An event that is worthless by now: acked and counted. Its kind comes in crowds, so few of them are logged."""
-    run.counts.expired += 1
-    if run.counts.expired in (1, 10, 100) or run.counts.expired % 1000 == 0:
+    run.tally.expired += 1
+    if run.tally.expired in (1, 10, 100) or run.tally.expired % 1000 == 0:
         log.warning(
             "%s: entry %s is older than %g s and was not started; %d so far",
-            run.name, entry.shard.entry_id(entry.id), run.consumer.expires, run.counts.expired,
+            run.name, entry.shard.entry_id(entry.id), run.consumer.expires, run.tally.expired,
         )  # fmt: skip
-    return Outcome(entry.shard, entry.id, attempt, "ack")
+    return Outcome(entry.shard, entry.id, attempt, "ack", c="expired")

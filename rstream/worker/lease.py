@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 from rstream.errors import StoreError, StoreUnavailable
 from rstream.process import clock
@@ -26,7 +26,8 @@ class Lease:
 
     until: the lease surely holds up to this `clock()` · term: rises whenever the lease was lost in between · ahead:
     how many seconds Redis's clock is ahead of `clock()`, give or take a round trip · owned: in an ordered group, the
-    shards that are this worker's, never changed but replaced.
+    shards that are this worker's, never changed but replaced · hand: what it has in hand · lost: deliveries that it had
+    in hand when the lease was found lost.
     """
 
     def __init__(self, ops: GroupOps, seconds: float) -> None:
@@ -35,6 +36,8 @@ class Lease:
         self.until = float("-inf")
         self.term = 0
         self.ahead = 0.0
+        self.hand: Sized = ()
+        self.lost = 0
         self.next_beat = float("-inf")
 
     @property
@@ -62,6 +65,7 @@ class Lease:
         self.ahead = answer.now / 1000 - clock()
         if not answer.known or sent >= self.until:
             self.term += 1
+            self.lost += len(self.hand)
         self.until = sent + self.seconds
         self.next_beat = sent + self.seconds / 3
 

@@ -12,7 +12,6 @@ from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
 from rstream.store.owners import OwnerOps, Unparked
-from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.gate import Gate
 from rstream.worker.hand import Hand, from_the_dead
@@ -22,6 +21,7 @@ from rstream.worker.loads import Loads
 from rstream.worker.order import Lane, Now, PerKey, Place, key_of
 from rstream.worker.outcomes import Outcomes
 from rstream.worker.owned import Own
+from rstream.worker.tally import Tally, note
 
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
@@ -40,11 +40,11 @@ class ConsumerRun:
         concurrency: int,
         ops: GroupOps,
         link: Link,
-        counts: Counts,
+        tally: Tally,
         gate: Gate,
         emitter: Emitter | None = None,
     ) -> None:
-        self.consumer, self.concurrency, self.ops, self.link, self.counts = consumer, concurrency, ops, link, counts
+        self.consumer, self.concurrency, self.ops, self.link, self.tally = consumer, concurrency, ops, link, tally
         self.call = consumer.call(concurrency)
         self.decode = consumer.stream.claims.decoder(consumer.stream.codec)
         self.pool = self.call if isinstance(self.call, ProcessCall) else None
@@ -85,7 +85,7 @@ class ConsumerRun:
         self.adoptions_asked = 0
         self.adopted = asyncio.Event()
         self.adopted.set()
-        self.hand = Hand()
+        self.hand = self.lease.hand = Hand()
         self._mean_seconds = float("inf")
         self._samples = 0
 
@@ -315,10 +315,11 @@ class ConsumerRun:
 
     def took(self, seconds: float) -> None:
         """A call of the handler took this long. The mean follows a slower handler at once and a faster one by steps."""
+        note(self.tally.handler, seconds)
         mean = self._mean_seconds
         if self._samples and seconds <= 2 * mean:
             seconds = 0.9 * mean + 0.1 * seconds
-        self._mean_seconds = max(seconds, 1e-6)
+        self._mean_seconds = seconds if seconds > 1e-6 else 1e-6
         self._samples += 1
         self.stuck = False
 

@@ -115,7 +115,7 @@ async def _begin(run: ConsumerRun, entries: list[Fetched]) -> list[Fetched]:
 
 
 def _refused(run: ConsumerRun, entry: Fetched) -> None:
-    run.counts.refused += 1
+    run.tally.astray += 1
     where = entry.shard.entry_id(entry.id)
     refused = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
     log.warning("%s: LeaseLost: %s", run.name, refused)
@@ -231,6 +231,5 @@ async def _drop_doubles(run: ConsumerRun, started: list[Started]) -> list[Starte
         if id in (None, each.entry.id):
             first.append(each)
         else:
-            run.counts.skipped += 1
-            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "ack"))
+            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "ack", c="skipped"))
     return first

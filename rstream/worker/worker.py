@@ -21,15 +21,16 @@ from anyio.abc import TaskGroup
 
 from rstream.app import RStream
 from rstream.archive.run import ArchiveRun
+from rstream.blobs.meter import metered
 from rstream.calling import LEFT
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
 from rstream.process import clock, worker_id
 from rstream.store.deliveries import Fetched, GroupOps
+from rstream.store.keys import ARCHIVE
 from rstream.worker import groups
 from rstream.worker.adopt import audit_loop
 from rstream.worker.batching import batch_slot
-from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.execute import slot
 from rstream.worker.fetch import fetch_loop
@@ -45,6 +46,8 @@ from rstream.worker.recover import PAGE, recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
 from rstream.worker.settle import flush, settle_loop
+from rstream.worker.stall import Stall
+from rstream.worker.tally import Counts, Tallies
 from rstream.worker.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -96,7 +99,7 @@ class Worker:
     ) -> None:
         self.app, self.burst, self.grace = app, burst, grace
         self.id = worker_id()
-        self.counts = Counts()
+        self.tallies, self.stall = Tallies(), Stall()
         self.consumers = _chosen(app.consumers, groups)
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
@@ -114,6 +117,10 @@ class Worker:
         self._first_signal: float | None = None
         self._stop_asked: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def counts(self) -> Counts:
+        return Counts.of(self.tallies.every)
 
     def run(self, leave: Callable[[], None] | None = None) -> None:
         """Run until SIGTERM, SIGINT or `stop()`, then close the app's connections. Blocks.
@@ -195,7 +202,8 @@ class Worker:
         target = consumer.emits
         emitter = None if target is None else Emitter(target, await target.layout(), self.app.endpoint)
         slots = self._concurrency or consumer.slots
-        return ConsumerRun(consumer, slots, ops, self.app.link, self.counts, gate, emitter)
+        tally = self.tallies.of(layout.name, consumer.group)
+        return ConsumerRun(consumer, slots, ops, self.app.link, tally, gate, emitter)
 
     async def _prepare(self, run: ConsumerRun) -> None:
         if run.pool is not None:
@@ -208,11 +216,13 @@ class Worker:
                 settling.start_soon(settle_loop, run, run.plain)
                 settling.start_soon(settle_loop, run, run.emitting)
             async with anyio.create_task_group() as handling:
+                handling.start_soon(self.stall.watch)
                 for run in runs:
-                    for _ in range(run.concurrency):
-                        handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
-                    for _ in range(LOADERS):
-                        handling.start_soon(load_loop, run)
+                    with metered(run.tally):
+                        for _ in range(run.concurrency):
+                            handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
+                        for _ in range(LOADERS):
+                            handling.start_soon(load_loop, run)
                 await self._take_in(runs)
                 await self._let_others_go_on(runs)
                 await self._finish(runs, handling)
@@ -244,9 +254,10 @@ class Worker:
             intake.start_soon(janitor_loop, self.app, self.id)
             for stream in self.app.streams.values():
                 if stream.archive is not None:
-                    intake.start_soon(ArchiveRun(stream).forever)
+                    with metered(self.tallies.of(stream.name, ARCHIVE)):
+                        intake.start_soon(ArchiveRun(stream).forever)
             log.info("worker %s ready: %s", self.id, ", ".join(run.name for run in runs))
-            intake.start_soon(recycle_loop, self._limits, self.counts, self._recycle)
+            intake.start_soon(recycle_loop, self._limits, self.tallies.handled, self._recycle)
             if self.burst:
                 intake.start_soon(self._stop_when_drained, runs)
             await self._stop_asked.wait()
