@@ -232,5 +232,5 @@ async def _drop_doubles(run: ConsumerRun, started: list[Started]) -> list[Starte
             first.append(each)
         else:
             run.counts.skipped += 1
-            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "ack"))
+            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "skipped"))
     return first
