@@ -29,7 +29,7 @@ PUBLISHING = (
     "trim",
     "index",
 )
-LOOKING = ("stats", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes")
+LOOKING = ("stats", "totals", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes")
 PLAIN: Mapping[str, tuple[str, ...]] = {
     "publish": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SADD"),
     "consume": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),

@@ -83,4 +83,4 @@ def expired(run: ConsumerRun, entry: Fetched, attempt: int) -> Outcome:
             "%s: entry %s is older than %g s and was not started; %d so far",
             run.name, entry.shard.entry_id(entry.id), run.consumer.expires, run.tally.expired,
         )  # fmt: skip
-    return Outcome(entry.shard, entry.id, attempt, "ack", c="expired")
+    return Outcome(entry.shard, entry.id, attempt, "expired")

@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 
 from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable, StreamFull
-from rstream.store.deliveries import BARE, LOST, PSEUDO, Outcome, Refusal
+from rstream.store.deliveries import BARE, LOST, PSEUDO, STAYS, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
 from rstream.worker.adopt import lost
@@ -59,7 +59,7 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
 
 def _now(run: ConsumerRun, outcome: Outcome) -> Now:
     """What has become of an entry by this outcome."""
-    if outcome.kind in ("ack", "dead", "lost"):
+    if outcome.kind not in STAYS:
         return "ended"
     if outcome.kind == "retry" and run.consumer.on_retry == "skip":
         return "passed"
@@ -88,7 +88,7 @@ async def _send(run: ConsumerRun, batch: list[Outcome], *, resent: bool = False)
         try:
             if sealed:
                 batch, sealed = await _moved(run, batch), False
-            refusals = await run.link.run(replace(run.ops.settle(batch), replicas=run.replicas))
+            refusals = await run.link.run(replace(run.ops.settle(batch, again=resent), replicas=run.replicas))
         except GroupMissing as error:
             if len(parts := _by_shard(batch)) > 1:  # the others need not be lost with it
                 return {place for part in parts for place in await _send(run, part, resent=True)}
@@ -160,5 +160,4 @@ def _tell(run: ConsumerRun, refusal: Refusal) -> None:
 
 def _looks_done(refusal: Refusal) -> bool:
     """Whether an earlier sending of this outcome did it, and only its answer was lost."""
-    kind = refusal.outcome.kind
-    return refusal.owner == "" if kind in ("ack", "dead", "lost") else refusal.owner in PSEUDO
+    return refusal.owner in PSEUDO if refusal.outcome.kind in STAYS else refusal.owner == ""

@@ -231,5 +231,5 @@ async def _drop_doubles(run: ConsumerRun, started: list[Started]) -> list[Starte
         if id in (None, each.entry.id):
             first.append(each)
         else:
-            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "ack", c="skipped"))
+            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "skipped"))
     return first

@@ -112,8 +112,6 @@ class Tally:
         if kind == "dead":
             reason = str(outcome.a)
             self.dead[reason] = self.dead.get(reason, 0) + 1
-        elif kind == "ack" and outcome.c in ("expired", "skipped"):
-            kind = outcome.c
         elif kind == "retry" and outcome.a == 0 and not started:
             kind = "release"
         if (
