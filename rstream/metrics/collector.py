@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Any
 
 from prometheus_client.metrics_core import Metric as Family
 
-from rstream import __version__
 from rstream.errors import StoreError
 from rstream.metrics.server import Check
 from rstream.metrics.table import Snapshot, families
@@ -80,7 +80,7 @@ def _stored(tally: Tally) -> Snapshot:
 
 def collect(worker: Worker) -> Iterable[Family]:
     """Of a process that is the only one."""
-    return families({None: snapshot(worker)}, __version__)
+    return families({None: snapshot(worker)}, version("rstream"))
 
 
 class Readiness:
@@ -103,8 +103,8 @@ class Readiness:
 
     def _look(self) -> list[Check]:
         worker, runs = self._worker, [*self._worker.runs]
-        if worker.phase != "at work":
-            return [Check("worker", False, f"it {worker.phase}")]
+        if worker.phase != "is at work":
+            return [Check("worker", False, f"{worker.id} {worker.phase}")]
         stalled = worker.stall.now()
         return [
             Check("worker", True, f"{worker.id} is at work"),

@@ -8,12 +8,9 @@ import logging
 import math
 import os
 import signal
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -26,8 +23,10 @@ from rstream.calling import LEFT
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
 from rstream.process import clock, worker_id
+from rstream.store.connect import Endpoint
 from rstream.store.deliveries import Fetched, GroupOps
 from rstream.store.keys import ARCHIVE
+from rstream.store.workers import absent
 from rstream.worker import groups
 from rstream.worker.adopt import audit_loop
 from rstream.worker.batching import batch_slot
@@ -42,37 +41,20 @@ from rstream.worker.listen import listen_loop
 from rstream.worker.load import LOADERS, load_loop
 from rstream.worker.own import leave, own_loop, tell
 from rstream.worker.park import park_loop
+from rstream.worker.presence import Presenter
 from rstream.worker.recover import PAGE, recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
 from rstream.worker.settle import flush, settle_loop
 from rstream.worker.stall import Stall
 from rstream.worker.tally import Counts, Tallies
+from rstream.worker.threads import Threads
 from rstream.worker.watchdog import Watchdog
-
-T = TypeVar("T")
 
 log = logging.getLogger("rstream")
 
 LEAVE = 2.0
 """Seconds that settling the last outcomes, and then leaving, may take each; Redis may be away."""
-
-
-class Threads(ThreadPoolExecutor):
-    """Those of `asyncio.to_thread`, for which asyncio waits at the end, however long a handler's call goes on."""
-
-    def __init__(self) -> None:
-        super().__init__(thread_name_prefix="asyncio")
-        self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        call = super().submit(fn, *args, **kwargs)
-        self._calls.add(call)
-        return call
-
-    @property
-    def at_work(self) -> bool:
-        return not all(call.done() for call in [*self._calls])
 
 
 class Worker:
@@ -108,6 +90,10 @@ class Worker:
         """Seconds within which a second signal is the first one told twice."""
         self.alone = False
         """Whether the process is there for this worker."""
+        self.process = 0
+        """Its number among those of a supervisor; 0 where it is the only one."""
+        self.phase = "is starting"
+        """For people: then it "is at work", "is ending", "has ended"."""
         self.runs: list[ConsumerRun] = []
         self._limits = draw(max_handled, max_rss_mb)
         self._concurrency = concurrency
@@ -117,6 +103,12 @@ class Worker:
         self._first_signal: float | None = None
         self._stop_asked: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The servers that it talks with: its own, and those that it emits to."""
+        apps = {self.app: None} | {each.emits.app: None for each in self.consumers if each.emits is not None}
+        return [app.endpoint for app in apps]
 
     @property
     def counts(self) -> Counts:
@@ -161,7 +153,10 @@ class Worker:
                     if self._first_signal is not None:  # it came before there was a loop
                         self._starting.cancel()
                     self.runs = await self._prepared()
-                    keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in self.runs])
+                    told = Presenter(
+                        self.id, self.runs, self.tallies, self.stall, lambda: self.phase == "is ending", self.process
+                    )
+                    keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in self.runs], told)
                     # A thread that nobody waits for at the end: it may wait for a Redis that is away.
                     begin = partial(keeper.begin, groups.START_WITHIN)
                     await anyio.to_thread.run_sync(begin, abandon_on_cancel=True)
@@ -170,12 +165,18 @@ class Worker:
                 else:
                     await self._watched()
             finally:
+                self.phase = "has ended"
                 if keeper is not None:
                     await asyncio.to_thread(keeper.stop)
+                    await self._say_goodbye()
                 for run in self.runs:
                     if run.pool is not None:
                         run.pool.close()
         log.info("worker %s ended: %s", self.id, self.counts)
+
+    async def _say_goodbye(self) -> None:
+        with anyio.move_on_after(LEAVE), suppress(StoreError):
+            await self.app.link.run(absent(self.app.settings.namespace, self.id))
 
     async def _watched(self) -> None:
         if self.alone:
@@ -260,7 +261,9 @@ class Worker:
             intake.start_soon(recycle_loop, self._limits, self.tallies.handled, self._recycle)
             if self.burst:
                 intake.start_soon(self._stop_when_drained, runs)
+            self.phase = "is at work"
             await self._stop_asked.wait()
+            self.phase = "is ending"
             intake.cancel_scope.cancel()
 
     async def _read(self, run: ConsumerRun) -> None:
