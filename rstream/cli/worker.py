@@ -39,7 +39,7 @@ LEVELS = ["debug", "info", "warning", "error"]
 @click.option("--max-rss", type=click.FloatRange(min=0, min_open=True), metavar="MB",
               help="The same once it holds about so many MB of memory, as `top` shows it under RES.")  # fmt: skip
 @click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", envvar="RSTREAM_METRICS_PORT",
-              help="Serve /metrics, /healthz and /readyz there.  [default: RSTREAM_METRICS_PORT, else not]")  # fmt: skip
+              help="Serve /metrics, /healthz and /readyz there.  [default: RSTREAM_METRICS_PORT]")  # fmt: skip
 @click.option("--metrics-host", default="127.0.0.1", metavar="HOST", envvar="RSTREAM_METRICS_HOST",
               help="On that address; 0.0.0.0 = on all.  [default: RSTREAM_METRICS_HOST, else 127.0.0.1]")  # fmt: skip
 @click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)

@@ -375,6 +375,7 @@ class ConsumerRun:
 
         begun: its attempt was.
         """
+        self.tally.unheld += not self.lease.holds()
         if begun or entry.source is not None:
             self.hand.sources[entry.shard, entry.id] = "~unsure"
         self.let_go(entry.shard, entry.id)
