@@ -235,6 +235,7 @@ async def test_a_lease_that_ran_out(own_server: Server, namespace: str, told: To
         async def handle(item: Item) -> None: ...
 
         async with working(app) as worker:
+            await eventually_async(lambda: told.lines(" ready: "))
             own_server.pause()
             await eventually_async(lambda: told.lines("the lease ran out and could not be renewed"))
             own_server.resume()
@@ -285,7 +286,7 @@ async def test_a_group_without_a_worker_for_too_long(app: RStream, told: Told) -
 
     janitor, retention = Janitor(app, "w"), Retention(entries=10, group_ttl="60s")
     alarms: list[tuple[Any, str, str]] = [
-        ("soon", "WARNING", "no worker for 40 s"),
+        ("soon", "WARNING", "no worker for 40s"),
         ("ignored", "ERROR", "longer than"),
     ]
     for alarm, level, part in alarms:
