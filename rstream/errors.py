@@ -250,9 +250,14 @@ def full_text(error: BaseException, limit: int = 16_000) -> str:
 _PASSWORD = re.compile(r"""://[^\s/"'@:]*(?::[^\s"'@]*)?@(?:[^\s"'/@]*@)*""")
 
 
+_INPUT = re.compile(r"input_value=.*?, input_type=")
+
+
 def masked(text: str) -> str:
-    """Without user and password of the URLs in it: an error, or the line of code that raised it, may have one."""
-    return _PASSWORD.sub("://…@", text)
+    """Without user and password of the URLs in it: an error, or the line of code that raised it, may have one; and
+    without the values that pydantic did not like.
+    """
+    return _INPUT.sub("input_value=…, input_type=", _PASSWORD.sub("://…@", text))
 
 
 def _printable(text: str) -> str:

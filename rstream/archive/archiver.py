@@ -22,6 +22,7 @@ from rstream.archive.manifest import Manifest, Row
 from rstream.archive.reader import SegmentReader
 from rstream.archive.segment import Raw, Sealed, build
 from rstream.event import MAX_PART, EntryId
+from rstream.logs import about
 from rstream.process import clock
 from rstream.store import archiving, keys
 from rstream.store import layout as layouts
@@ -124,7 +125,7 @@ class Archiver:
             return
         self._schemas = stored.schemas
         if not (yield self._archive.do(partial(self._vault.keep_schemas, stored.schemas))):
-            log.error(RENUMBERED, layout.name)
+            log.error(RENUMBERED, layout.name, extra=about({"stream": layout.name}))
 
     def _is_due(self, shard: Shard, at: Standing, written: bool) -> bool:
         known = self._known.get(shard)
@@ -250,7 +251,8 @@ class Archiver:
         """Once."""
         if text not in known.told:
             known.told.add(text)
-            log.error("stream %s, shard %s: %s", layout.name, shard, text)
+            extra = about({"stream": layout.name})
+            log.error("stream %s, shard %s: %s", layout.name, shard, text, extra=extra)
 
     def _strays(self, shard: Shard, manifest: Manifest, after: Rank) -> Steps[tuple[int, str] | None]:
         """What Redis has between an id and the end of the archive that is not in it: how many, and the first."""

@@ -10,10 +10,9 @@ import threading
 
 import click
 
+from rstream.cli.logs import log_options
 from rstream.cli.signals import Stopped, raising
 from rstream.cli.target import declared_app, target_options
-
-LEVELS = ["debug", "info", "warning", "error"]
 
 
 @click.command()
@@ -31,7 +30,7 @@ LEVELS = ["debug", "info", "warning", "error"]
               help="For code that leaks: replace a process by a fresh one after about N deliveries.")  # fmt: skip
 @click.option("--max-rss", type=click.FloatRange(min=0, min_open=True), metavar="MB",
               help="The same once it holds about so many MB of memory, as `top` shows it under RES.")  # fmt: skip
-@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
+@log_options()
 @target_options
 def worker(
     app: str,
@@ -43,6 +42,7 @@ def worker(
     max_handled: int | None,
     max_rss: float | None,
     log_level: str,
+    log_format: str,
 ) -> int:
     """Run the consumers of an app, until SIGTERM or Ctrl-C.
 
@@ -58,13 +58,15 @@ def worker(
       rstream worker shop.events:app --group billing --processes 4
       rstream worker shop.events:app --burst --log-level warning
       rstream worker shop.events:app --processes 4 --max-rss 2000
+      rstream worker shop.events:app --log-format json
     """
+    from rstream.logs import to_stderr
     from rstream.worker import supervisor
 
     recycling = max_handled is not None or max_rss is not None
     supervised = supervisor.follow_parent()
     alone = supervised or (processes == 1 and not recycling)
-    _log_to_stderr(log_level)
+    to_stderr(log_level, log_format)
     try:
         with raising(signal.SIGTERM) as raised:  # until the worker listens itself, there is nothing to finish
             if not alone:
@@ -122,11 +124,3 @@ def _leave_threads_behind(code: int) -> None:
     if any(thread.is_alive() for thread in left):
         logging.getLogger("rstream").warning("a handler still runs in its thread: the process ends without it")
         _end(code)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s",
-    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rstream.calling import Answer
 from rstream.delivery import kept_something
+from rstream.logs import subject
 from rstream.process import clock
 from rstream.reference import Uploads
 from rstream.store.deliveries import Fetched, Outcome, bare_ack
@@ -47,6 +48,7 @@ async def slot(run: ConsumerRun) -> None:
 
 def _begin(run: ConsumerRun, entry: Fetched, now: float) -> Awaitable[None] | None:
     """Handle a delivery; what has to be waited for: nothing, where nothing has to be asked and the handler does not."""
+    subject.set(entry)  # what it logs, and what is logged of it, tells which it is about
     if entry.source is not None or run.consumer.once is not None:
         return _ask_and_call(run, entry)
     started = start_fresh(run, entry, now)
@@ -88,7 +90,7 @@ async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer 
         raise
     except Exception as raised:
         error = raised
-    run.settle(failures.judge(run, entry, delivery_of(run, started), error))
+    run.settle(failures.judge(run, entry, delivery_of(run, started), error, clock() - began))
 
 
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:

@@ -20,6 +20,11 @@ from rstream.store.link import Op, SyncLink, backoff
 
 log = logging.getLogger("rstream")
 
+LAPSED = (
+    "%s: the lease was lost and is taken anew: nothing was heard of this worker for %g s (the process or Redis was "
+    "frozen or cut off, or Redis lost data). What it had not started is looked for again, others may have taken it over"
+)
+
 
 class Lease:
     """One group's lease. Written by the keeper's thread, read by the loop.
@@ -61,6 +66,8 @@ class Lease:
         """sent: when `beat` was."""
         self.ahead = answer.now / 1000 - clock()
         if not answer.known or sent >= self.until:
+            if self.term:
+                log.warning(LAPSED, self.name, self.seconds)
             self.term += 1
         self.until = sent + self.seconds
         self.next_beat = sent + self.seconds / 3

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from rstream.consumer import Consumer
+from rstream.logs import Voice
 from rstream.processes import ProcessCall
 from rstream.store.deliveries import Fetched, GroupOps, Outcome, Tokens
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Link
 from rstream.store.owners import OwnerOps, Unparked
+from rstream.worker.about import KINDS, About, log
 from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.gate import Gate
@@ -53,6 +55,8 @@ class ConsumerRun:
         self.emitter = emitter
         self.owners = OwnerOps(ops)
         self.lease = Lease(ops, consumer.lease)
+        self.about = About(ops)
+        self.voice = Voice(log, self.name, KINDS)
         # Where a failover must not take back what was accepted, no later event of a key is handled before a replica has
         # the outcome of the one before it.
         self.replicas = consumer.stream.app.settings.replicas if consumer.in_order else 0

@@ -152,7 +152,8 @@ def _tell(run: ConsumerRun, refusal: Refusal) -> None:
         f"{outcome.kind} of entry {outcome.shard.entry_id(outcome.id)}, attempt {outcome.attempt}, was refused "
         f"and changed nothing: the lease ran out and the entry is {holder} (deliveries: {refusal.deliveries})"
     )
-    log.warning("%s: LeaseLost: %s", run.name, lost)
+    extra = run.about.place(outcome.shard, outcome.id, outcome.attempt)
+    run.voice.say("refused", logging.WARNING, "%s: LeaseLost: %s", run.name, lost, extra=extra)
 
 
 def _looks_done(refusal: Refusal) -> bool:

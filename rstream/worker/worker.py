@@ -24,6 +24,7 @@ from rstream.archive.run import ArchiveRun
 from rstream.calling import LEFT
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
+from rstream.logs import told_by
 from rstream.process import clock, worker_id
 from rstream.store.deliveries import Fetched, GroupOps
 from rstream.worker import groups
@@ -44,6 +45,7 @@ from rstream.worker.park import park_loop
 from rstream.worker.recover import PAGE, recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
+from rstream.worker.say import say_loop, unsettled
 from rstream.worker.settle import flush, settle_loop
 from rstream.worker.watchdog import Watchdog
 
@@ -186,7 +188,8 @@ class Worker:
         gate = Gate()
         self.runs = [await self._declared(consumer, gate) for consumer in self.consumers]
         for run in self.runs:
-            await self._prepare(run)
+            with told_by(run.about):
+                await self._prepare(run)
         return self.runs
 
     async def _declared(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
@@ -205,14 +208,16 @@ class Worker:
     async def _work(self, runs: list[ConsumerRun]) -> None:
         async with anyio.create_task_group() as settling:
             for run in runs:
-                settling.start_soon(settle_loop, run, run.plain)
-                settling.start_soon(settle_loop, run, run.emitting)
+                with told_by(run.about):
+                    settling.start_soon(settle_loop, run, run.plain)
+                    settling.start_soon(settle_loop, run, run.emitting)
             async with anyio.create_task_group() as handling:
                 for run in runs:
-                    for _ in range(run.concurrency):
-                        handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
-                    for _ in range(LOADERS):
-                        handling.start_soon(load_loop, run)
+                    with told_by(run.about):
+                        for _ in range(run.concurrency):
+                            handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
+                        for _ in range(LOADERS):
+                            handling.start_soon(load_loop, run)
                 await self._take_in(runs)
                 await self._let_others_go_on(runs)
                 await self._finish(runs, handling)
@@ -223,23 +228,23 @@ class Worker:
             settling.cancel_scope.deadline = anyio.current_time() + LEAVE
         for run in runs:
             run.hand.unsure = run.hand.unsure or settling.cancel_scope.cancelled_caught
+            if settling.cancel_scope.cancelled_caught:
+                unsettled(run, LEAVE)
         with anyio.move_on_after(LEAVE):
             async with anyio.create_task_group() as leaving:
                 for run in runs:
-                    leaving.start_soon(self._leave, run)
+                    with told_by(run.about):
+                        leaving.start_soon(self._leave, run)
+        for run in runs:
+            run.voice.rest()
 
     async def _take_in(self, runs: list[ConsumerRun]) -> None:
         """Fetch and recover until told to stop or, with burst, until all is drained."""
         assert self._stop_asked is not None
         async with anyio.create_task_group() as intake:
             for run in runs:
-                intake.start_soon(self._read, run)
-                intake.start_soon(recover_loop, run)
-                intake.start_soon(audit_loop, run)
-                intake.start_soon(hoard_loop, run)
-                if run.order is not None:
-                    intake.start_soon(own_loop, run)
-                    intake.start_soon(park_loop, run)
+                with told_by(run.about):
+                    self._start_intake(run, intake)
             intake.start_soon(listen_loop, self.app, runs)
             intake.start_soon(janitor_loop, self.app, self.id)
             for stream in self.app.streams.values():
@@ -251,6 +256,14 @@ class Worker:
                 intake.start_soon(self._stop_when_drained, runs)
             await self._stop_asked.wait()
             intake.cancel_scope.cancel()
+
+    def _start_intake(self, run: ConsumerRun, intake: TaskGroup) -> None:
+        intake.start_soon(self._read, run)
+        for loop in (recover_loop, audit_loop, hoard_loop, say_loop):
+            intake.start_soon(loop, run)
+        if run.order is not None:
+            intake.start_soon(own_loop, run)
+            intake.start_soon(park_loop, run)
 
     async def _read(self, run: ConsumerRun) -> None:
         """A reader for all shards, or on a cluster one for each slot, also for those that come with a resharding."""
@@ -274,7 +287,8 @@ class Worker:
             async with anyio.create_task_group() as leaving:
                 for run in runs:
                     if run.order is not None:
-                        leaving.start_soon(leave, run)
+                        with told_by(run.about):
+                            leaving.start_soon(leave, run)
 
     async def _stop_when_drained(self, runs: list[ConsumerRun]) -> None:
         """What one group was found to be drained of may have been emitted to another, found drained before. So all have
