@@ -36,7 +36,7 @@ async def listen_loop(app: RStream, runs: Sequence[ConsumerRun]) -> None:
                 after, rings = await app.link.run(bell.last(namespace)), set[Ring]()
             else:
                 heard = await app.link.run(bell.listen(namespace, after, BLOCK_MS), timeout=BLOCK_MS / 1000 + 5)
-                after, rings = heard
+                after, rings = heard.last, heard.rings
             pauses = backoff()
         except StoreError as error:
             log.warning("the bell is not heard: %s", error)
