@@ -5,6 +5,7 @@
 │   └── `LoadError`      MODULE:NAME that does not import
 ├── `PositionError`      an id or time that does not parse
 ├── `UnknownStream`      nobody declared this stream
+├── `UnknownEntry`       no entry of a stream is known by this id
 ├── `StreamMismatch`     a declaration that contradicts what is stored of the stream
 │   └── `SchemaIncompatible`   … by its model: who has a stored version could not read it, or it could not read them
 ├── `EventError`         an event that cannot be published
@@ -69,6 +70,10 @@ class PositionError(RStreamError):
 
 class UnknownStream(RStreamError):
     """Nobody declared this stream."""
+
+
+class UnknownEntry(RStreamError):
+    """No entry of the stream is known by this id."""
 
 
 class StreamMismatch(RStreamError):

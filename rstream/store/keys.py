@@ -184,6 +184,9 @@ class Shard:
     def aside(self, group: str, key: bytes) -> bytes:
         return self.parked(group).encode() + b":" + key
 
+    def done(self, group: str) -> str:
+        return f"{self.stream}:done:{group}"
+
     def dead(self, group: str) -> str:
         return f"{self.stream}:dead:{group}"
 
@@ -254,6 +257,10 @@ def bell(namespace: str) -> str:
 
 def replay(namespace: str, stream: str, name: str) -> str:
     return f"{namespace}:replay:{stream}:{name}"
+
+
+def workers(namespace: str) -> str:
+    return f"{namespace}:workers"
 
 
 def archiver(namespace: str, stream: str) -> str:

@@ -9,6 +9,7 @@ from rstream.store import keys
 from rstream.store.keys import ARCHIVE
 from rstream.store.layout import Layout
 from rstream.store.link import Op
+from rstream.store.pause import resume
 from rstream.store.scripts import REMOVE, UNCOUNT
 from rstream.store.stats import GroupStats, find, group_stats
 from rstream.store.steps import Steps
@@ -30,6 +31,7 @@ def remove(layout: Layout, group: str, *, dry: bool = False) -> Steps[GroupStats
         where = layout.namespace, layout.name
         forget = [("UNLINK", keys.members(*where, group)), ("HDEL", keys.seen(*where), group)]
         yield Op([*forget, UNCOUNT([keys.stream(*where)], group)], lambda replies: None)
+        yield resume(*where, group)  # one of this name that is made later is not paused
     return stats
 
 
