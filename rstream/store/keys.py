@@ -184,9 +184,6 @@ class Shard:
     def aside(self, group: str, key: bytes) -> bytes:
         return self.parked(group).encode() + b":" + key
 
-    def done(self, group: str) -> str:
-        return f"{self.stream}:done:{group}"
-
     def dead(self, group: str) -> str:
         return f"{self.stream}:dead:{group}"
 
