@@ -21,6 +21,7 @@ from rstream.archive.archive import Archive
 from rstream.archive.manifest import Manifest, Row
 from rstream.archive.reader import SegmentReader
 from rstream.archive.segment import Raw, Sealed, build
+from rstream.blobs.meter import METER
 from rstream.event import MAX_PART, EntryId
 from rstream.logs import about
 from rstream.process import clock
@@ -210,7 +211,11 @@ class Archiver:
             return None
         manifest = manifest.with_row(row)
         new_tag = yield self._archive.do(partial(self._vault.replace, shard, manifest, tag))
-        return None if new_tag is None else (manifest, new_tag)
+        if new_tag is None:
+            return None
+        if (meter := METER.get()) is not None:
+            meter.segment(clock() - began, len(sealed.data))
+        return manifest, new_tag
 
     # -- where Redis and the archive differ -------------------------------------------------------------------------
 

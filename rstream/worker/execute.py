@@ -64,12 +64,13 @@ async def _ask_and_call(run: ConsumerRun, entry: Fetched) -> None:
 def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
     place = started.entry[:2]
     began = run.running[place] = clock()
+    run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
     answer = run.call(started.event, started.given)
     if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
         return _end(run, started, began, answer)
     del run.running[place]
     run.took(clock() - began)
-    run.counts.handled += 1
+    run.tally.handled += 1
     run.settle(ack_of(run, started))
     return None
 
@@ -113,7 +114,7 @@ async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
         outcome, records = await run.emitter.upload(uploads, made, partial(acked, run, started, result))
         if records:
             await run.emitter.before_ack([(delivery_of(run, started), records)])
-    run.counts.handled += 1
+    run.tally.handled += 1
     return outcome
 
 

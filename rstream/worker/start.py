@@ -114,7 +114,7 @@ async def _begin(run: ConsumerRun, entries: list[Fetched]) -> list[Fetched]:
 
 
 def _refused(run: ConsumerRun, entry: Fetched) -> None:
-    run.counts.refused += 1
+    run.tally.astray += 1
     where = entry.shard.entry_id(entry.id)
     refused = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
     told = {"rstream": run.about(entry)}
@@ -231,7 +231,6 @@ async def _drop_doubles(run: ConsumerRun, started: list[Started]) -> list[Starte
         if id in (None, each.entry.id):
             first.append(each)
         else:
-            run.counts.skipped += 1
             where, told = each.entry.shard.entry_id(each.entry.id), {"rstream": run.about(each.entry)}
             text = "%s: entry %s was not started: its %s has succeeded already, by entry %s"
             first_one = each.entry.shard.entry_id(id)
