@@ -22,6 +22,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:size`                 | hash                   | what the shard holds and may hold, see limits.lua           |
 | `S:marks`                | zset                   | entry id -> bytes counted before it, one each ~64 KiB       |
 | `S:lost`                 | hash                   | group -> what it lost, see lose.lua; outlives `S`           |
+| `S:done`                 | hash                   | <kind>:<group> -> how many, ever: see totals.py             |
 | `S:given:<group>:<name>` | hash, TTL              | `run`, `upto`: how far a replay has given entries to a group |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
@@ -158,6 +159,10 @@ class Shard:
     def lost(self) -> str:
         return f"{self.stream}:lost"
 
+    @property
+    def done(self) -> str:
+        return f"{self.stream}:done"
+
     def seq(self, producer: str) -> str:
         return f"{self.stream}:seq:{producer}"
 
@@ -178,9 +183,6 @@ class Shard:
 
     def aside(self, group: str, key: bytes) -> bytes:
         return self.parked(group).encode() + b":" + key
-
-    def done(self, group: str) -> str:
-        return f"{self.stream}:done:{group}"
 
     def dead(self, group: str) -> str:
         return f"{self.stream}:dead:{group}"

@@ -29,11 +29,17 @@ PUBLISHING = (
     "trim",
     "index",
 )
-LOOKING = ("stats", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes")
+LOOKING = (
+    *("stats", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes", "pending", "entry"),
+)
 PLAIN: Mapping[str, tuple[str, ...]] = {
-    "publish": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SADD"),
-    "consume": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),
-    "look": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SMEMBERS", "XRANGE", "XREVRANGE"),
+    "publish": ("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD"),
+    "consume": (
+        *("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),
+    ),
+    "look": (
+        *("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SMEMBERS", "XRANGE", "XREVRANGE", "XINFO GROUPS", "ZMSCORE"),
+    ),
 }
 """What is called without a script, by what it is for."""
 
