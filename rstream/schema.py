@@ -25,7 +25,6 @@ from pydantic_core import MISSING, SchemaError, SchemaValidator, core_schema, fr
 
 from rstream.codec import pack_payload, unpack_payload
 from rstream.errors import ConfigError, EventInvalid
-from rstream.event import Key
 from rstream.reference import Uploads
 
 KEY_MARK, DEFAULT_MARK = "x-rstream-key", "x-rstream-default"
@@ -175,7 +174,7 @@ class SchemaCodec:
         value = event.get(field, schema.get("default"))
         return _canonical(value, self._pick(value, schema))
 
-    def decode(self, payload: bytes, key: Key = None) -> dict[str, Any]:
+    def decode(self, payload: bytes, key: object = None) -> dict[str, Any]:
         """The fields as stored. Raises `EntryInvalid` where they cannot be unpacked."""
         return unpack_payload(payload)[1]
 
