@@ -204,6 +204,9 @@ class Worker:
         return self.runs
 
     async def _declared(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
+        for stream in (consumer.stream, consumer.emits):
+            if stream is not None and stream.claims.seal is not None:  # without its keys nothing could be handled
+                await anyio.to_thread.run_sync(stream.claims.seal.ring.load)
         layout = await consumer.stream.layout(fresh=True)
         ops = GroupOps(layout, consumer.group, self.id, spread=self.app.endpoint.clustered)
         target = consumer.emits
