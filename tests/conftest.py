@@ -23,8 +23,8 @@ from tests.servers import KINDS, Server
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# What a script runs in the background has Ctrl-C ignored, and hands that down: a command on which a test presses it would
-# not feel it. What is caught, and not ignored, is not handed down.
+# What a script runs in the background has Ctrl-C ignored, and hands that down: a command on which a test presses it
+# would not feel it. What is caught, and not ignored, is not handed down.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, lambda *_: None)
 
