@@ -26,6 +26,7 @@ COMMANDS = {
     "trim": ("rstream.cli.trim", "Trim a stream as its retention says; what keeps it from being trimmed."),
     "schema": ("rstream.cli.schema", "Show the schema of a stream, or check a model against it."),
     "groups": ("rstream.cli.groups", "Show how far the groups of a stream are, or have one read again."),
+    "history": ("rstream.cli.history", "Show what happened to a stream, by the minute, hour or day."),
     "doctor": ("rstream.cli.doctor", "Look at the server and the streams: what is wrong, and what to do."),
     "blobs": ("rstream.cli.blobs", "Delete what is in the blob store and nothing refers to."),
     "archive": ("rstream.cli.archive", "Keep the entries of streams in the blob store, and check them."),

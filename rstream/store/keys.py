@@ -31,6 +31,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `ns:seen:<stream>`       | hash                   | who lived when, and is silent since when (ms), see weigh.py |
 | `ns:janitor:<stream>`    | string, TTL            | the worker that looks after retention                       |
 | `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
+| `ns:history:<stream>`    | hash                   | what happened, by minutes and hours, see history.py         |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
 | `ns:archiver:<stream>`   | string, TTL            | who archives it, or that nobody shall, see archiving.py     |
@@ -246,6 +247,10 @@ def janitor(namespace: str, stream: str) -> str:
 
 def swept(namespace: str, stream: str) -> str:
     return f"{namespace}:swept:{stream}"
+
+
+def history(namespace: str, stream: str) -> str:
+    return f"{namespace}:history:{stream}"
 
 
 def bell(namespace: str) -> str:

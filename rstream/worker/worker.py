@@ -44,6 +44,7 @@ from rstream.worker.park import park_loop
 from rstream.worker.recover import PAGE, recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
+from rstream.worker.sampler import Sampler
 from rstream.worker.settle import flush, settle_loop
 from rstream.worker.watchdog import Watchdog
 
@@ -97,6 +98,7 @@ class Worker:
         self.app, self.burst, self.grace = app, burst, grace
         self.id = worker_id()
         self.counts = Counts()
+        self._sampler = Sampler(app)
         self.consumers = _chosen(app.consumers, groups)
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
@@ -227,6 +229,7 @@ class Worker:
             async with anyio.create_task_group() as leaving:
                 for run in runs:
                     leaving.start_soon(self._leave, run)
+        await self._sampler.end()
 
     async def _take_in(self, runs: list[ConsumerRun]) -> None:
         """Fetch and recover until told to stop or, with burst, until all is drained."""
@@ -242,6 +245,7 @@ class Worker:
                     intake.start_soon(park_loop, run)
             intake.start_soon(listen_loop, self.app, runs)
             intake.start_soon(janitor_loop, self.app, self.id)
+            intake.start_soon(self._sampler.forever)
             for stream in self.app.streams.values():
                 if stream.archive is not None:
                     intake.start_soon(ArchiveRun(stream).forever)
