@@ -27,6 +27,7 @@ COMMANDS = {
     "schema": ("rstream.cli.schema", "Show the schema of a stream, or check a model against it."),
     "groups": ("rstream.cli.groups", "Show how far the groups of a stream are, or have one read again."),
     "doctor": ("rstream.cli.doctor", "Look at the server and the streams: what is wrong, and what to do."),
+    "acl": ("rstream.cli.acl", "Print the least rights in Redis of a producer, worker, dashboard or admin."),
     "blobs": ("rstream.cli.blobs", "Delete what is in the blob store and nothing refers to."),
     "archive": ("rstream.cli.archive", "Keep the entries of streams in the blob store, and check them."),
     "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
