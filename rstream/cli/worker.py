@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rstream.cli.logs import log_options
 from rstream.cli.signals import Stopped, raising
 from rstream.cli.target import declared_app, target_options
 
 if TYPE_CHECKING:
     from rstream.worker.worker import Worker
-
-LEVELS = ["debug", "info", "warning", "error"]
 
 
 @click.command()
@@ -39,10 +38,10 @@ LEVELS = ["debug", "info", "warning", "error"]
 @click.option("--max-rss", type=click.FloatRange(min=0, min_open=True), metavar="MB",
               help="The same once it holds about so many MB of memory, as `top` shows it under RES.")  # fmt: skip
 @click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="PORT", envvar="RSTREAM_METRICS_PORT",
-              help="Serve /metrics, /healthz and /readyz there.  [default: RSTREAM_METRICS_PORT]")  # fmt: skip
+              help="Serve /metrics, /healthz, /readyz there.  [default: RSTREAM_METRICS_PORT, else not]")  # fmt: skip
 @click.option("--metrics-host", default="127.0.0.1", metavar="HOST", envvar="RSTREAM_METRICS_HOST",
               help="On that address; 0.0.0.0 = on all.  [default: RSTREAM_METRICS_HOST, else 127.0.0.1]")  # fmt: skip
-@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True)
+@log_options()
 @target_options
 def worker(
     app: str,
@@ -56,6 +55,7 @@ def worker(
     metrics_port: int | None,
     metrics_host: str,
     log_level: str,
+    log_format: str,
 ) -> int:
     """Run the consumers of an app, until SIGTERM or Ctrl-C.
 
@@ -71,14 +71,16 @@ def worker(
       rstream worker shop.events:app --group billing --processes 4
       rstream worker shop.events:app --burst --log-level warning
       rstream worker shop.events:app --processes 4 --max-rss 2000
+      rstream worker shop.events:app --log-format json
       rstream worker shop.events:app --metrics-port 9400 --metrics-host 0.0.0.0
     """
+    from rstream.logs import to_stderr
     from rstream.worker import supervisor
 
     recycling = max_handled is not None or max_rss is not None
     supervised = supervisor.follow_parent()
     alone = supervised or (processes == 1 and not recycling)
-    _log_to_stderr(log_level)
+    to_stderr(log_level, log_format)
     place = None if metrics_port is None or supervised else (metrics_host, metrics_port)
     try:
         with raising(signal.SIGTERM) as raised:  # until the worker listens itself, there is nothing to finish
@@ -184,11 +186,3 @@ def _leave_threads_behind(code: int) -> None:
     if any(thread.is_alive() for thread in left):
         logging.getLogger("rstream").warning("a handler still runs in its thread: the process ends without it")
         _end(code)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s",
-    )

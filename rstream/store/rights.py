@@ -31,12 +31,17 @@ PUBLISHING = (
 )
 LOOKING = (
     *("stats", "totals", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes"),
-    "roster",
+    *("roster", "pending", "entry"),
 )
 PLAIN: Mapping[str, tuple[str, ...]] = {
-    "publish": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SADD"),
-    "consume": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),
-    "look": ("EVALSHA", "SCRIPT LOAD", "GET", "HGETALL", "SMEMBERS", "XRANGE", "XREVRANGE"),
+    "publish": ("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD"),
+    "consume": (
+        *("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),
+    ),
+    "look": (
+        *("EVALSHA", "SCRIPT LOAD", "GET", "HGET", "HGETALL", "SMEMBERS", "XRANGE", "XREVRANGE", "XINFO GROUPS"),
+        *("ZMSCORE",),
+    ),
 }
 """What is called without a script, by what it is for."""
 

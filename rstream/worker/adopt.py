@@ -85,4 +85,5 @@ def _take(run: ConsumerRun, entry: Fetched, term: int, owned: Tokens) -> None:
 
 def lost(run: ConsumerRun, shard: Shard, id: bytes) -> None:
     run.tally.lost += 1
-    log.error("%s: entry %s was trimmed before it was processed: it is lost", run.name, shard.entry_id(id))
+    text, where = "%s: entry %s was trimmed before it was processed: it is lost", shard.entry_id(id)
+    run.voice.say("lost", logging.ERROR, text, run.name, where, extra=run.about.place(shard, id))

@@ -22,6 +22,11 @@ from rstream.store.scripts import Call
 
 log = logging.getLogger("rstream")
 
+LAPSED = (
+    "%s: the lease was lost and is taken anew: nothing was heard of this worker for %g s (the process or Redis was "
+    "frozen or cut off, or Redis lost data). What it had not started is looked for again, others may have taken it over"
+)
+
 
 class Lease:
     """One group's lease. Written by the keeper's thread, read by the loop.
@@ -66,6 +71,8 @@ class Lease:
         """sent: when `beat` was."""
         self.ahead = answer.now / 1000 - clock()
         if not answer.known or sent >= self.until:
+            if self.term:
+                log.warning(LAPSED, self.name, self.seconds)
             self.term += 1
             self.lost += len(self.hand)
         self.until = sent + self.seconds

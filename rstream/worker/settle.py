@@ -148,6 +148,8 @@ async def _moved(run: ConsumerRun, batch: list[Outcome]) -> list[Outcome]:
 
 
 def _tell(run: ConsumerRun, refusal: Refusal) -> None:
+    if run.hand.is_cancelled(refusal.outcome[:2]):
+        return  # that was said
     run.tally.fenced += 1
     outcome = refusal.outcome
     if refusal.owner == run.ops.worker:
@@ -157,7 +159,8 @@ def _tell(run: ConsumerRun, refusal: Refusal) -> None:
         f"{outcome.kind} of entry {outcome.shard.entry_id(outcome.id)}, attempt {outcome.attempt}, was refused "
         f"and changed nothing: the lease ran out and the entry is {holder} (deliveries: {refusal.deliveries})"
     )
-    log.warning("%s: LeaseLost: %s", run.name, lost)
+    extra = run.about.place(outcome.shard, outcome.id, outcome.attempt)
+    run.voice.say("refused", logging.WARNING, "%s: LeaseLost: %s", run.name, lost, extra=extra)
 
 
 def _looks_done(refusal: Refusal) -> bool:
