@@ -32,6 +32,8 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `ns:janitor:<stream>`    | string, TTL            | the worker that looks after retention                       |
 | `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
 | `ns:history:<stream>`    | hash                   | what happened, by minutes and hours, see history.py         |
+| `ns:worker:<id>`         | string, TTL            | what a worker says of itself, see workers.py                |
+| `ns:workers`             | zset                   | worker -> its last beat (ms), of those that lived lately    |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
 | `ns:archiver:<stream>`   | string, TTL            | who archives it, or that nobody shall, see archiving.py     |
@@ -255,6 +257,14 @@ def history(namespace: str, stream: str) -> str:
 
 def bell(namespace: str) -> str:
     return f"{namespace}:bell"
+
+
+def worker(namespace: str, id: str) -> str:
+    return f"{namespace}:worker:{id}"
+
+
+def workers(namespace: str) -> str:
+    return f"{namespace}:workers"
 
 
 def replay(namespace: str, stream: str, name: str) -> str:

@@ -10,6 +10,7 @@ from rstream.store.history import forget
 from rstream.store.keys import ARCHIVE
 from rstream.store.layout import Layout
 from rstream.store.link import Op
+from rstream.store.pause import resume
 from rstream.store.scripts import REMOVE, UNCOUNT, Call
 from rstream.store.stats import GroupStats, find, group_stats
 from rstream.store.steps import Steps
@@ -32,6 +33,7 @@ def remove(layout: Layout, group: str, *, dry: bool = False) -> Steps[GroupStats
         calls: list[Call] = [("UNLINK", keys.members(*where, group)), ("HDEL", keys.seen(*where), group)]
         yield Op([*calls, UNCOUNT([keys.stream(*where)], group)], lambda replies: None)
         yield forget(layout, group)
+        yield resume(*where, group)  # one of this name that is made later is not paused
     return stats
 
 

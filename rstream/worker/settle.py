@@ -44,9 +44,12 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
         if outcome.c == BARE and place not in refused:
             acked.append(place)
             continue
+        if place not in refused:
+            run.tally.ends(outcome, place not in run.hand.returning)
         run.let_go(*place, _now(run, outcome) if place not in refused else "elsewhere")
         if outcome.kind == "retry":
             run.look_in(int(outcome.a) / 1000)
+    run.tally.settled["ack"] += len(acked)
     run.let_all_go(acked)
     if free or (
         run.order is not None and any(_others_wait(run, shard) for shard in {outcome.shard for outcome in batch})
@@ -143,7 +146,9 @@ async def _moved(run: ConsumerRun, batch: list[Outcome]) -> list[Outcome]:
 
 
 def _tell(run: ConsumerRun, refusal: Refusal) -> None:
-    run.counts.refused += 1
+    if run.hand.is_cancelled(refusal.outcome[:2]):
+        return  # that was said
+    run.tally.fenced += 1
     outcome = refusal.outcome
     if refusal.owner == run.ops.worker:
         run.adopt()  # another delivery of it is this worker's, which it does not have in hand
@@ -152,7 +157,8 @@ def _tell(run: ConsumerRun, refusal: Refusal) -> None:
         f"{outcome.kind} of entry {outcome.shard.entry_id(outcome.id)}, attempt {outcome.attempt}, was refused "
         f"and changed nothing: the lease ran out and the entry is {holder} (deliveries: {refusal.deliveries})"
     )
-    log.warning("%s: LeaseLost: %s", run.name, lost)
+    extra = run.about.place(outcome.shard, outcome.id, outcome.attempt)
+    run.voice.say("refused", logging.WARNING, "%s: LeaseLost: %s", run.name, lost, extra=extra)
 
 
 def _looks_done(refusal: Refusal) -> bool:
