@@ -98,20 +98,20 @@ def _peek(reply: Sequence[Any]) -> Peek:
     return Peek(now, seq, birth.decode(), resets, bool(rest), state, [_text(name) for name in names])
 
 
-def glance(namespace: str, names: Sequence[str], every_ms: int) -> Op[list[tuple[Retention | None, Peek | StoreError]]]:
-    """What a janitor asks of all streams, in one round trip: their retentions, and `peek`. Where only the history
-    cannot be had, that is a value.
+Glance = tuple[Retention | StoreError | None, Peek | StoreError]
+
+
+def glance(namespace: str, names: Sequence[str], every_ms: int) -> Op[list[Glance]]:
+    """What a janitor asks of all streams, in one round trip: their retentions, and `peek`; the error of what it may
+    not look at.
     """
     stored = layouts.retentions(namespace, names)
     peeks = [PEEK([keys.history(namespace, name)], every_ms) for name in names]
 
-    def parse(replies: list[Any]) -> list[tuple[Retention | None, Peek | StoreError]]:
+    def parse(replies: list[Any]) -> list[Glance]:
         first, rest = replies[: len(names)], replies[len(names) :]
-        for reply in first:
-            if isinstance(reply, StoreError):
-                raise reply
-        found = [reply if isinstance(reply, StoreError) else _peek(reply) for reply in rest]
-        return list(zip(stored.parse(first), found, strict=True))
+        retentions = [reply if isinstance(reply, StoreError) else stored.parse([reply])[0] for reply in first]
+        return list(zip(retentions, (r if isinstance(r, StoreError) else _peek(r) for r in rest), strict=True))
 
     return Op([*stored.calls, *peeks], parse, partial=True)
 

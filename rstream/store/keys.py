@@ -31,9 +31,9 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `ns:seen:<stream>`       | hash                   | who lived when, and is silent since when (ms), see weigh.py |
 | `ns:janitor:<stream>`    | string, TTL            | the worker that looks after retention                       |
 | `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
-| `ns:history:<stream>`    | hash                   | what happened, by minutes and hours, see history.py         |
 | `ns:worker:<id>`         | string, TTL            | what a worker says of itself, see workers.py                |
 | `ns:workers`             | zset                   | worker -> its last beat (ms), of those that lived lately    |
+| `ns:history:<stream>`    | hash                   | what happened, by minutes and hours, see history.py         |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
 | `ns:archiver:<stream>`   | string, TTL            | who archives it, or that nobody shall, see archiving.py     |

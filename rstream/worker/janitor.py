@@ -18,7 +18,7 @@ from typing import Any
 
 from rstream.app import RStream
 from rstream.blobs.gc import collect
-from rstream.errors import RStreamError, StoreError
+from rstream.errors import RStreamError, StoreError, StoreRefused
 from rstream.logs import about
 from rstream.retention import Retention, text_of
 from rstream.store import layout as layouts
@@ -50,6 +50,7 @@ class Janitor:
         self._sampler = Sampler(app)
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._sweeping: threading.Thread | None = None
+        self._left: set[str] = set()
 
     async def look(self) -> bool:
         """At all streams of the app, one after the other: whether something was trimmed, or is being handled. Raises
@@ -64,8 +65,12 @@ class Janitor:
         for stream, (retention, seen) in zip(streams, found, strict=True):
             await self._sampler.take(stream.name, seen)
             try:
+                if isinstance(retention, StoreError):
+                    raise retention
                 if retention is not None:
                     trimmed = await self._look_at(stream, retention) or trimmed
+            except StoreRefused as error:
+                self._leave_to_others(stream, error)
             except StoreError as error:  # the others may be on another server of the cluster
                 failed = error
         if failed is not None:
@@ -76,6 +81,13 @@ class Janitor:
         """Whether anything came in since the last look, or is in hand."""
         before, self._taken = self._taken, sum(run.taken for run in self._runs)
         return self._taken != before or any(run.in_hand for run in self._runs)
+
+    def _leave_to_others(self, stream: Stream[Any], error: StoreRefused) -> None:
+        """An app may declare streams that its workers only emit to."""
+        if stream.name not in self._left:
+            self._left.add(stream.name)
+            text = "stream %r: workers with other rights have to look after its retention: %s"
+            log.warning(text, stream.name, error, extra=about({"stream": stream.name}))
 
     async def _look_at(self, stream: Stream[Any], retention: Retention) -> bool:
         namespace = self._app.settings.namespace

@@ -253,9 +253,9 @@ class Worker:
                 for run in runs:
                     with told_by(run.about):
                         leaving.start_soon(leave_group, run)
+        await Sampler(self.app).end()
         for run in runs:
             run.voice.rest()
-        await Sampler(self.app).end()
 
     async def _take_in(self, runs: list[ConsumerRun]) -> None:
         """Fetch and recover until told to stop or, with burst, until all is drained."""
