@@ -24,6 +24,7 @@ from rstream.worker.loads import Loads
 from rstream.worker.order import Lane, Now, PerKey, Place, key_of
 from rstream.worker.outcomes import Outcomes
 from rstream.worker.owned import Own
+from rstream.worker.spans import spans_of
 
 BUFFER_SECONDS = 0.2
 """How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
@@ -55,8 +56,7 @@ class ConsumerRun:
         self.emitter = emitter
         self.owners = OwnerOps(ops)
         self.lease = Lease(ops, consumer.lease)
-        self.about = About(ops)
-        self.voice = Voice(log, self.name, KINDS)
+        self.about, self.voice, self.spans = About(ops), Voice(log, self.name, KINDS), spans_of(consumer, ops)
         # Where a failover must not take back what was accepted, no later event of a key is handled before a replica has
         # the outcome of the one before it.
         self.replicas = consumer.stream.app.settings.replicas if consumer.in_order else 0
