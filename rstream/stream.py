@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
+from rstream import tracing
 from rstream.blobs.claims import Claims
 from rstream.codec import Codec, ModelCodec
 from rstream.consumer import Consumer, Options
@@ -32,6 +33,7 @@ from rstream.store.link import Op
 from rstream.store.log import Record, read
 from rstream.store.steps import Steps, drive, flow
 from rstream.syncstream import SyncStream
+from rstream.tracing import Carried
 from rstream.upgrades import Hook
 
 if TYPE_CHECKING:
@@ -252,8 +254,14 @@ class Stream(Generic[E]):
         `key` is for streams that have no key field. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing` (nothing
         was sent), `BlobError`, `MemoryFull`, `StreamFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
         """
+        if type(headers) is not Carried and (spans := tracing.active(self.app.settings.tracing)) is not None:
+            with spans.sending(self.name, self.app.endpoint.label, headers) as sending:
+                id = await self.publish(event, key=key, headers=sending.headers)
+                sending.sent([id])
+                return id
         if self._layout is None or self.claims.source is not None:
-            return (await self.publish_many([event], key=key, headers=headers))[0]
+            many = headers if type(headers) is Carried else Carried(headers or {})
+            return (await self.publish_many([event], key=key, headers=many))[0]
         return await self._producer(self._layout).send_one(*self.preparing.one(self._layout, event, key, headers))
 
     def _producer(self, layout: Layout) -> Producer:
@@ -278,6 +286,11 @@ class Stream(Generic[E]):
 
         When Redis fails in the midst, the error's `published` lists what surely was added.
         """
+        if type(headers) is not Carried and (spans := tracing.active(self.app.settings.tracing)) is not None:
+            with spans.sending(self.name, self.app.endpoint.label, headers, batch=True) as sending:
+                ids = await self.publish_many(events, key=key, headers=sending.headers)
+                sending.sent(ids)
+                return ids
         layout = self._layout or await self.layout()
         uploads = self.claims.uploads()
         if uploads is None:
@@ -301,9 +314,10 @@ class Stream(Generic[E]):
         events: Iterable[E | Mapping[str, Any]],
         ids: Sequence[bytes] | None = None,
         uploads: Uploads | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[dict[Shard, list[Record]], list[Shard]]:
         """As `Preparing.all`."""
-        return self.preparing.all(layout, events, ids=ids, uploads=uploads)
+        return self.preparing.all(layout, events, headers=headers, ids=ids, uploads=uploads)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
