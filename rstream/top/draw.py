@@ -111,9 +111,11 @@ def _second(model: Model) -> Line:
     if model.ask is not None:
         what = model.ask.id or f"group {model.ask.group} of {model.ask.stream}"
         return Line(f"{model.ask.deed} {what}? y = yes, any other key = no", YELLOW)
+    if model.note:
+        return Line(model.note)
     if model.typing or model.filter:
         return Line(f"/{model.filter}{'_' if model.typing else ''}", YELLOW)
-    return Line(model.note or _summary(model))
+    return Line(_summary(model))
 
 
 def _summary(model: Model) -> str:
@@ -156,14 +158,14 @@ def _keys(model: Model) -> Line:
     keys = ["q quit", "? help"]
     if model.level != "entry":
         column, turned = model.sort
-        keys += ["enter open", f"s sort {column.title}{'↑' if column.falling == turned else '↓'}", "r turn", "/ filter"]
-    if model.level != "groups" or model.only is None:
-        keys.append("esc back")
+        keys += ["⏎ open", f"s sort: {column.title}{'↑' if column.falling == turned else '↓'}", "/ filter"]
     if model.is_paused is not None and model.level in ("groups", "pending"):
         keys.append("p resume" if model.is_paused else "p pause")
     if model.level in ("pending", "entry"):
         keys.append("c cancel")
-    return Line(" · ".join(keys), DIM)
+    if model.level != "streams" and (model.level != "groups" or model.only is None):
+        keys.append("esc back")
+    return Line("  ".join(keys), DIM)
 
 
 # -- the body ------------------------------------------------------------------------------------------------------
