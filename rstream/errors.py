@@ -5,6 +5,7 @@
 │   └── `LoadError`      MODULE:NAME that does not import
 ├── `PositionError`      an id or time that does not parse
 ├── `UnknownStream`      nobody declared this stream
+├── `UnknownEntry`       no entry of a stream is known by this id
 ├── `StreamMismatch`     a declaration that contradicts what is stored of the stream
 │   └── `SchemaIncompatible`   … by its model: who has a stored version could not read it, or it could not read them
 ├── `EventError`         an event that cannot be published
@@ -70,6 +71,10 @@ class PositionError(RStreamError):
 
 class UnknownStream(RStreamError):
     """Nobody declared this stream."""
+
+
+class UnknownEntry(RStreamError):
+    """No entry of the stream is known by this id."""
 
 
 class StreamMismatch(RStreamError):
@@ -258,9 +263,14 @@ def full_text(error: BaseException, limit: int = 16_000) -> str:
 _PASSWORD = re.compile(r"""://[^\s/"'@:]*(?::[^\s"'@]*)?@(?:[^\s"'/@]*@)*""")
 
 
+_INPUT = re.compile(r"input_value=.*?, input_type=")
+
+
 def masked(text: str) -> str:
-    """Without user and password of the URLs in it: an error, or the line of code that raised it, may have one."""
-    return _PASSWORD.sub("://…@", text)
+    """Without user and password of the URLs in it: an error, or the line of code that raised it, may have one; and
+    without the values that pydantic did not like.
+    """
+    return _INPUT.sub("input_value=…, input_type=", _PASSWORD.sub("://…@", text))
 
 
 def _printable(text: str) -> str:

@@ -100,7 +100,7 @@ COMMANDS = {
     "--help": set[str](),
     "publish --help": {"publish"},
     "groups --help": {"groups", "read", "remove", "reset", "tables", "trim"},
-    "worker --help": {"signals", "worker"},
+    "worker --help": {"logs", "signals", "worker"},
 }
 
 

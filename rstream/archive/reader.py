@@ -19,6 +19,7 @@ from rstream.archive.vault import Vault
 from rstream.codec import unpack_headers
 from rstream.errors import EntryInvalid
 from rstream.event import Decode, Entry, EntryId, Key
+from rstream.logs import about
 from rstream.store.keys import Rank, Shard, rank_of
 from rstream.store.log import make_entry
 
@@ -81,7 +82,8 @@ class SegmentReader:
         after = (self._start.ms, self._start.seq - 1)
         for row, previous in self._vault.rows(self._manifest, after):
             if row.gap and rank_of(row.gap.encode()) >= self._start[:2]:
-                log.warning(GAP, self._vault.stream, self._shard, row.first, self._vault.store.label)
+                told, extra = (self._shard, row.first, self._vault.store.label), about({"stream": self._vault.stream})
+                log.warning(GAP, self._vault.stream, *told, extra=extra)
             if not self._overlaps(row):
                 break
             waiting.append((row, previous, _Task(self._vault, partial(self._begin, row))))

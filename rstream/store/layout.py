@@ -33,7 +33,8 @@ class Layout:
     Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded ·
     retention: None where everything is kept · encrypted: whether somebody declared it so, where that was asked · new,
     limited: it, or its retention, was stored just now, by this process · past: the stream's archive, where the app has
-    a blob store.
+    a blob store · retired: those of `removed` that are being removed just now, and counted: what was counted in the
+    others, see totals.py; both only where `load` made this.
     """
 
     namespace: str
@@ -52,6 +53,8 @@ class Layout:
     new: bool = field(default=False, compare=False)
     limited: bool = field(default=False, compare=False)
     past: Past | None = field(default=None, compare=False, repr=False)
+    retired: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    counted: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def current(self) -> tuple[Shard, ...]:
@@ -155,8 +158,19 @@ def load(namespace: str, name: str) -> Op[Layout | None]:
         schemas = {n: json.loads(stored[b"schema:%d" % n]) for n in range(1, version + 1)}
         generations, removed = _counts(stored, b"shards"), _counts(stored, b"retired", b"gone")
         layout = _layout(namespace, name, generation, generations, removed, stored[b"key"], version, schemas[version])
-        kept, encrypted = _retention(stored.get(b"retention", b"")), b"encrypted" in stored
-        return replace(layout, schemas=schemas, retention=kept, encrypted=encrypted)
+        return replace(
+            layout,
+            schemas=schemas,
+            retention=_retention(stored.get(b"retention", b"")),
+            encrypted=b"encrypted" in stored,
+            retired=tuple(sorted(_counts(stored, b"retired").items())),
+            counted={
+                name.decode(): int(number)
+                for field, number in stored.items()
+                for kind, _, name in [field.partition(b":")]
+                if kind == b"done"
+            },
+        )
 
     return Op([("HGETALL", keys.stream(namespace, name))], parse)
 

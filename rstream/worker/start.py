@@ -24,8 +24,6 @@ from rstream.worker.run import ConsumerRun
 
 T = TypeVar("T")
 
-log = logging.getLogger("rstream")
-
 
 class Started(NamedTuple):
     """A delivery to be handed to the handler. given: what a handler that wants more than the event gets; None where it
@@ -82,7 +80,8 @@ async def _ask(run: ConsumerRun, entries: Iterable[Fetched], ops: Sequence[Op[T]
         return await run.link.run(together(ops), within=run.consumer.lease)
     except StoreError as error:
         for entry in entries:
-            log.warning("%s: entry %s not started: %s", run.name, entry.shard.entry_id(entry.id), error)
+            where, told = entry.shard.entry_id(entry.id), {"rstream": run.about(entry)}
+            run.voice.say("late", logging.WARNING, "%s: entry %s not started: %s", run.name, where, error, extra=told)
             run.give_up(entry)
         return None
 
@@ -115,10 +114,11 @@ async def _begin(run: ConsumerRun, entries: list[Fetched]) -> list[Fetched]:
 
 
 def _refused(run: ConsumerRun, entry: Fetched) -> None:
-    run.counts.refused += 1
+    run.tally.astray += 1
     where = entry.shard.entry_id(entry.id)
     refused = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
-    log.warning("%s: LeaseLost: %s", run.name, refused)
+    told = {"rstream": run.about(entry)}
+    run.voice.say("refused", logging.WARNING, "%s: LeaseLost: %s", run.name, refused, extra=told)
     run.give_up(entry)
 
 
@@ -232,6 +232,9 @@ async def _drop_doubles(run: ConsumerRun, started: list[Started]) -> list[Starte
         if id in (None, each.entry.id):
             first.append(each)
         else:
-            run.counts.skipped += 1
-            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "ack"))
+            where, told = each.entry.shard.entry_id(each.entry.id), {"rstream": run.about(each.entry)}
+            text = "%s: entry %s was not started: its %s has succeeded already, by entry %s"
+            first_one = each.entry.shard.entry_id(id)
+            run.voice.say("skipped", logging.INFO, text, run.name, where, run.consumer.once, first_one, extra=told)
+            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "skipped"))
     return first
