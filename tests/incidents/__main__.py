@@ -14,9 +14,12 @@ from tests.incidents.stage import played
 def main() -> None:
     for name in sys.argv[1:] or INCIDENTS:
         page, outputs = Page(name), []
-        with tempfile.TemporaryDirectory(prefix="rstream-") as directory, played(INCIDENTS[name], Path(directory)) as (
-            stage,
-            go_to,
+        with (
+            tempfile.TemporaryDirectory(prefix="rstream-") as directory,
+            played(INCIDENTS[name], Path(directory)) as (
+                stage,
+                go_to,
+            ),
         ):
             for block in page.blocks:
                 go_to(block.turn)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import msgpack
 import redis
@@ -20,10 +21,13 @@ import redis
 from rstream import RStream
 from rstream.event import new_event_id
 from rstream.store.keys import Shard
-from tests.servers import KINDS, Server
+from tests.servers import KINDS, Server, free_port
 from tests.waiting import eventually
 
+ROOT = Path(__file__).parents[2]
 HOST = "web1"
+FIRST_LINES, LAST_LINES = 9, 7
+"""Of a log, in the page."""
 
 SHOP = """
 import os, pathlib, time
@@ -35,7 +39,7 @@ class Order(Event):
     customer: str
     item: str
 
-orders = app.stream("orders", Order, key="customer", shards=2{stream})
+orders = app.stream("orders", Order, key="customer", shards={shards}{stream})
 
 @orders.consumer("billing", lease=2.0{consumer})
 def bill(order: Order, delivery: Delivery) -> None:
@@ -54,7 +58,8 @@ class Stage(contextlib.ExitStack):
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RSTREAM_")}
         self.env |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "140"}
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env.get('PATH', '')}"
-        self.names = {str(directory): "/srv/shop", socket.gethostname(): HOST}
+        self.names = {str(directory): "/srv/shop", str(ROOT): "/srv", sys.base_prefix: "/usr"}
+        self.names[socket.gethostname()] = HOST
 
     def serve(self, *args: str) -> Server:
         """Start the server."""
@@ -62,12 +67,21 @@ class Stage(contextlib.ExitStack):
         self.server = self.enter_context(Server(KINDS[self._kind], self.directory / "server", args=args, tcp=True))
         self.env["RSTREAM_URL"] = self.server.url
         self.names[f"127.0.0.1:{self.server.port}"] = "redis:6379"
+        self.names[f"'127.0.0.1', {self.server.port}"] = "'redis', 6379"
         return self.server
 
-    def shop(self, body: str = "    print(order.item)", *, stream: str = "", consumer: str = "", more: str = "") -> None:
+    def shop(
+        self,
+        body: str,
+        *,
+        stream: str = "",
+        consumer: str = "",
+        more: str = "",
+        shards: int = 2,
+    ) -> None:
         """Write shop.py. body: of the handler."""
         lines = "\n".join(f"    {line}".rstrip() for line in body.strip().splitlines())
-        text = SHOP.format(body=lines, stream=stream, consumer=consumer) + more
+        text = SHOP.format(body=lines, stream=stream, consumer=consumer, shards=shards) + more
         (self.directory / "shop.py").write_text(text)
 
     @property
@@ -81,7 +95,12 @@ class Stage(contextlib.ExitStack):
     def run(self, line: str) -> str:
         """What a command prints, as the page has it: names of this machine are others there."""
         if (worker := next((w for w in self.workers if w.line == line), None)) is not None:
-            return self.said(worker.log)
+            return self.said(_cut(worker.news()))
+        if scrape := _SCRAPE.fullmatch(line):
+            address = next(real for real, name in self.names.items() if name == scrape["address"])
+            with urlopen(f"http://{address}/metrics", timeout=20) as answer:
+                (self.directory / "metrics.txt").write_bytes(answer.read())
+            line = f"grep {scrape['grep']} metrics.txt"
         done = subprocess.run(
             line, shell=True, cwd=self.directory, env=self.env, timeout=60, encoding="utf-8", stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -90,8 +109,9 @@ class Stage(contextlib.ExitStack):
 
     def said(self, text: str) -> str:
         worker = re.compile(re.escape(socket.gethostname()) + r"(-\d+-[0-9a-f]{8})( (?= ))?")
-        spare = " " * max(0, len(socket.gethostname()) - len(HOST))  # tables stay tables
-        text = worker.sub(lambda found: f"{HOST}{found[1]}{spare + found[2] if found[2] else ''}", text)
+        host = HOST[: len(socket.gethostname())]
+        spare = " " * (len(socket.gethostname()) - len(host))  # tables stay tables
+        text = worker.sub(lambda found: f"{host}{found[1]}{spare + found[2] if found[2] else ''}", text)
         for name, shown in self.names.items():
             text = text.replace(name, shown)
         text = re.sub(r"[^\S\n]+$", "", text, flags=re.M)
@@ -139,15 +159,25 @@ class Worker:
     def __init__(self, stage: Stage, line: str) -> None:
         self.line = line
         self._path = stage.directory / f"worker{len(stage.workers)}.log"
+        self._told = 0
+        port = free_port()
+        stage.names[f"127.0.0.1:{port}"] = f"{HOST}:{9400 + len(stage.workers)}"
+        env = stage.env | {"RSTREAM_METRICS_PORT": str(port)}
         with self._path.open("w") as out:
             self.process = subprocess.Popen(
-                line.split(), cwd=stage.directory, env=stage.env, stdin=subprocess.DEVNULL, stdout=out,
+                line.split(), cwd=stage.directory, env=env, stdin=subprocess.DEVNULL, stdout=out,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
     @property
     def log(self) -> str:
         return self._path.read_text("utf-8", "replace")
+
+    def news(self) -> str:
+        """What it said since this was asked before."""
+        text = self.log
+        new, self._told = text[self._told :], len(text)
+        return "".join(line for line in new.splitlines(keepends=True) if not line.startswith(_STACKS))
 
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
@@ -164,6 +194,20 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
+
+
+_STACKS = ("Thread 0x", "Current thread", "  File ", "Extension modules", "\n")
+_SCRAPE = re.compile(r"curl -s (?P<address>[\w:]+)/metrics \| grep (?P<grep>.*)")
+"""Done without curl, which is not everywhere."""
+
+
+def _cut(text: str) -> str:
+    """The beginning and the end of what is long."""
+    lines = text.splitlines(keepends=True)
+    left = len(lines) - FIRST_LINES - LAST_LINES
+    if left < 2:
+        return text
+    return "".join([*lines[:FIRST_LINES], f"[… {left} lines]\n", *lines[-LAST_LINES:]])
 
 
 @contextlib.contextmanager
