@@ -53,12 +53,14 @@ class ModelCodec(Generic[M]):
         self._dump = model.__pydantic_serializer__.to_python
         self._load = model.__pydantic_validator__.validate_python
         self._plain = Plain.of(model)
+        # One for all of them: it never calls back, so no other thread comes in between.
+        self._pack = _packer(buf_size=BUFFER).pack
 
     def encode(self, event: M | Mapping[str, Any], version: int, uploads: Uploads | None = None) -> bytes:
         """Raises `EventInvalid`."""
         if type(event) is self.model and self._plain is not None and self._plain.fits(event.__dict__):
             try:
-                return _packer(buf_size=BUFFER).pack([version, event.__dict__])  # type: ignore[no-any-return]
+                return self._pack((version, event.__dict__))  # type: ignore[no-any-return]
             except Exception:  # text that is none, a number of more than 64 bits
                 return self._encode_any(event, version, uploads)
         return self._encode_any(event, version, uploads)
@@ -103,7 +105,9 @@ class ModelCodec(Generic[M]):
 
     def key(self, event: M | Mapping[str, Any], field: str) -> object:
         # A dict is validated first: it must get the key, and so the shard, that its model would get.
-        return getattr(event if isinstance(event, self.model) else self._validate(event), field, None)
+        if type(event) is not self.model and not isinstance(event, self.model):
+            event = self._validate(event)
+        return getattr(event, field, None)
 
     def decode(self, payload: bytes) -> M:
         """Raises `EntryInvalid`."""

@@ -154,7 +154,7 @@ def _ending() -> bytes:
 _VERSION = bytes(byte & 0x0F | 0x70 for byte in range(256))
 _VARIANT = bytes(byte & 0x3F | 0x80 for byte in range(256))
 
-SPARE = 64
+SPARE = 512
 _spare: list[bytes] = []
 """Made in advance: asking the kernel takes longer than all the rest of a lone id."""
 

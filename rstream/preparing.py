@@ -12,7 +12,7 @@ from rstream.codec import ModelCodec, key_bytes, key_bytes_of_all, pack_headers
 from rstream.errors import EventInvalid
 from rstream.event import new_event_id, new_event_ids
 from rstream.reference import Uploads
-from rstream.store.keys import Shard
+from rstream.store.keys import Shard, hash_of
 from rstream.store.layout import Layout
 from rstream.store.log import FLUSH_ENTRIES, Record
 
@@ -149,7 +149,10 @@ class Preparing(Generic[E]):
             raw = key_bytes(stream.codec.key(event, stream.key), stream.key)
         else:
             raw = b"" if key is None else key_bytes(key, "key")
-        (shard,) = self._places(layout, (raw,))
+        if raw:
+            shard = layout.current[hash_of(raw) * layout.shards >> 32]
+        else:
+            (shard,) = self._places(layout, (raw,))
         return shard, _record((payload, raw, new_event_id(), pack_headers(headers) if headers else b""))
 
     def _has_key(self) -> EventInvalid:

@@ -126,12 +126,13 @@ class Outbox:
     def add(self, parcels: Iterable[Parcel]) -> None:
         """Also such as another layout has them: nothing goes to a newer generation before what is held is refused."""
         for parcel in parcels:
-            self._put(parcel)
+            self.put(parcel)
 
-    def _put(self, parcel: Parcel) -> None:
+    def put(self, parcel: Parcel) -> None:
+        """As `add`, for one."""
         for piece in (parcel,) if self.layout.writes(parcel.shard) else parcel.cut(self.layout):
-            if piece.shard in self._waiting:
-                self._waiting[piece.shard].append(piece)
+            if (waiting := self._waiting.get(piece.shard)) is not None:
+                waiting.append(piece)
             else:
                 self._waiting[piece.shard] = deque((piece,))
 
@@ -322,7 +323,7 @@ class Outbox:
         held = [*first, *(parcel for waiting in self._waiting.values() for parcel in waiting)]
         self.layout, self._waiting = layout, {}
         for parcel in held:
-            self._put(parcel)
+            self.put(parcel)
 
     def fail(self, error: BaseException) -> None:
         """The Op raised: its callers learn it, and so does everybody still waiting (order would break)."""

@@ -5,15 +5,19 @@ Where the stream is resharded meanwhile, a parcel is cut up; its caller does not
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from rstream.errors import StoreError
 from rstream.event import EntryId
-from rstream.store.keys import Shard
+from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of, weights_of
+
+S = TypeVar("S")
 
 
 class Promise(Protocol):
@@ -91,13 +95,38 @@ class Parcel:
 
     def cut(self, layout: Layout) -> Iterator[Parcel]:
         """The same records for the shards of another layout; the promise is kept when all of them are through."""
-        by_shard: dict[Shard, list[int]] = {}
-        for n, record in enumerate(self.records):
-            by_shard.setdefault(place_of(layout, record), []).append(n)
-        whole = _Whole(self.promise, len(self.records), len(by_shard))
-        for shard, places in by_shard.items():
+        for shard, piece in self._sorted_by(partial(place_of, layout)):
+            yield replace(piece, shard=shard)
+
+    def halves(self) -> Iterator[tuple[int, Parcel]]:
+        """The same records by the half of the hashes that their keys are in."""
+        if (half := self.shard.half) is not None:
+            yield half, self
+        else:
+            yield from self._sorted_by(lambda record: half_of(record.key))
+
+    def _sorted_by(self, sort: Callable[[Record], S]) -> Iterator[tuple[S, Parcel]]:
+        sorts = [*map(sort, self.records)]
+        kinds = dict.fromkeys(sorts)
+        if len(kinds) == 1:
+            yield sorts[0], self
+            return
+        whole = _Whole(self.promise, len(sorts), len(kinds))
+        for kind in kinds:
+            places = [n for n, each in enumerate(sorts) if each == kind]
             records = [self.records[n] for n in places]
-            yield Parcel(shard, records, _Piece(whole, places), weights_of(records), self.until)
+            yield kind, Parcel(self.shard, records, _Piece(whole, places), weights_of(records), self.until)
+
+
+def by_half(parcels: Sequence[Parcel], outboxes: int) -> list[Sequence[Parcel]]:
+    """What goes to each of one or two outboxes."""
+    if outboxes == 1:
+        return [parcels]
+    halves: tuple[list[Parcel], list[Parcel]] = ([], [])
+    for parcel in parcels:
+        for half, piece in parcel.halves():
+            halves[half].append(piece)
+    return [*halves]
 
 
 class _Whole:
@@ -107,10 +136,13 @@ class _Whole:
         self.promise, self.open = promise, pieces
         self.ids: list[EntryId | None] = [None] * count
         self.error: BaseException | None = None
+        self._counting = threading.Lock()  # of two halves, each may be sent by another thread
 
     def end_piece(self) -> None:
-        self.open -= 1
-        if self.open or self.promise.done():
+        with self._counting:
+            self.open -= 1
+            left = self.open
+        if left or self.promise.done():
             return
         if self.error is None:
             self.promise.set_result(self.ids)
