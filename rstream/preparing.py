@@ -41,6 +41,21 @@ def by_shard(
     return records
 
 
+def flat_by_shard(
+    places: Sequence[Shard], payloads: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], headers: bytes
+) -> dict[Shard, list[bytes]]:
+    """The parts of the records of each shard, one record after the other, in the order of the events."""
+    flat: dict[Shard, list[bytes]] = {shard: [] for shard in dict.fromkeys(places)}
+    for shard, payload, key, id in zip(places, payloads, keys, ids, strict=True):
+        flat[shard] += (payload, key, id, headers)
+    return flat
+
+
+def flattened(records: Mapping[Shard, Sequence[Record]]) -> dict[Shard, list[bytes]]:
+    """The same, of records that are made."""
+    return {shard: [*chain.from_iterable(batch)] for shard, batch in records.items()}
+
+
 class Preparing(Generic[E]):
     """Makes records of a stream's events. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing`."""
 
@@ -73,9 +88,9 @@ class Preparing(Generic[E]):
         events: Iterable[E | Mapping[str, Any]],
         key: str | None,
         headers: Mapping[str, str] | None,
-    ) -> tuple[Iterator[dict[Shard, list[Record]]], list[Shard]]:
-        """As `all`, where there is no blob store: all are encoded, and their records made when they are asked for,
-        so many at a time that each shard gets about one flush of them.
+    ) -> tuple[Iterator[dict[Shard, list[bytes]]], list[Shard]]:
+        """As `all`, where there is no blob store: all are encoded, and their records made (flat) when they are asked
+        for, so many at a time that each shard gets about one flush of them.
         """
         packed = pack_headers(headers)
         payloads, keys = self._encode(layout, events, key, None)
@@ -83,7 +98,7 @@ class Preparing(Generic[E]):
         parts = [slice(at, at + size) for at in range(0, len(payloads), size)]
         places = [self._places(layout, keys[part]) for part in parts]
         groups = (
-            by_shard(mine, payloads[part], keys[part], new_event_ids(len(mine)), packed)
+            flat_by_shard(mine, payloads[part], keys[part], new_event_ids(len(mine)), packed)
             for part, mine in zip(parts, places, strict=True)
         )
         return groups, [*chain.from_iterable(places)]

@@ -45,9 +45,9 @@ class Producer:
         self._adding, self._queue = asyncio.Lock(), 0
         self._forks = process.forks
 
-    async def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
-        """Publish records to their shards, or to those that followed them; a group after the other, each made while the
-        server works on those before it. Once one fails, no further one is sent.
+    async def send(self, groups: Iterable[Mapping[Shard, Sequence[bytes]]]) -> Sent:
+        """Publish records (flat, as a `Parcel` has them) to their shards, or to those that followed them; a group after
+        the other, each made while the server works on those before it. Once one fails, no further one is sent.
         """
         loop = self._begin()
         until = clock() + self._full_wait
@@ -96,7 +96,7 @@ class Producer:
         """As `send`, for one: a sequence of its id alone. (Not a coroutine: one more takes time for each event.)"""
         promise: asyncio.Future[Sequence[EntryId]] = self._begin().create_future()
         until = clock() + self._full_wait if self._full_wait else 0.0
-        parcel = Parcel(shard, (record,), promise, weight_of(record), until)
+        parcel = Parcel(shard, record, promise, weight_of(record), until)
         if self._queue:
             return self._send_in_turn(parcel, promise)
         self._courier(shard, record).add_one(parcel)

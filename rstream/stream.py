@@ -19,7 +19,7 @@ from rstream.errors import ConfigError
 from rstream.event import Entry, EntryId
 from rstream.perloop import PerLoop
 from rstream.position import Position
-from rstream.preparing import Preparing
+from rstream.preparing import Preparing, flattened
 from rstream.producer import Producer, ids_of
 from rstream.queue import Queue
 from rstream.reference import Uploads
@@ -290,7 +290,7 @@ class Stream(Generic[E]):
         if uploads.waiting or uploads.unread or self._queues.get(Queue).busy:
             storing = self.claims.store(uploads, made, make)
             records, places = await self._queues.get(Queue).pass_through(records, storing)
-        return ids_of(await producer.send((records,)), places)
+        return ids_of(await producer.send((flattened(records),)), places)
 
     def prepare(
         self,

@@ -45,7 +45,7 @@ class SyncProducer:
         self._inside: set[int] = set()  # the threads that are publishing
         self._pid = os.getpid()
 
-    def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
+    def send(self, groups: Iterable[Mapping[Shard, Sequence[bytes]]]) -> Sent:
         """As `Producer.send`."""
         self._begin()
         until, coming = clock() + self._full_wait, iter(groups)
@@ -86,7 +86,7 @@ class SyncProducer:
         self._begin()
         slip = Slip()
         until = clock() + self._full_wait if self._full_wait else 0.0
-        parcel = Parcel(shard, (record,), slip, weight_of(record), until)
+        parcel = Parcel(shard, record, slip, weight_of(record), until)
         courier = self._courier(shard, record)
         try:
             self._inside.add(threading.get_ident())

@@ -27,7 +27,7 @@ from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES
+from rstream.store.log import FIELDS, FLUSH_BYTES, FLUSH_ENTRIES
 from rstream.store.parcel import Parcel
 from rstream.store.scripts import PUBLISH, Call
 
@@ -61,7 +61,7 @@ class _Flush:
 
     @property
     def count(self) -> int:
-        return sum([len(parcel.records) for parcel in self.parcels])
+        return sum([len(parcel.flat) for parcel in self.parcels]) // FIELDS
 
     def wanted(self) -> bool:
         """Leaves out what nobody waits for any more, if no packet of it is under way: then it may be another one under
@@ -73,7 +73,7 @@ class _Flush:
 
     def call(self, producer: str, *, limited: bool) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
-        flat = [*chain.from_iterable(chain.from_iterable([parcel.records for parcel in self.parcels]))]
+        flat = self.parcels[0].flat if len(self.parcels) == 1 else [*chain(*[parcel.flat for parcel in self.parcels])]
         packed, shard = _packer(use_bin_type=False, buf_size=self.size + 1024).pack(flat), self.shard
         if limited:
             return PUBLISH((shard.stream, shard.seq(producer), shard.size, shard.marks), self.seq, SEQ_TTL_MS, packed)
@@ -203,8 +203,8 @@ class Outbox:
         while waiting:
             parcel = waiting[0]
             if not parcel.promise.done():
-                count, size = count + len(parcel.records), size + parcel.size
-                if parcels and (count > FLUSH_ENTRIES or size > FLUSH_BYTES):
+                count, size = count + len(parcel.flat), size + parcel.size
+                if parcels and (count > FIELDS * FLUSH_ENTRIES or size > FLUSH_BYTES):
                     break
                 parcels.append(parcel)
             waiting.popleft()
@@ -351,7 +351,7 @@ def _answer(flush: _Flush, reply: bytes) -> None:
     ids = entry_ids(ms, seq, flush.count, flush.shard.generation, flush.shard.number)
     at = 0
     for parcel in flush.parcels:
-        start, at = at, at + len(parcel.records)
+        start, at = at, at + len(parcel.flat) // FIELDS
         if not parcel.promise.done():
             parcel.promise.set_result(ids[start:at])
 
