@@ -43,10 +43,8 @@ class SyncLines:
         """As `Lines.exchange`."""
         return self._told(self.receive(self.send(calls), calls, timeout))
 
-    def post(self, calls: Sequence[Call]) -> Posted | None:
-        """The first half of `exchange`, where a connection is idle."""
-        if not self._idle or self._pid != os.getpid():
-            return None
+    def post(self, calls: Sequence[Call]) -> Posted:
+        """The first half of `exchange`."""
         try:
             connection = self.send(calls)
         except StoreError as error:
