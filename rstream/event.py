@@ -131,7 +131,13 @@ def new_event_ids(count: int) -> list[bytes]:
 
 def new_event_id() -> bytes:
     """One of these."""
-    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + _ending()
+    while True:
+        try:
+            ending = _spare.pop()  # atomic: no two threads get the same
+        except IndexError:
+            _spare.extend(_endings(SPARE))
+        else:
+            return (time.time_ns() // 1_000_000).to_bytes(6, "big") + ending
 
 
 def _endings(count: int) -> list[bytes]:
@@ -141,14 +147,6 @@ def _endings(count: int) -> list[bytes]:
     noise[2::10] = noise[2::10].translate(_VARIANT)
     ends = bytes(noise)
     return [ends[at : at + 10] for at in range(0, 10 * count, 10)]
-
-
-def _ending() -> bytes:
-    while True:
-        try:
-            return _spare.pop()  # atomic: no two threads get the same
-        except IndexError:
-            _spare.extend(_endings(SPARE))
 
 
 _VERSION = bytes(byte & 0x0F | 0x70 for byte in range(256))

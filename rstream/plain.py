@@ -44,9 +44,12 @@ class Plain:
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether they are those of an instance that validation could have made, as far as its serializer looks."""
-        if tuple(values) != self._names:  # some are not there, or something was cached beside them
+        if len(values) != len(self._names):  # some are not there, or something was cached beside them
             return False
-        types = tuple(map(type, values.values()))
+        try:
+            types = tuple(map(type, self._values(values)))
+        except KeyError:
+            return False
         return types in self._known or self._learned(types)
 
     def all_fit(self, several: Sequence[dict[str, Any]]) -> bool:

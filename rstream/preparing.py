@@ -156,14 +156,14 @@ class Preparing(Generic[E]):
         self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
     ) -> tuple[Shard, Record]:
         """As `all`, for a new event where there is no blob store."""
-        stream, version = self._stream, layout.version
-        if key is not None and stream.key is not None:
-            raise self._has_key()
-        payload = stream.claims.check(stream.codec.encode(event, version), version, None)
-        if stream.key is not None:
-            raw = key_bytes(stream.codec.key(event, stream.key), stream.key)
-        else:
+        stream, version, codec = self._stream, layout.version, self._stream.codec
+        payload = stream.claims.check(codec.encode(event, version), version, None)
+        if (field := stream.key) is None:
             raw = b"" if key is None else key_bytes(key, "key")
+        elif key is None:
+            raw = key_bytes(codec.key(event, field), field)
+        else:
+            raise self._has_key()
         if raw:
             shard = layout.current[hash_of(raw) * layout.shards >> 32]
         else:

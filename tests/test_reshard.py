@@ -466,7 +466,7 @@ def parcels_of(stream: Stream[Any], some: list[Seen]) -> list[Parcel]:
 def ids(parcel: Parcel) -> list[EntryId]:
     assert isinstance(parcel.promise, concurrent.futures.Future)
     found = parcel.promise.result(0)
-    assert isinstance(found, list) and len(found) == parcel.count
+    assert isinstance(found, list | tuple) and len(found) == parcel.count
     return found
 
 

@@ -15,7 +15,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, overload
 
 import msgpack
@@ -130,11 +130,12 @@ class Outbox:
 
     def put(self, parcel: Parcel) -> None:
         """As `add`, for one."""
-        for piece in (parcel,) if self.layout.writes(parcel.shard) else parcel.cut(self.layout):
-            if (waiting := self._waiting.get(piece.shard)) is not None:
-                waiting.append(piece)
-            else:
-                self._waiting[piece.shard] = deque((piece,))
+        if not self.layout.writes(parcel.shard):
+            self.add(parcel.cut(self.layout))
+        elif (waiting := self._waiting.get(parcel.shard)) is not None:
+            waiting.append(parcel)
+        else:
+            self._waiting[parcel.shard] = deque((parcel,))
 
     def take(self, replicas: int = 0) -> Op[None] | None:
         """One flush of every shard that has something waiting, in one write, which so many replicas have to confirm.
@@ -197,19 +198,14 @@ class Outbox:
 
     def _cut(self, shard: Shard) -> _Flush | None:
         """What nobody waits for any more, a publish that was cancelled, is left out."""
-        waiting = self._waiting.pop(shard)
-        parcels: list[Parcel] = []
-        count = size = 0
-        while waiting:
-            parcel = waiting[0]
-            if not parcel.promise.done():
-                count, size = count + len(parcel.flat), size + parcel.size
-                if parcels and (count > FIELDS * FLUSH_ENTRIES or size > FLUSH_BYTES):
-                    break
-                parcels.append(parcel)
-            waiting.popleft()
-        if waiting:
-            self._waiting[shard] = waiting  # at the end again: shards take turns
+        parcels = [parcel for parcel in self._waiting.pop(shard) if not parcel.promise.done()]
+        count = sum([len(parcel.flat) for parcel in parcels])
+        if count > FIELDS * FLUSH_ENTRIES or sum([parcel.size for parcel in parcels]) > FLUSH_BYTES:
+            fitting = _fitting(parcels)
+            self._waiting[shard] = deque(parcels[fitting:])  # at the end again: shards take turns
+            del parcels[fitting:]
+            if not self._waiting[shard]:
+                del self._waiting[shard]
         return self._numbered(shard, parcels) if parcels else None
 
     def _numbered(self, shard: Shard, parcels: list[Parcel]) -> _Flush:
@@ -345,10 +341,25 @@ def _known(error: BaseException, sent: bool) -> BaseException:
     return twin
 
 
+def _fitting(parcels: Sequence[Parcel]) -> int:
+    """How many of them make one flush."""
+    counts = accumulate([len(parcel.flat) for parcel in parcels])
+    sizes = accumulate([parcel.size for parcel in parcels])
+    for n, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        if n and (count > FIELDS * FLUSH_ENTRIES or size > FLUSH_BYTES):
+            return n
+    return len(parcels)
+
+
 def _answer(flush: _Flush, reply: bytes) -> None:
     """Redis's answer is the id of the first entry; the others follow it."""
     ms, seq = rank_of(reply)
     ids = entry_ids(ms, seq, flush.count, flush.shard.generation, flush.shard.number)
+    if len(ids) == len(flush.parcels):
+        for parcel, id in zip(flush.parcels, ids, strict=True):
+            if not parcel.promise.done():
+                parcel.promise.set_result((id,))
+        return
     at = 0
     for parcel in flush.parcels:
         start, at = at, at + len(parcel.flat) // FIELDS
