@@ -30,6 +30,12 @@ class SyncCourier:
         self.carrying, self._adding = threading.Lock(), threading.Lock()
         self._begun: tuple[Op[None], Posted | None, float] | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to send but what it has begun to."""
+        with self._adding:
+            return self.outbox.pause() is None
+
     def add(self, parcels: Sequence[Parcel]) -> None:
         with self._adding:
             self.outbox.add(parcels)

@@ -158,10 +158,12 @@ def _carry(shares: Sequence[_Share], more: Callable[[], bool]) -> None:
                 if (wait := courier.begin()) is not None:
                     begun.pop().carrying.release()
                     pause = min(pause, wait)
-            more()
+            made = any(share.courier.idle for share in shares) and more()
             if begun:
                 begun[0].finish()
                 begun.popleft().carrying.release()
+            elif made:
+                continue
             elif all(share.through() for share in shares):
                 return
             elif busy is not None:
