@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": ("rstream.cli.doctor", "Look at the server and the streams: what is wrong, and what to do."),
     "blobs": ("rstream.cli.blobs", "Delete what is in the blob store and nothing refers to."),
     "archive": ("rstream.cli.archive", "Keep the entries of streams in the blob store, and check them."),
+    "dashboard": ("rstream.cli.dashboard", "All of it in a browser: what lags, who has it, what was lost; and act."),
     "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
 }
 
