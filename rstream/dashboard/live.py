@@ -2,7 +2,7 @@
 
 What is asked for is looked at when somebody asks, once for all who ask meanwhile, and not again before it is `EVERY`
 seconds old, or ten times as old as the look took: so viewers cost Redis a tenth of one connection's time at most,
-however many there are, and nobody costs nothing. That Redis is away is remembered as long.
+however many there are, and nobody costs nothing. That Redis is away is remembered for `EVERY` seconds.
 
 Cost of a look at the fleet: 4 round trips, two calls a shard and two a group.
 """
@@ -62,11 +62,14 @@ class Shared:
     async def _look(self, look: Callable[[], Awaitable[T]], every: float, good_until: list[float]) -> T:
         began = self._clock()
         self.looks += 1
+        share = 0
         try:
-            return await look()
+            answer = await look()
+            share = SHARE  # what failed did not keep Redis busy
+            return answer
         finally:
             now = self._clock()
-            good_until[0] = now + max(every, SHARE * (now - began))
+            good_until[0] = now + max(every, share * (now - began))
 
     def forget(self) -> None:
         """Something was changed: whoever asks next sees it."""
