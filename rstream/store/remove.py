@@ -9,6 +9,7 @@ from rstream.store import keys
 from rstream.store.keys import ARCHIVE
 from rstream.store.layout import Layout
 from rstream.store.link import Op
+from rstream.store.pause import resume
 from rstream.store.scripts import REMOVE
 from rstream.store.stats import GroupStats, find, group_stats
 from rstream.store.steps import Steps
@@ -29,6 +30,7 @@ def remove(layout: Layout, group: str, *, dry: bool = False) -> Steps[GroupStats
         _refuse(layout, group, *found)  # a worker has just begun: what it needs it makes anew
         members, seen = keys.members(layout.namespace, layout.name, group), keys.seen(layout.namespace, layout.name)
         yield Op([("UNLINK", members), ("HDEL", seen, group)], lambda replies: None)
+        yield resume(layout.namespace, layout.name, group)  # one of this name that is made later is not paused
     return stats
 
 

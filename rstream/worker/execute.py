@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
-from rstream.calling import Answer
+from rstream.calling import Answer, OnLoop
 from rstream.delivery import kept_something
 from rstream.process import clock
 from rstream.reference import Uploads
@@ -76,10 +76,12 @@ async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer 
     entry = started.entry
     try:
         try:
-            result, error = answer if isinstance(answer, Answer) else await answer
+            result, error = answer if isinstance(answer, Answer) else await _waited(run, entry, answer)
         finally:
             del run.running[entry[:2]]
             run.took(clock() - began)
+        if run.hand.is_cancelled(entry[:2]):
+            return run.let_go(entry.shard, entry.id)
         if error is None:
             return run.settle(await _emitted(run, started, result))
     except asyncio.CancelledError:
@@ -89,6 +91,17 @@ async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer 
     except Exception as raised:
         error = raised
     run.settle(failures.judge(run, entry, delivery_of(run, started), error))
+
+
+async def _waited(run: ConsumerRun, entry: Fetched, answer: Awaitable[Answer]) -> Answer:
+    """The answer; meanwhile the handler can be cancelled, where it can."""
+    if not isinstance(answer, OnLoop):
+        return await answer
+    run.on_loop[entry[:2]] = answer
+    try:
+        return await answer
+    finally:
+        del run.on_loop[entry[:2]]
 
 
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:

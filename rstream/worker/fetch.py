@@ -108,7 +108,7 @@ async def _read(run: ConsumerRun, shards: list[Shard], room: int) -> Read:
     term, sent = run.lease.term, run.tokens(shards)
     if run.order is not None:
         shards = [*sent]  # some may have been given up meanwhile
-    if not shards:
+    if not shards or run.lanes.paused:  # it may have been, while room was waited for
         return Read([], [], True)
     try:
         read = await run.link.run(run.ops.fetch(room, shards, sent, begun=run.begins_by_reading))

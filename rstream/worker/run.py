@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
+from rstream.calling import OnLoop
 from rstream.consumer import Consumer
 from rstream.processes import ProcessCall
 from rstream.store.deliveries import Fetched, GroupOps, Outcome, Tokens
@@ -63,6 +64,7 @@ class ConsumerRun:
         self.shards = self.layout.every  # those in which there may be something to do
         gate.listeners.append(self._gate_opened)
         self.running: dict[Place, float] = {}
+        self.on_loop: dict[Place, OnLoop] = {}  # of these, those whose handlers can be cancelled
         self.filling = asyncio.Lock()
         self.plain, self.emitting = Outcomes(), Outcomes()
         self.room_made = asyncio.Event()
@@ -190,7 +192,7 @@ class ConsumerRun:
 
     def readable(self, slot: int | None = None) -> list[Shard]:
         """The shards that this worker may read and take over from now; on a cluster, those of one slot."""
-        shards = self.shards if self.order is None else self.tokens(self.own.open)
+        shards = () if self.lanes.paused else self.shards if self.order is None else self.tokens(self.own.open)
         return [shard for shard in shards if slot is None or shard.slot == slot]
 
     def tokens(self, shards: Iterable[Shard]) -> Tokens:
@@ -219,6 +221,7 @@ class ConsumerRun:
     def let_go(self, shard: Shard, id: bytes, now: Now = "elsewhere") -> None:
         """An entry that was settled, or that this worker may not start any more."""
         place = (shard, id)
+        now = self.hand.really(place, now)
         self.hand.let_go(place)
         self.loads.let_go(place)
         if self.order is not None:

@@ -143,6 +143,8 @@ async def _moved(run: ConsumerRun, batch: list[Outcome]) -> list[Outcome]:
 
 
 def _tell(run: ConsumerRun, refusal: Refusal) -> None:
+    if run.hand.is_cancelled(refusal.outcome[:2]):
+        return  # that was said
     run.counts.refused += 1
     outcome = refusal.outcome
     if refusal.owner == run.ops.worker:

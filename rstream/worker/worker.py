@@ -41,6 +41,7 @@ from rstream.worker.listen import listen_loop
 from rstream.worker.load import LOADERS, load_loop
 from rstream.worker.own import leave, own_loop, tell
 from rstream.worker.park import park_loop
+from rstream.worker.pausing import begin_paused
 from rstream.worker.recover import PAGE, recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
@@ -201,6 +202,7 @@ class Worker:
         if run.pool is not None:
             await run.pool.warm()
         await groups.ensure(run)
+        await begin_paused(run)
 
     async def _work(self, runs: list[ConsumerRun]) -> None:
         async with anyio.create_task_group() as settling:
