@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import html
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from tests.commands import Commands, Order, Running
 from tests.waiting import eventually
 
 OPERATOR, VIEWER = "o" * 20 + "-operator", "v" * 20 + "-viewer"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 _CSRF = re.compile(r'name="csrf" value="(\w+)"')
 

@@ -64,7 +64,8 @@ class Site:
     def problem(self, request: Request, status: int, title: str, text: str) -> Response:
         if "x-live" in request.headers:
             return PlainTextResponse(text, status)
-        return self.page(request, "problem.html", status, title=title, text=text, again=status == 503)
+        again = status == 503
+        return self.page(request, "problem.html", status, live=again, title=title, text=text, again=again)
 
     def safely(self, endpoint: Endpoint) -> Endpoint:
         """What is raised becomes a page that says so: Redis that is away (503), what cannot be done (400)."""

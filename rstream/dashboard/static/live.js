@@ -37,24 +37,34 @@
     children(old, now);
   }
 
+  const blank = (node) => node.nodeType === Node.TEXT_NODE && !node.nodeValue.trim();
+
+  // What is there and what is wanted, side by side. What has an id is found again wherever it went; of the rest, the next
+  // of its kind is taken, and what lies between goes.
   function children(old, now) {
-    const known = new Map();
-    for (const child of old.children) if (child.id) known.set(child.id, child);
+    const named = new Map();
+    for (const child of old.children) if (child.id) named.set(child.id, child);
     let at = old.firstChild;
+    const skip = () => { while (at && blank(at)) at = at.nextSibling; };
     for (const wanted of [...now.childNodes]) {
-      let found = at && same(at, wanted) ? at : null;
-      if (!found && wanted.id && known.has(wanted.id) && same(known.get(wanted.id), wanted)) found = known.get(wanted.id);
+      if (blank(wanted)) continue;
+      skip();
+      let found = null;
+      if (wanted.id) {
+        if (named.has(wanted.id) && same(named.get(wanted.id), wanted)) found = named.get(wanted.id);
+      } else {
+        for (let next = at; next && !found; next = next.nextSibling) if (same(next, wanted)) found = next;
+      }
       if (found === null) {
         old.insertBefore(document.importNode(wanted, true), at);
-      } else if (found === at) {
-        at = at.nextSibling;
-        become(found, wanted);
-      } else {
-        old.insertBefore(found, at);
-        become(found, wanted);
+        continue;
       }
+      if (wanted.id && found !== at) old.insertBefore(found, at);
+      else while (at !== found) { const next = at.nextSibling; if (!at.id) at.remove(); at = next; }
+      if (found === at) at = at.nextSibling;
+      become(found, wanted);
     }
-    while (at) { const next = at.nextSibling; at.remove(); at = next; }
+    while (at) { const next = at.nextSibling; if (!blank(at)) at.remove(); at = next; }
   }
 
   async function look() {
