@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from tests.servers import Server
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.long
+
+GROUP = "/s/orders/g/billing"
 
 TILL = """
 import asyncio, pathlib
@@ -205,18 +209,37 @@ def test_viewers_look_and_have_no_buttons(rs: Commands, till: Running, chromium:
 def test_another_site_gets_nothing_done(rs: Commands, till: Running, chromium: Any, board: Dashboard) -> None:
     """A page of another origin, in the same browser, posts a form to the dashboard."""
     publish(rs, ("ada", 1))
-    with dashboard(rs) as other:  # its origin is another one, for its port is
+    for target in ("pause", "dead/do"):
+        form = f'<form method="post" action="{board.url}{GROUP}/{target}"><button>Win a prize</button></form>'
         context = chromium.new_context()
-        page = context.new_page()
-        for target in ("pause", "dead/do"):
-            page.goto(f"{other.url}/healthz")
-            page.set_content(
-                f'<form method="post" action="{board.url}/s/orders/g/billing/{target}"><button>Win</button>'
-            )
-            page.click("button")
+        with site(form) as url:
+            page = context.new_page()
+            page.goto(url)
+            page.get_by_role("button").click()
             page.get_by_text("does not come from a page of this dashboard").wait_for()
         context.close()
-    assert "refused POST '/s/orders/g/billing/pause'" in board.log
+        assert f"refused POST '{GROUP}/{target}'" in board.log
+
+
+@contextlib.contextmanager
+def site(page: str) -> Iterator[str]:
+    """Somebody else's, with one page."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
 
 
 # -- live ------------------------------------------------------------------------------------------------------------
@@ -322,7 +345,6 @@ def walk_to(page: Any, there: Any, most: int = 60) -> list[dict[str, Any]]:
     raise AssertionError(f"not within {most} steps: {seen}")
 
 
-GROUP = "/s/orders/g/billing"
 PAGES = ("/", "/s/orders", GROUP, f"{GROUP}/dead", "/workers", "/replays", "/s/orders/replay", "/nowhere")
 
 

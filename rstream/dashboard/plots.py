@@ -59,7 +59,9 @@ class Plot:
     @property
     def last(self) -> list[tuple[Line, str]]:
         """What the legend says: the newest value that is known."""
-        return [(line, self.text(next((v for v in reversed(line.values) if v is not None), None))) for line in self.lines]
+        return [
+            (line, self.text(next((v for v in reversed(line.values) if v is not None), None))) for line in self.lines
+        ]
 
     @property
     def alt(self) -> str:

@@ -23,8 +23,9 @@
     main.classList.toggle("stale", Boolean(words));
   };
 
-  const same = (one, other) =>
-    one.nodeType === other.nodeType && one.nodeName === other.nodeName && (one.id || "") === (other.id || "");
+  // Not `node.id`: in a form with a field of that name, that is the field.
+  const name = (node) => (node.nodeType === Node.ELEMENT_NODE && node.getAttribute("id")) || "";
+  const same = (one, other) => one.nodeName === other.nodeName && name(one) === name(other);
 
   function become(old, now) {
     if (old.nodeType !== Node.ELEMENT_NODE) {
@@ -32,8 +33,8 @@
       return;
     }
     if (old.hasAttribute("data-keep")) return;
-    for (const { name } of [...old.attributes]) if (!now.hasAttribute(name) && name !== "open") old.removeAttribute(name);
-    for (const { name, value } of now.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    for (const each of [...old.attributes]) if (!now.hasAttribute(each.name) && each.name !== "open") old.removeAttribute(each.name);
+    for (const each of now.attributes) if (old.getAttribute(each.name) !== each.value) old.setAttribute(each.name, each.value);
     children(old, now);
   }
 
@@ -43,15 +44,15 @@
   // of its kind is taken, and what lies between goes.
   function children(old, now) {
     const named = new Map();
-    for (const child of old.children) if (child.id) named.set(child.id, child);
+    for (const child of old.children) if (name(child)) named.set(name(child), child);
     let at = old.firstChild;
     const skip = () => { while (at && blank(at)) at = at.nextSibling; };
     for (const wanted of [...now.childNodes]) {
       if (blank(wanted)) continue;
       skip();
       let found = null;
-      if (wanted.id) {
-        if (named.has(wanted.id) && same(named.get(wanted.id), wanted)) found = named.get(wanted.id);
+      if (name(wanted)) {
+        if (named.has(name(wanted)) && same(named.get(name(wanted)), wanted)) found = named.get(name(wanted));
       } else {
         for (let next = at; next && !found; next = next.nextSibling) if (same(next, wanted)) found = next;
       }
@@ -59,8 +60,8 @@
         old.insertBefore(document.importNode(wanted, true), at);
         continue;
       }
-      if (wanted.id && found !== at) old.insertBefore(found, at);
-      else while (at !== found) { const next = at.nextSibling; if (!at.id) at.remove(); at = next; }
+      if (name(wanted) && found !== at) old.insertBefore(found, at);
+      else while (at !== found) { const next = at.nextSibling; if (!name(at)) at.remove(); at = next; }
       if (found === at) at = at.nextSibling;
       become(found, wanted);
     }
