@@ -17,9 +17,10 @@ import msgpack
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from rstream.errors import EntryInvalid, EventInvalid, KeyMissing
+from rstream.errors import EntryInvalid, EventError, EventInvalid, EventTooLarge, KeyMissing, Undecryptable
+from rstream.event import Key
 from rstream.plain import Plain
-from rstream.reference import Reference, Uploads, unpack_ext
+from rstream.reference import SEALED, Reference, Uploads, unpack_ext
 from rstream.upgrades import Upgrades
 
 E = TypeVar("E")
@@ -38,8 +39,8 @@ class Codec(Protocol[E]):
     def encode(self, event: E | Mapping[str, Any], version: int, uploads: Uploads | None = None) -> bytes:
         """The payload. `uploads` takes what goes to the blob store. Raises `EventInvalid`."""
 
-    def decode(self, payload: bytes) -> E:
-        """The event. Raises `EntryInvalid`."""
+    def decode(self, payload: bytes, key: Key = None) -> E:
+        """The event. Raises `EntryInvalid`. key: of no use here; see `Decode`."""
 
     def key(self, event: E | Mapping[str, Any], field: str) -> object:
         """The value of the key field, or None."""
@@ -83,7 +84,7 @@ class ModelCodec(Generic[M]):
             # warnings: an instance that was changed or constructed without validation could not be read again
             fields = self._dump(event, round_trip=True, by_alias=False, warnings="error")
             return pack_payload(version, fields, uploads)
-        except EventInvalid:
+        except EventError:
             raise
         except PydanticSerializationError as error:
             told = _VALUE.sub("", " ".join(str(error).split()))
@@ -105,7 +106,7 @@ class ModelCodec(Generic[M]):
         # A dict is validated first: it must get the key, and so the shard, that its model would get.
         return getattr(event if isinstance(event, self.model) else self._validate(event), field, None)
 
-    def decode(self, payload: bytes) -> M:
+    def decode(self, payload: bytes, key: Key = None) -> M:
         """Raises `EntryInvalid`."""
         version, fields = unpack_payload(payload)
         if self.upgrades:
@@ -127,6 +128,8 @@ def pack_payload(version: int, fields: Mapping[str, Any], uploads: Uploads | Non
     try:
         # buf_size: a packer of msgpack's begins with 256 KiB, which the system maps, clears and takes back each time
         return _packer(default=other, buf_size=BUFFER).pack([version, fields])  # type: ignore[no-any-return]
+    except EventTooLarge:
+        raise
     except Exception as error:
         raise EventInvalid(f"the event cannot be encoded: {error}") from error
 
@@ -164,6 +167,11 @@ def unpack_payload(payload: bytes) -> tuple[int, dict[str, Any]]:
             "undecodable",
             "the payload is kept in a blob store, and this app has none: give RStream(blobs=…) or RSTREAM_BLOBS the "
             "store that its publisher has",
+        )
+    if payload[:1] == SEALED and isinstance(fields, str):
+        raise Undecryptable(
+            f"the payload is encrypted with key {fields[:32]!r}, and there are no keys here: give the stream, or its "
+            "app, encrypt=Keyring(…), and the command line RSTREAM_KEYS"
         )
     if rest or not isinstance(version, int) or not isinstance(fields, dict):
         raise EntryInvalid("undecodable", "the payload is not msgpack [version, fields]")

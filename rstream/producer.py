@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
@@ -166,7 +167,9 @@ class Producer:
     def _take_over(
         self, op: Op[None] | None = None, begun: Coroutine[Any, Any, list[Any]] | None = None, passed: float = 0.0
     ) -> None:
-        self._flusher = asyncio.get_running_loop().create_task(self._flush(op, begun, passed))
+        # In nobody's context: it writes for all, and what it logs is not about the delivery of whoever came first.
+        nobody, work = contextvars.Context(), self._flush(op, begun, passed)
+        self._flusher = asyncio.get_running_loop().create_task(work, context=nobody)
         self._flusher.add_done_callback(self._ended)
 
     def _ended(self, flusher: asyncio.Task[None]) -> None:

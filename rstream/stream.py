@@ -37,6 +37,7 @@ from rstream.upgrades import Hook
 if TYPE_CHECKING:
     from rstream.app import RStream
     from rstream.archive.archive import Archive
+    from rstream.crypto import Keyring, Seal
     from rstream.deadletter import DeadLetters
     from rstream.store.reshard import Resharding
 
@@ -60,6 +61,7 @@ class Stream(Generic[E]):
         retention: Retention | None = None,
         full_wait: float | None = None,
         archive: bool | float = False,
+        encrypt: Keyring | None = None,
     ) -> None:
         check_name("stream", name)
         if full_wait is not None and full_wait < 0:
@@ -71,7 +73,7 @@ class Stream(Generic[E]):
         self.app, self.name, self.codec, self.key, self.shards = app, name, codec, key, shards
         self.retention = retention
         self._full_wait = app.settings.full_wait if full_wait is None else full_wait
-        self.claims = Claims(app, name)
+        self.claims = Claims(app, name, _seal(app, name, encrypt))
         self.past = _past(app, name)
         self.archive = archive_of(self, archive)
         self.preparing = Preparing(self)
@@ -329,6 +331,14 @@ class Stream(Generic[E]):
         async for found in flow(self.app.link, steps, self.app.settings.publish_timeout):
             async for entry in self.claims.opened(found):
                 yield entry
+
+
+def _seal(app: RStream, name: str, ring: Keyring | None) -> Seal | None:
+    if ring is None:
+        return None
+    from rstream.crypto import Seal
+
+    return Seal(ring, app.settings.namespace, name).register()
 
 
 def _past(app: RStream, name: str) -> Archive | None:

@@ -46,7 +46,7 @@ async def app(server: Server, namespace: str) -> AsyncIterator[RStream]:
 async def cancelled(items: Stream[Any], group: str = "g") -> int:
     """As counted."""
     async with redis.asyncio.Redis.from_url(items.app.settings.url or "") as raw:
-        counts = [await raw.hget(shard.done(group), "cancelled") for shard in (await items.layout()).every]
+        counts = [await raw.hget(shard.done, f"cancelled:{group}") for shard in (await items.layout()).every]
     return sum(int(count or 0) for count in counts)
 
 
@@ -373,7 +373,7 @@ def test_a_worker_that_was_frozen_meanwhile_settles_nothing(one_server: Server, 
         eventually(lambda: not any(raw.xpending(shard.stream, "thread")["pending"] for shard in shards))
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
-        assert sum(int(raw.hget(shard.done("thread"), "cancelled") or 0) for shard in shards) == 2
+        assert sum(int(raw.hget(shard.done, "cancelled:thread") or 0) for shard in shards) == 2
         assert history.counts("start").total() == 4
 
 

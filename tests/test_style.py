@@ -93,8 +93,9 @@ def test_a_check_has_no_input_or_output(name: str) -> None:
 
 
 ROOMS = [
-    ("store", ("worker", "cli", "replay", "app", "stream", "producer", "doctor")),
-    ("worker", ("cli", "replay", "doctor")),
+    ("store", ("worker", "cli", "replay", "app", "stream", "producer", "doctor", "metrics")),
+    ("worker", ("cli", "replay", "doctor", "metrics")),
+    ("metrics", ("cli", "replay")),
     ("doctor", ("cli", "worker", "replay")),
 ]
 

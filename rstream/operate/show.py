@@ -154,24 +154,15 @@ async def _event(stream: Stream[Any], entry: Entry[Any]) -> tuple[Any, str | Non
     """(the event as JSON has it, None), or (at least its fields or None, what is wrong)."""
     try:
         await stream.claims.open(entry)
-        return jsonable(_named(entry.event)), None
+        return jsonable(entry.event), None
     except BlobError as error:
         return None, str(error)
     except EntryInvalid as error:
         problem = f"{error.reason}: {error}"
     try:
-        return jsonable(_named(unpack_payload(entry.payload)[1])), problem
+        return jsonable(unpack_payload(entry.payload)[1]), problem
     except EntryInvalid:
         return None, problem
-
-
-def _named(value: Any) -> Any:
-    """References by their digest: nothing of them is fetched."""
-    if isinstance(value, Reference):
-        return {"blob": value.digest, "bytes": value.size}
-    if isinstance(value, dict):
-        return {name: _named(each) for name, each in value.items()}
-    return [*map(_named, value)] if isinstance(value, list | tuple) else value
 
 
 # -- how groups stand to it ----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class Judged(NamedTuple):
 def cancel(shard: Shard, group: str, ids: Sequence[str], keys: Sequence[bytes]) -> Op[list[Judged]]:
     """Settle these. keys: of those that may be put aside. Sent twice, the second finds what the first did settled."""
     names: list[str | bytes] = [
-        shard.stream, shard.retry(group), shard.memo(group, ""), shard.done(group), shard.parked(group),
+        shard.stream, shard.retry(group), shard.memo(group, ""), shard.done, shard.parked(group),
         *(shard.aside(group, key) for key in keys),
     ]  # fmt: skip
 

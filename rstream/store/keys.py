@@ -22,6 +22,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:size`                 | hash                   | what the shard holds and may hold, see limits.lua           |
 | `S:marks`                | zset                   | entry id -> bytes counted before it, one each ~64 KiB       |
 | `S:lost`                 | hash                   | group -> what it lost, see lose.lua; outlives `S`           |
+| `S:done`                 | hash                   | <kind>:<group> -> how many, ever: see totals.py             |
 | `S:given:<group>:<name>` | hash, TTL              | `run`, `upto`: how far a replay has given entries to a group |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
@@ -30,6 +31,8 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `ns:seen:<stream>`       | hash                   | who lived when, and is silent since when (ms), see weigh.py |
 | `ns:janitor:<stream>`    | string, TTL            | the worker that looks after retention                       |
 | `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
+| `ns:worker:<id>`         | string, TTL            | what a worker says of itself, see workers.py                |
+| `ns:workers`             | zset                   | worker -> its last beat (ms), of those that lived lately    |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
 | `ns:archiver:<stream>`   | string, TTL            | who archives it, or that nobody shall, see archiving.py     |
@@ -158,6 +161,10 @@ class Shard:
     def lost(self) -> str:
         return f"{self.stream}:lost"
 
+    @property
+    def done(self) -> str:
+        return f"{self.stream}:done"
+
     def seq(self, producer: str) -> str:
         return f"{self.stream}:seq:{producer}"
 
@@ -178,9 +185,6 @@ class Shard:
 
     def aside(self, group: str, key: bytes) -> bytes:
         return self.parked(group).encode() + b":" + key
-
-    def done(self, group: str) -> str:
-        return f"{self.stream}:done:{group}"
 
     def dead(self, group: str) -> str:
         return f"{self.stream}:dead:{group}"
@@ -250,12 +254,16 @@ def bell(namespace: str) -> str:
     return f"{namespace}:bell"
 
 
-def replay(namespace: str, stream: str, name: str) -> str:
-    return f"{namespace}:replay:{stream}:{name}"
+def worker(namespace: str, id: str) -> str:
+    return f"{namespace}:worker:{id}"
 
 
 def workers(namespace: str) -> str:
     return f"{namespace}:workers"
+
+
+def replay(namespace: str, stream: str, name: str) -> str:
+    return f"{namespace}:replay:{stream}:{name}"
 
 
 def archiver(namespace: str, stream: str) -> str:

@@ -13,7 +13,7 @@ import msgpack
 
 from rstream.codec import unpack_headers
 from rstream.errors import EntryInvalid
-from rstream.event import MAX_PART, Entry, EntryId
+from rstream.event import MAX_PART, Decode, Entry, EntryId, Key
 from rstream.position import Position, bound
 from rstream.store import keys
 from rstream.store import layout as layouts
@@ -108,7 +108,7 @@ def _hashed(record: Record) -> str:
     return record.key.decode() if record.key else record.event_id.hex()
 
 
-def make_entry(id: EntryId, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:
+def make_entry(id: EntryId, flat: Sequence[bytes], decode: Decode[E]) -> Entry[E]:
     """An entry from Redis's reply. One that rstream did not write says so when its event is touched: it must not
     end the reading of all the others.
     """
@@ -131,9 +131,7 @@ def make_entry(id: EntryId, flat: Sequence[bytes], decode: Callable[[bytes], E])
     )
 
 
-def make_entries(
-    shard: Shard, found: Sequence[tuple[bytes, Sequence[bytes]]], decode: Callable[[bytes], E]
-) -> list[Entry[E]]:
+def make_entries(shard: Shard, found: Sequence[tuple[bytes, Sequence[bytes]]], decode: Decode[E]) -> list[Entry[E]]:
     """A page of a shard."""
     generation, number, new = shard.generation, shard.number, tuple.__new__
     entries = []
@@ -143,8 +141,8 @@ def make_entries(
     return entries
 
 
-def _raising(error: EntryInvalid) -> Callable[[bytes], Any]:
-    def decode(payload: bytes) -> Any:
+def _raising(error: EntryInvalid) -> Decode[Any]:
+    def decode(payload: bytes, key: Key) -> Any:
         raise error
 
     return decode
@@ -154,7 +152,7 @@ def read(
     layout: Layout,
     start: Position,
     end: Position,
-    decode: Callable[[bytes], E],
+    decode: Decode[E],
     key: str | None = None,
     limit: int | None = None,
 ) -> Finding[Entry[E]]:
@@ -230,7 +228,7 @@ class Cursor(Generic[E]):
         layout: Layout,
         start: EntryId,
         end: EntryId,
-        decode: Callable[[bytes], E],
+        decode: Decode[E],
         key: str | None = None,
         *,
         now: int | None = None,

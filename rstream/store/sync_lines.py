@@ -28,6 +28,7 @@ class SyncLines:
         self._kwargs: dict[str, Any] | None = None
         self._greeted = False
         self._pid = os.getpid()
+        self._lost = 0
 
     def exchange(
         self, calls: Sequence[Call], timeout: float | None = None, meanwhile: Callable[[], object] | None = None
@@ -58,7 +59,7 @@ class SyncLines:
                 fill_in(replies, missing, self._roundtrip(connection, again))
             if any(isinstance(reply, Exception) and deposed(reply) for reply in replies):
                 connection.close()
-                self.close()
+                self._break()
                 return replies
         self._idle.append(connection)
         return replies
@@ -76,15 +77,19 @@ class SyncLines:
             if self._timeout is not None:
                 kwargs |= {"socket_timeout": self._timeout, "socket_connect_timeout": self._timeout}
             self._kwargs = kwargs
-        connection = Wire(self._connect(kwargs))
+        connection, lost = Wire(self._connect(kwargs)), self._lost
         if calls := self._endpoint.greeting(known=self._greeted):
             try:
                 self._endpoint.check_greeting(self._roundtrip(connection, calls))
             except StoreError as error:
                 connection.close()
                 error.sent = False  # what the connection was wanted for
+                self._lost = lost
                 raise
             self._greeted = True
+        if self._lost > 0:
+            self._lost -= 1
+            self._endpoint.reconnected()
         return connection
 
     def _connect(self, kwargs: dict[str, Any]) -> redis.Connection:
@@ -126,10 +131,15 @@ class SyncLines:
         from redis import exceptions as redis_errors
 
         connection.close()
-        self.close()  # when one line broke the others mostly did too
+        self._break()
         if isinstance(error, redis_errors.RedisError | OSError):
             return self._endpoint.unavailable(error, sent=True, at=self._address)
         return error
+
+    def _break(self) -> None:
+        """When one line broke the others mostly did too."""
+        self._lost += 1 + len(self._idle)
+        self.close()
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from rstream.logs import about
 from rstream.retention import Limits, Retention, current_limits, older_limits, roomy
 from rstream.store import layout as layouts
 from rstream.store.keys import ARCHIVE, Shard, rank_of
@@ -54,6 +55,25 @@ class Standing:
     alarm: Alarm = ""
 
 
+class Dropped:
+    """What groups lost, told in one line each, also where the work is broken off."""
+
+    def __init__(self) -> None:
+        self._lost: dict[str, list[tuple[Shard, int]]] = {}
+
+    def add(self, part: Trim) -> None:
+        for group, count in part.lost.items():
+            self._lost.setdefault(group, []).append((part.shard, count))
+
+    def tell(self, stream: str) -> None:
+        for group, found in self._lost.items():
+            text = "%s/%s: %d entries of shard %s were dropped before they were processed: rstream trim %s --dry-run"
+            shards = dict.fromkeys(str(shard) for shard, _ in found)
+            named = ", ".join([*shards][:8]) + (f" and {len(shards) - 8} others" if len(shards) > 8 else "")
+            extra = about({"stream": stream, "group": group})
+            log.warning(text, stream, group, sum(count for _, count in found), named, stream, extra=extra)
+
+
 @dataclass(slots=True)
 class Tidied:
     """What was trimmed, or in a dry run would be. weights: shards before that."""
@@ -61,6 +81,7 @@ class Tidied:
     weights: list[Weight]
     groups: list[Standing]
     trims: list[Trim] = field(default_factory=list)
+    dropped: Dropped = field(default_factory=Dropped)
 
     @property
     def lost(self) -> dict[str, int]:
@@ -74,6 +95,14 @@ class Tidied:
 
 def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Needs = NOTHING) -> Steps[Tidied]:
     """Trim a stream, and bring its limits up to date. needs: shards that were full, and what has to fit into them."""
+    dropped = Dropped()
+    try:
+        return (yield from _tidy(layout, retention, dropped, dry=dry, needs=needs))
+    finally:
+        dropped.tell(layout.name)
+
+
+def _tidy(layout: Layout, retention: Retention, dropped: Dropped, *, dry: bool, needs: Needs) -> Steps[Tidied]:
     shards = tuple(needs) if needs and not layout.older else layout.every
     weights, before = yield survey(layout, shards)
     if not weights:
@@ -91,7 +120,7 @@ def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Need
             yield now_seen(layout, new, gone)
         if retention.counts and (yield from _count(weights, retention)):
             weights = yield weigh(shards)
-    done = Tidied(weights, groups)
+    done = Tidied(weights, groups, dropped=dropped)
     minid = f"{now - int(retention.age_seconds * 1000)}-0" if retention.age_seconds is not None else ""
     current, older = _split(layout, weights)
     beside = older_limits(retention, [each.held for each in current], [[each.held for each in g] for g in older])
@@ -206,7 +235,7 @@ def _trim(
     whole: Trim | None = None
     while True:
         part: Trim = yield trim(weight.shard, minid, limits, losers, dry=dry)
-        _tell(part)
+        done.dropped.add(part)
         whole = part if whole is None else _sum(whole, part)
         if not part.more or dry:
             break
@@ -219,13 +248,6 @@ def over(entries: int, counted: int, limits: Limits) -> bool:
     return (limits.entries is not None and entries > limits.entries) or (
         limits.bytes is not None and counted > limits.bytes
     )
-
-
-def _tell(part: Trim) -> None:
-    for group, count in part.lost.items():
-        text = "%s/%s: %d entries of shard %s were dropped before they were processed: rstream trim %s --dry-run"
-        stream = part.shard.stream.split(":")[-2]
-        log.warning(text, stream, group, count, part.shard, stream)
 
 
 def _sum(one: Trim, other: Trim) -> Trim:

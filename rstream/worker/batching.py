@@ -14,6 +14,7 @@ from rstream.batch import Batch, answers
 from rstream.calling import answered
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError
+from rstream.logs import subject
 from rstream.process import clock
 from rstream.reference import Uploads
 from rstream.retry import Retry
@@ -76,10 +77,11 @@ async def _fill(run: ConsumerRun) -> list[Fetched]:
 
 
 class Part(NamedTuple):
-    """Events of which at least one failed the call that they were given to."""
+    """Events of which at least one failed the call that they were given to. took: seconds that it lasted."""
 
     items: list[Started]
     error: BaseException
+    took: float
 
 
 class Acked(NamedTuple):
@@ -101,12 +103,13 @@ class Bisection:
         self._failed: list[Part] = []
         self._singles = 0
         self._called = self._any_success = False
+        self._took = 0.0
 
     async def work(self) -> None:
         try:
             await self._try(self._items)
             while self._failed:
-                items, error = self._failed.pop()
+                items, error, self._took = self._failed.pop()
                 if len(items) == 1 or self._hopeless(items, error):
                     for each in items:
                         self._fail(each, error)
@@ -138,11 +141,15 @@ class Bisection:
             items = [each for each in items if self._still_ours(each)]
         if not items:
             return
-        self._called = True
+        if not self._called:
+            self._called = True
+            self._begin(items)
         batch = Batch([delivery_of(run, each) for each in items] if run.tells else ())
         place = (items[0].entry.shard, items[0].entry.id)
+        subject.set([each.entry for each in items])
         began = run.running[place] = clock()
         outcomes: list[object] = []
+        run.tally.batched += len(items)
         try:
             result, error = await answered(run.call([each.event for each in items], batch))
             if error is None and run.emitter is None and not batch.failures and not isinstance(result, list | tuple):
@@ -153,14 +160,21 @@ class Bisection:
             error = wrong
         finally:
             del run.running[place]
-            run.took(clock() - began)
+            run.tally.batched -= len(items)
+            self._took = clock() - began
+            run.took(self._took)
         if error is None:
             await self._settle(list(zip(items, outcomes, strict=True)))
             return
         for index, failure in batch.failures.items():
             self._fail(items[index], failure)
         if rest := [each for index, each in enumerate(items) if index not in batch.failures]:
-            self._failed.append(Part(rest, error))
+            self._failed.append(Part(rest, error, self._took))
+
+    def _begin(self, items: list[Started]) -> None:
+        tally, now = self._run.tally, self._run.lease.redis_now()
+        for each in items:
+            tally.begins(each.entry, each.attempt, now)
 
     def _still_ours(self, each: Started) -> bool:
         """A further call is a further start: not of what may be somebody else's by now."""
@@ -185,7 +199,7 @@ class Bisection:
             self._fail(each, why)
         for each, ack in acks:
             self._any_success = True
-            self._run.counts.handled += 1
+            self._run.tally.handled += 1
             self._end(each, ack)
 
     def _acked(self, answered: list[tuple[Started, object]], uploads: Uploads | None) -> Acked:
@@ -204,12 +218,13 @@ class Bisection:
         return Acked(acks, emits, failed)
 
     def _fail(self, each: Started, error: BaseException) -> None:
-        self._end(each, failures.judge(self._run, each.entry, delivery_of(self._run, each), error))
+        subject.set(each.entry)
+        self._end(each, failures.judge(self._run, each.entry, delivery_of(self._run, each), error, self._took))
 
     def _end_all(self, items: list[Started]) -> None:
         """All went well, and nothing was said of any."""
         run, self._any_success = self._run, True
-        run.counts.handled += len(items)
+        run.tally.handled += len(items)
         for each in items:
             del self._open[id(each)]
         run.plain.add_all([ack_of(run, each) for each in items])

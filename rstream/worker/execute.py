@@ -9,6 +9,7 @@ from typing import Any
 
 from rstream.calling import Answer, OnLoop
 from rstream.delivery import kept_something
+from rstream.logs import subject
 from rstream.process import clock
 from rstream.reference import Uploads
 from rstream.store.deliveries import Fetched, Outcome, bare_ack
@@ -47,6 +48,7 @@ async def slot(run: ConsumerRun) -> None:
 
 def _begin(run: ConsumerRun, entry: Fetched, now: float) -> Awaitable[None] | None:
     """Handle a delivery; what has to be waited for: nothing, where nothing has to be asked and the handler does not."""
+    subject.set(entry)  # what it logs, and what is logged of it, tells which it is about
     if entry.source is not None or run.consumer.once is not None:
         return _ask_and_call(run, entry)
     started = start_fresh(run, entry, now)
@@ -62,12 +64,13 @@ async def _ask_and_call(run: ConsumerRun, entry: Fetched) -> None:
 def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
     place = started.entry[:2]
     began = run.running[place] = clock()
+    run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
     answer = run.call(started.event, started.given)
     if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
         return _end(run, started, began, answer)
     del run.running[place]
     run.took(clock() - began)
-    run.counts.handled += 1
+    run.tally.handled += 1
     run.settle(ack_of(run, started))
     return None
 
@@ -90,7 +93,7 @@ async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer 
         raise
     except Exception as raised:
         error = raised
-    run.settle(failures.judge(run, entry, delivery_of(run, started), error))
+    run.settle(failures.judge(run, entry, delivery_of(run, started), error, clock() - began))
 
 
 async def _waited(run: ConsumerRun, entry: Fetched, answer: Awaitable[Answer]) -> Answer:
@@ -111,7 +114,7 @@ async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
         outcome, records = await run.emitter.upload(uploads, made, partial(acked, run, started, result))
         if records:
             await run.emitter.before_ack([(delivery_of(run, started), records)])
-    run.counts.handled += 1
+    run.tally.handled += 1
     return outcome
 
 

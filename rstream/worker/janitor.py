@@ -17,6 +17,7 @@ from typing import Any
 from rstream.app import RStream
 from rstream.blobs.gc import collect
 from rstream.errors import RStreamError, StoreError
+from rstream.logs import about
 from rstream.retention import Retention, text_of
 from rstream.store import layout as layouts
 from rstream.store.layout import Layout
@@ -87,12 +88,13 @@ class Janitor:
         if group.alarm == before:
             return
         idle, ttl = text_of(group.idle), text_of(retention.ttl_seconds)
+        extra = about({"stream": stream, "group": group.name})
         if group.alarm == "soon":
             text = "%s/%s: no worker for %s: after %s (group_ttl) it loses what retention trims. Start one, or reset it"
-            log.warning(text, stream, group.name, idle, ttl)
+            log.warning(text, stream, group.name, idle, ttl, extra=extra)
         elif group.alarm == "ignored":
             text = "%s/%s: no worker for %s, longer than group_ttl (%s): what it has not processed is trimmed now"
-            log.error(text, stream, group.name, idle, ttl)
+            log.error(text, stream, group.name, idle, ttl, extra=extra)
 
 
 def _sweep(stream: Stream[Any]) -> None:

@@ -5,7 +5,7 @@
 -- KEYS[1] S                  stream
 -- KEYS[2] S:retry:<group>    zset: id -> due
 -- KEYS[3] S:memo:<group>:    with an id behind it, the hash of that delivery's checkpoint and steps
--- KEYS[4] S:done:<group>     hash: what became of deliveries, kind -> how many
+-- KEYS[4] S:done             hash, see add.lua
 -- KEYS[5] S:parked:<group>   set of keys
 -- KEYS[6...] S:parked:<group>:<key>  per key of what may be put aside, zset: ids (one that stays is passed over, see unpark.lua)
 -- ARGV[1] group
@@ -16,6 +16,7 @@
 --           unread     nobody was given it yet: nothing can be cancelled
 --           gone       the group is not there, or its shard is not
 -- cost    O(ids · log pending)
+-- include: add
 -- include: padded
 local stream, group = KEYS[1], ARGV[1]
 local cancelled, verdicts = 0, {}
@@ -52,5 +53,5 @@ local read_up_to = position()
 for n = 2, #ARGV do
   verdicts[n - 1] = read_up_to and cancel(ARGV[n], read_up_to) or {'gone', '', 0}
 end
-if cancelled > 0 then redis.call('HINCRBY', KEYS[4], 'cancelled', cancelled) end
+if cancelled > 0 then add(KEYS[4], group, {cancelled = cancelled}) end
 return verdicts
