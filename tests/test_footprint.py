@@ -51,6 +51,10 @@ BUDGET = {
     "office+HGETALL": 10.0,  # of a stream with one
     "weigh+HGETALL": 10.0,  # of which this worker looks after
     "HSET": 10.0,  # and writes down that it did
+    "peek": 10.0,  # a stream: whether it is time to sample it for the history
+    "HGETALL": 10.0,  # and where it is
+    "totals": 10.0,
+    "sample": 10.0,
 }
 """Seconds between two round trips of a kind, at the least: docs/performance.md says the same."""
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "pause": ("rstream.cli.pause", "Have the workers of a group begin nothing new."),
     "resume": ("rstream.cli.pause", "Have the workers of a paused group go on."),
     "cancel": ("rstream.cli.cancel", "End deliveries of a group, whoever has them."),
+    "history": ("rstream.cli.history", "Show what happened to a stream, by the minute, hour or day."),
     "doctor": ("rstream.cli.doctor", "Look at the server and the streams: what is wrong, and what to do."),
     "blobs": ("rstream.cli.blobs", "Delete what is in the blob store and nothing refers to."),
     "archive": ("rstream.cli.archive", "Keep the entries of streams in the blob store, and check them."),

@@ -41,7 +41,7 @@ async def group_page(site: Site, request: Request, *, reveal: bool) -> Response:
     page = PendingPage([], False)
     if group.name != ARCHIVE and group.pending:
         page = await site.watch.shared.get(("pending", stream.name, group.name), look)
-    plots = await charts(site.watch, fleet, stream, group.name, window)
+    plots = await charts(site.watch, stream, group.name, window)
     return site.page(
         request, "group.html", live=not reveal, fleet=fleet, stream=stream, row=row_of(fleet, stream, group),
         lost=stream.lost(group.name), pending=page.entries, more=page.more, states=STATES, plots=plots, window=window,

@@ -28,6 +28,8 @@ from rstream.store.lost import Loss, losses
 from rstream.store.pause import Pause, are_paused
 from rstream.store.pending import Page, PendingOps, Which
 from rstream.store.stats import GroupStats, StreamStats, survey
+from rstream.store.steps import drive
+from rstream.store.workers import WorkerInfo, workers
 from rstream.stream import Stream
 
 T = TypeVar("T")
@@ -139,6 +141,14 @@ class Watch:
             ({}, {}) if not groups else await self.run(both(are_paused(namespace, groups), _oldest(streams)))
         )
         return Fleet(now, streams, [name for name in names if name not in streams], paused, oldest)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """All that lived lately. Raises `StoreError`."""
+
+        async def look() -> list[WorkerInfo]:
+            return await drive(self.app.link, workers(self.app.settings.namespace), 0.0)
+
+        return await self.shared.get("workers", look)
 
     async def held(self, layout: Layout, group: str, ids: Sequence[EntryId]) -> dict[EntryId, Pending]:
         """Those of these entries that are pending for a group. One round trip."""

@@ -28,7 +28,7 @@ class Pages:
     async def stream(self, request: Request) -> Response:
         fleet, stream = await self.site.stream(request)
         window = Window.of(request.query_params, fleet.now)
-        plots = await charts(self.site.watch, fleet, stream, None, window)
+        plots = await charts(self.site.watch, stream, None, window)
         rows = [view.row_of(fleet, stream, each) for each in stream.groups]
         return self.site.page(
             request, "stream.html", live=True, fleet=fleet, stream=stream, rows=rows, plots=plots, window=window
@@ -42,7 +42,8 @@ class Pages:
 
     async def workers(self, request: Request) -> Response:
         fleet = await self.site.watch.fleet()
-        return self.site.page(request, "workers.html", live=True, fleet=fleet, workers=workers_of(fleet))
+        rows = workers_of(fleet, await self.site.watch.workers())
+        return self.site.page(request, "workers.html", live=True, fleet=fleet, workers=rows)
 
     async def dead(self, request: Request) -> Response:
         """Letters that match the filters; what they hold is not shown."""

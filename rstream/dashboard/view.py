@@ -13,6 +13,7 @@ from rstream.operate.pending import Pending
 from rstream.store.keys import ARCHIVE
 from rstream.store.pause import Pause
 from rstream.store.stats import GroupStats
+from rstream.store.workers import WorkerInfo
 
 Level = Literal["bad", "warn", "note", "ok"]
 LEVELS: Sequence[Level] = ("bad", "warn", "note", "ok")
@@ -172,22 +173,36 @@ def _why(row: GroupRow) -> str:
 
 @dataclass
 class WorkerRow:
-    """A worker over all groups."""
+    """A worker: what it says of itself, where it does, and what is pending for it. alive: in some group."""
 
     name: str
+    info: WorkerInfo | None = None
     alive: bool = False
     pending: int = 0
     groups: list[tuple[str, str]] = field(default_factory=list)
 
+    @property
+    def state(self) -> str:
+        if self.info is not None:
+            return self.info.state
+        return "alive" if self.alive else "silent"
 
-def workers_of(fleet: Fleet) -> list[WorkerRow]:
-    """Those that are alive, then those that have something and are silent."""
-    rows: dict[str, WorkerRow] = {}
+    @property
+    def level(self) -> Level:
+        if self.state in ("silent", "dead"):
+            return "bad" if self.pending else "note"
+        return {"alive": "ok", "ending": "note"}.get(self.state, "warn")  # type: ignore[return-value]
+
+
+def workers_of(fleet: Fleet, told: Sequence[WorkerInfo]) -> list[WorkerRow]:
+    """Those that say so, and those that have something; what ails first."""
+    rows = {info.id: WorkerRow(info.id, info) for info in told}
     for stream in fleet.streams.values():
         for group in stream.groups:
             for worker in group.workers:
+                if worker.worker not in rows and not (worker.alive or worker.pending):
+                    continue
                 row = rows.setdefault(worker.worker, WorkerRow(worker.worker))
                 row.alive, row.pending = row.alive or worker.alive, row.pending + worker.pending
-                if worker.alive or worker.pending:
-                    row.groups.append((stream.name, group.name))
-    return sorted((row for row in rows.values() if row.groups), key=lambda row: (not row.alive, row.name))
+                row.groups.append((stream.name, group.name))
+    return sorted(rows.values(), key=lambda row: (LEVELS.index(row.level) if row.level != "note" else 9, row.name))

@@ -33,6 +33,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
 | `ns:worker:<id>`         | string, TTL            | what a worker says of itself, see workers.py                |
 | `ns:workers`             | zset                   | worker -> its last beat (ms), of those that lived lately    |
+| `ns:history:<stream>`    | hash                   | what happened, by minutes and hours, see history.py         |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
 | `ns:archiver:<stream>`   | string, TTL            | who archives it, or that nobody shall, see archiving.py     |
@@ -248,6 +249,10 @@ def janitor(namespace: str, stream: str) -> str:
 
 def swept(namespace: str, stream: str) -> str:
     return f"{namespace}:swept:{stream}"
+
+
+def history(namespace: str, stream: str) -> str:
+    return f"{namespace}:history:{stream}"
 
 
 def bell(namespace: str) -> str:

@@ -49,6 +49,7 @@ from rstream.worker.presence import Presenter
 from rstream.worker.recover import recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
+from rstream.worker.sampler import Sampler
 from rstream.worker.say import say_loop, unsettled
 from rstream.worker.settle import settle_loop
 from rstream.worker.stall import Stall
@@ -87,6 +88,7 @@ class Worker:
         self.app, self.burst, self.grace = app, burst, grace
         self.id = worker_id()
         self.tallies, self.stall = Tallies(), Stall()
+        self._sampler = Sampler(app)
         self.consumers = _chosen(app.consumers, groups)
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
@@ -254,6 +256,7 @@ class Worker:
                         leaving.start_soon(leave_group, run)
         for run in runs:
             run.voice.rest()
+        await self._sampler.end()
 
     async def _take_in(self, runs: list[ConsumerRun]) -> None:
         """Fetch and recover until told to stop or, with burst, until all is drained."""
@@ -264,6 +267,7 @@ class Worker:
                     self._start_intake(run, intake)
             intake.start_soon(listen_loop, self.app, runs)
             intake.start_soon(janitor_loop, self.app, self.id)
+            intake.start_soon(self._sampler.forever)
             for stream in self.app.streams.values():
                 if stream.archive is not None:
                     with metered(self.tallies.of(stream.name, ARCHIVE)):
