@@ -167,6 +167,58 @@ def test_a_delivery_is_cancelled(rs: Commands, till: Running, page: Any) -> None
     eventually(lambda: rs.handled[:3] == ["begin stuck", "cancelled stuck", "begin stuck"])  # and the key goes on
 
 
+def test_a_window_picked_on_the_plot_is_replayed(rs: Commands, till: Running, page: Any) -> None:
+    """Drag over it, dry run, confirm: the group handles it once more, and the replay is seen to end."""
+    publish(rs, ("ada", 1), ("bob", 2))
+    eventually(lambda: sorted(rs.handled) == ["billed ada 1", "billed bob 2"])
+    page.goto(GROUP)
+    canvas = page.locator(".canvas").first
+    canvas.wait_for()  # workers write history down every few seconds
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 40, steps=4)
+    page.mouse.up()
+    page.get_by_text(re.compile("^picked .* UTC$")).wait_for()
+    start, end = (page.locator(f"#window [name={name}]").input_value() for name in ("from", "to"))
+    assert start < end
+    page.get_by_role("button", name="Replay it…").click()
+    assert page.get_by_label("From").input_value() == start
+    assert page.get_by_label("Group").input_value() == "billing"
+    page.get_by_role("button", name="Dry run").click()
+    assert "will handle 2 entries once more" in main(page)
+    assert "nothing was changed" in main(page)
+    assert len(rs.handled) == 2
+    page.get_by_role("button", name="Replay 2").click()
+    assert page.url.endswith("/replays")
+    page.get_by_text("all given").wait_for()
+    eventually(lambda: sorted(rs.handled) == ["billed ada 1"] * 2 + ["billed bob 2"] * 2)
+
+
+def test_a_plot_is_read_and_picked_by_keyboard(rs: Commands, till: Running, page: Any) -> None:
+    publish(rs, ("ada", 1))
+    page.goto("/s/orders")
+    canvas = page.locator(".canvas").first
+    canvas.wait_for()
+    walk_to(page, lambda at: at["label"].startswith("Throughput"))
+    page.keyboard.press("End")
+    page.get_by_text(re.compile("UTC: published ")).wait_for()
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowLeft")
+    page.get_by_text(re.compile("^picked ")).wait_for()
+    start, end = (page.locator(f"#window [name={name}]").input_value() for name in ("from", "to"))
+    minutes = [int(text[14:16]) for text in (start, end)]
+    assert (minutes[1] - minutes[0]) % 60 == 4
+    page.keyboard.press("Enter")
+    assert focused(page)["name"] == "from"
+    page.keyboard.type("1h ago")
+    page.keyboard.press("Enter")  # the first button: show it
+    page.wait_for_url("**zoom=1**")
+    page.locator(".canvas").first.wait_for()
+    page.goto("/s/orders?span=30d")
+    page.locator(".canvas").first.wait_for()
+
+
 def test_a_group_is_made_in_the_past(rs: Commands, till: Running, page: Any) -> None:
     publish(rs, ("ada", 1), ("bob", 2))
     page.goto("/s/orders/replay?from=1h+ago&way=new")
