@@ -201,7 +201,7 @@ class Voice:
 
     def say(self, kind: str, level: int, text: str, *args: object, extra: Mapping[str, object] | None = None) -> None:
         if self._open(kind):
-            self._log.log(level, text, *args, extra=extra)
+            self._log.log(level, text, *args, extra=extra, stacklevel=2)
 
     def _open(self, kind: str) -> bool:
         """Whether this one is to be told in a line of its own."""

@@ -34,6 +34,7 @@ COMMANDS = {
     "cancel": ("rstream.cli.cancel", "End deliveries of a group, whoever has them."),
     "history": ("rstream.cli.history", "Show what happened to a stream, by the minute, hour or day."),
     "doctor": ("rstream.cli.doctor", "Look at the server and the streams: what is wrong, and what to do."),
+    "acl": ("rstream.cli.acl", "Print the least rights in Redis of a producer, worker, dashboard or admin."),
     "blobs": ("rstream.cli.blobs", "Delete what is in the blob store and nothing refers to."),
     "archive": ("rstream.cli.archive", "Keep the entries of streams in the blob store, and check them."),
     "dashboard": ("rstream.cli.dashboard", "All of it in a browser: what lags, who has it, what was lost; and act."),

@@ -32,8 +32,8 @@ def remove(layout: Layout, group: str, *, dry: bool = False) -> Steps[GroupStats
         where = layout.namespace, layout.name
         calls: list[Call] = [("UNLINK", keys.members(*where, group)), ("HDEL", keys.seen(*where), group)]
         yield Op([*calls, UNCOUNT([keys.stream(*where)], group)], lambda replies: None)
-        yield resume(*where, group)  # one of this name that is made later is not paused
         yield forget(layout, group)
+        yield resume(*where, group)  # one of this name that is made later is not paused
     return stats
 
 

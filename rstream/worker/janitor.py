@@ -16,7 +16,7 @@ from typing import Any
 
 from rstream.app import RStream
 from rstream.blobs.gc import collect
-from rstream.errors import RStreamError, StoreError
+from rstream.errors import RStreamError, StoreError, StoreRefused
 from rstream.logs import about
 from rstream.retention import Retention, text_of
 from rstream.store import layout as layouts
@@ -41,25 +41,47 @@ class Janitor:
         self._app, self._worker = app, worker
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._sweeping: threading.Thread | None = None
+        self._left: set[str] = set()
 
     async def look(self) -> bool:
         """At all streams of the app, one after the other: whether something was trimmed. Raises the last `StoreError`,
         at the end.
         """
-        streams = list(self._app.streams.values())
-        namespace, link = self._app.settings.namespace, self._app.link
-        stored = await link.run(layouts.retentions(namespace, [stream.name for stream in streams]))
         failed: StoreError | None = None
         trimmed = False
-        for stream, retention in zip(streams, stored, strict=True):
+        for stream, retention in (await self._retentions()).items():
             try:
                 if retention is not None:
                     trimmed = await self._look_at(stream, retention) or trimmed
+            except StoreRefused as error:
+                self._leave_to_others(stream, error)
             except StoreError as error:  # the others may be on another server of the cluster
                 failed = error
         if failed is not None:
             raise failed
         return trimmed
+
+    async def _retentions(self) -> dict[Stream[Any], Retention | None]:
+        """Of those streams that this user may look at."""
+        streams, link, namespace = [*self._app.streams.values()], self._app.link, self._app.settings.namespace
+        try:
+            stored = await link.run(layouts.retentions(namespace, [stream.name for stream in streams]))
+            return dict(zip(streams, stored, strict=True))
+        except StoreRefused:
+            found: dict[Stream[Any], Retention | None] = {}
+        for stream in streams:
+            try:
+                (found[stream],) = await link.run(layouts.retentions(namespace, [stream.name]))
+            except StoreRefused as error:
+                self._leave_to_others(stream, error)
+        return found
+
+    def _leave_to_others(self, stream: Stream[Any], error: StoreRefused) -> None:
+        """An app may declare streams that its workers only emit to."""
+        if stream.name not in self._left:
+            self._left.add(stream.name)
+            text = "stream %r: workers with other rights have to look after its retention: %s"
+            log.warning(text, stream.name, error, extra=about({"stream": stream.name}))
 
     async def _look_at(self, stream: Stream[Any], retention: Retention) -> bool:
         namespace = self._app.settings.namespace

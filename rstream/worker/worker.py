@@ -254,9 +254,9 @@ class Worker:
                 for run in runs:
                     with told_by(run.about):
                         leaving.start_soon(leave_group, run)
+        await self._sampler.end()
         for run in runs:
             run.voice.rest()
-        await self._sampler.end()
 
     async def _take_in(self, runs: list[ConsumerRun]) -> None:
         """Fetch and recover until told to stop or, with burst, until all is drained."""
