@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import re
+import shlex
 import signal
 import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
+import redis
 
 from rstream import EntryId
 from rstream.dashboard.live import EVERY, Shared
@@ -254,6 +256,47 @@ def test_redis_lost_everything(rs: Commands, own_server: Server) -> None:
         eventually(lambda: client.get("/s/orders").status_code == 404)
         assert client.get(f"/s/orders/e/{id}").status_code == 404
         assert orders.app.sync_link.exchange([("DBSIZE",)]) == [0]
+
+
+# -- under the least rights in Redis --------------------------------------------------------------------------------
+
+
+def test_the_least_rights_show_all_and_change_nothing(rs: Commands, own_server: Server) -> None:
+    rs.env["RSTREAM_URL"] = own_server.url
+    letter, *_ = dead(rs, "ada", "bob")
+    with shop(rs) as orders:
+        id = orders.sync.publish(Order(customer="ada", total=2))
+
+    def as_role(role: str) -> str:
+        words = shlex.split(rs.ok("acl", role, "--stream", "*", "--user", role))
+        with redis.Redis.from_url(own_server.url) as raw:
+            raw.execute_command(*words)
+            raw.execute_command("ACL", "SETUSER", role, ">secret")
+        return own_server.url.replace("//", f"//{role}:secret@")
+
+    looking, acting = as_role("dashboard"), as_role("admin")
+    group = "/s/orders/g/billing"
+    rs.env["RSTREAM_URL"] = looking
+    with dashboard(rs) as board, board.client() as client:
+        paths = ("/", "/workers", "/s/orders", group, f"{group}/dead", f"{group}/dead/{letter}", f"/s/orders/e/{id}")
+        for path in paths:
+            assert client.get(path).status_code == 200, path
+        token = {"csrf": csrf(client.get(group))}
+        assert "Traceback" in text(client.post(f"{group}/dead/{letter}", data=token))
+        assert '"total": 2.0' in text(client.post(f"/s/orders/e/{id}", data=token))
+        refused = client.post(f"{group}/pause", data=token)
+        assert (refused.status_code, "rstream acl admin" in text(refused)) == (403, True)
+        discard = {**token, "verb": "discard", "id": str(letter)}
+        assert client.post(f"{group}/dead/do", data=discard).status_code == 403
+        assert client.get(f"{group}/dead/{letter}").status_code == 200, "it is still there"
+    rs.env["RSTREAM_URL"] = acting
+    with dashboard(rs) as board, board.client() as client:
+        token = {"csrf": csrf(client.get(group))}
+        assert client.post(f"{group}/pause", data={**token, "why": "a test"}).status_code == 200
+        assert "by dashboard operator: a test" in text(client.get(group))
+        assert client.post(f"{group}/resume", data=token).status_code == 200
+        done = client.post(f"{group}/dead/do", data={**token, "verb": "discard", "id": str(letter)})
+        assert "Discarded: 1 dead letter" in text(done)
 
 
 # -- who watches ------------------------------------------------------------------------------------------------------

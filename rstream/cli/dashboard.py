@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import click
 
+from rstream.cli.logs import log_options
 from rstream.cli.target import stored_app, target_options
 
 
@@ -21,9 +19,17 @@ from rstream.cli.target import stored_app, target_options
 @click.option("--read-only", is_flag=True, help="Without tokens: everybody here may only look.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME",
               help="On loopback, answer to this host name, too (behind a proxy). May be repeated.")  # fmt: skip
+@log_options()
 @target_options
 def dashboard(
-    host: str, port: int, token: str | None, viewer_token: str | None, read_only: bool, hosts: tuple[str, ...]
+    host: str,
+    port: int,
+    token: str | None,
+    viewer_token: str | None,
+    read_only: bool,
+    hosts: tuple[str, ...],
+    log_level: str,
+    log_format: str,
 ) -> None:
     """See in a browser which group lags, what holds it, who owns it and what was lost, and act from there.
 
@@ -39,6 +45,7 @@ def dashboard(
       ssh -L 8400:localhost:8400 server    # and then http://localhost:8400
     """
     from rstream.errors import ConfigError
+    from rstream.logs import to_stderr
 
     try:
         from rstream.dashboard.serve import serve
@@ -46,7 +53,7 @@ def dashboard(
         if error.name not in ("starlette", "uvicorn", "jinja2"):
             raise
         raise ConfigError(f"the dashboard needs {error.name}: pip install 'rstream[dashboard]'") from None
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    to_stderr(log_level, log_format)
     serve(
         stored_app(publish_timeout=3.0), host=host, port=port, operator=token or None, viewer=viewer_token or None,
         open="viewer" if read_only else "operator", hosts=hosts, say=lambda line: click.echo(line, err=True),

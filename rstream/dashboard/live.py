@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from rstream.app import RStream
 from rstream.event import EntryId
 from rstream.operate.pending import Pending, told
-from rstream.schema import SchemaCodec
 from rstream.store import layout as layouts
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
@@ -162,11 +161,7 @@ class Watch:
         """The stream, to read and to act on: as it is stored now, not as it was before Redis lost it."""
         known = self._opened.get(now.name)
         if known is None or known[0] != now.layout:
-            layout = now.layout
-            assert layout.schema is not None
-            stream = Stream(self.app, now.name, SchemaCodec(layout.schema), layout.schema, layout.key, layout.shards)
-            stream.adopt(layout)
-            known = self._opened[now.name] = layout, stream
+            known = self._opened[now.name] = now.layout, self.app._as_stored(now.layout)
         return known[1]
 
 

@@ -109,6 +109,7 @@ def nice(highest: float, *, seconds: bool = False) -> float:
             if highest <= step:
                 return float(step)
         return float(math.ceil(highest / 86_400) * 86_400)
+    highest = max(highest, 0.001)
     magnitude = 10.0 ** math.floor(math.log10(highest))
     return next(size * magnitude for size in (1, 2, 5, 10) if highest <= size * magnitude * (1 + 1e-9))
 

@@ -16,7 +16,7 @@ from rstream.dashboard import words
 from rstream.dashboard.auth import Caller, Keys
 from rstream.dashboard.live import Fleet, StreamNow, Watch
 from rstream.dashboard.replays import Replays
-from rstream.errors import RStreamError, StoreError
+from rstream.errors import RStreamError, StoreError, StoreRefused
 from rstream.store.stats import GroupStats
 
 log = logging.getLogger("rstream.dashboard")
@@ -76,6 +76,9 @@ class Site:
             except HTTPException as error:
                 title = "Not here" if error.status_code == 404 else "No"
                 return self.problem(request, error.status_code, title, error.detail)
+            except StoreRefused as error:
+                rights = "`rstream acl dashboard` prints the rights to look, `rstream acl admin` those to act"
+                return self.problem(request, 403, "Redis refuses that", f"{_line(error)}. {rights}")
             except StoreError as error:
                 return self.problem(request, 503, "Redis does not answer as it should", _line(error))
             except RStreamError as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from datetime import UTC, datetime
 
 from rstream.event import MAX_PART, EntryId
+from rstream.logs import key_hash
 
 _KIND = re.compile(r"[A-Za-z_][\w.]*(?=:|$)", re.ASCII)
 
@@ -86,8 +86,8 @@ def place(position: EntryId | None) -> str:
 
 
 def fingerprint(key: str) -> str:
-    """What a key is called where it is not shown: the same key, the same six letters."""
-    return hashlib.sha256(f"rstream\0{key}".encode(errors="replace")).hexdigest()[:6]
+    """What a key is called where it is not shown: how `key_hash` in log lines begins."""
+    return key_hash(key)[:8]
 
 
 def kind_of(error: str) -> str:

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const form = document.getElementById("window");
+  const form = () => document.getElementById("window"); // not there before there is some history
 
   const iso = (seconds) => new Date(seconds * 1000).toISOString().replace(".000Z", "Z");
   const clock = (seconds) => iso(seconds).replace("T", " ").slice(0, 16);
@@ -24,9 +24,9 @@
       rect.setAttribute("y", "0"); rect.setAttribute("height", "100%");
       over.append(rect);
       reading.textContent = `picked ${clock(plot.start + low * plot.step)} to ${clock(plot.start + high * plot.step)} UTC`;
-      if (form && !form.contains(document.activeElement)) {
-        form.elements.from.value = iso(plot.start + low * plot.step);
-        form.elements.to.value = iso(plot.start + high * plot.step);
+      if (form() && !form().contains(document.activeElement)) {
+        form().elements.from.value = iso(plot.start + low * plot.step);
+        form().elements.to.value = iso(plot.start + high * plot.step);
       }
       return;
     }
@@ -84,7 +84,7 @@
     const step = plot.step * (event.ctrlKey ? Math.ceil(count / 12) : 1);
     const moves = { ArrowLeft: -step, ArrowRight: step, Home: -Infinity, End: Infinity };
     if (event.key === "Escape") { picks.delete(canvas); draw(canvas); return; }
-    if (event.key === "Enter" && pick.from !== null && form) { form.elements.from.focus(); event.preventDefault(); return; }
+    if (event.key === "Enter" && pick.from !== null && form()) { form().elements.from.focus(); event.preventDefault(); return; }
     if (!(event.key in moves)) return;
     event.preventDefault();
     const at = Math.max(plot.start, Math.min(last, pick.at + (picks.has(canvas) ? moves[event.key] : 0)));
