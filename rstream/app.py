@@ -124,10 +124,15 @@ class RStream:
                 f"no stream {name!r} in namespace {self.settings.namespace!r} at {self.endpoint.label}: "
                 + (f"there are {', '.join(known)}" if known else "there are none yet; the first publish declares one")
             )
+        self.streams[name] = self._as_stored(layout)
+        return self.streams[name]
+
+    def _as_stored(self, layout: layouts.Layout) -> Stream[Any]:
+        assert layout.schema is not None
         ring = self._ring_for_stored() if layout.encrypted else None
-        stream = Stream(self, name, SchemaCodec(layout.schema), layout.schema, layout.key, layout.shards, encrypt=ring)
+        codec = SchemaCodec(layout.schema)
+        stream = Stream(self, layout.name, codec, layout.schema, layout.key, layout.shards, encrypt=ring)
         stream.adopt(layout)
-        self.streams[name] = stream
         return stream
 
     def _ring_for_stored(self) -> Keyring:
