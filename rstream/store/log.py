@@ -43,6 +43,10 @@ CLOCK_SLACK = 1000
 """Milliseconds; ids that far ahead of Redis's clock show that it was set back."""
 
 
+Parts = tuple[bytes, bytes, bytes, bytes]
+"""Those of a record, where making one would take longer than what is done with it."""
+
+
 class Record(NamedTuple):
     """An event ready to be stored. `key` and `headers` are b"" for none."""
 
@@ -55,7 +59,7 @@ class Record(NamedTuple):
 FIELDS = len(Record._fields)
 
 
-def weight_of(record: Record) -> int:
+def weight_of(record: Record | Parts) -> int:
     """Bytes; a little more than what it counts as where there are limits."""
     payload, key, event_id, headers = record
     return len(payload) + len(key) + len(event_id) + len(headers) + 48
