@@ -196,12 +196,13 @@ class Voice:
     def __init__(self, log: logging.Logger, name: str, kinds: Mapping[str, str], most: int = MOST) -> None:
         """name: whose lines they are · kinds: what happened to those that are only counted, by kind."""
         self._log, self._name, self._kinds, self._most = log, name, kinds, most
+        self.each = log.isEnabledFor(logging.DEBUG)  # whether also what ended well is told
         self._since = dict.fromkeys(kinds, float("-inf"))
         self._said = dict.fromkeys(kinds, 0)
 
     def say(self, kind: str, level: int, text: str, *args: object, extra: Mapping[str, object] | None = None) -> None:
         if self._open(kind):
-            self._log.log(level, text, *args, extra=extra)
+            self._log.log(level, text, *args, extra=extra, stacklevel=2)
 
     def _open(self, kind: str) -> bool:
         """Whether this one is to be told in a line of its own."""

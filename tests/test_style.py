@@ -74,7 +74,7 @@ def test_only_the_store_talks_with_redis(path: Path) -> None:
 
 
 PURE = ["event", "errors", "settings", "retry", "position", "codec", "schema", "memo", "delivery", "batch"]
-PURE += ["plain", "compat", "upgrades", "where", "reference", "retention"]
+PURE += ["plain", "compat", "upgrades", "where", "reference", "retention", "buckets"]
 
 
 @pytest.mark.parametrize("name", PURE)

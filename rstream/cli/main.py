@@ -33,9 +33,13 @@ COMMANDS = {
     "pause": ("rstream.cli.pause", "Have the workers of a group begin nothing new."),
     "resume": ("rstream.cli.pause", "Have the workers of a paused group go on."),
     "cancel": ("rstream.cli.cancel", "End deliveries of a group, whoever has them."),
+    "history": ("rstream.cli.history", "Show what happened to a stream, by the minute, hour or day."),
+    "metrics": ("rstream.cli.metrics", "Serve to Prometheus how all streams and groups are."),
     "doctor": ("rstream.cli.doctor", "Look at the server and the streams: what is wrong, and what to do."),
+    "acl": ("rstream.cli.acl", "Print the least rights in Redis of a producer, worker, dashboard or admin."),
     "blobs": ("rstream.cli.blobs", "Delete what is in the blob store and nothing refers to."),
     "archive": ("rstream.cli.archive", "Keep the entries of streams in the blob store, and check them."),
+    "dashboard": ("rstream.cli.dashboard", "All of it in a browser: what lags, who has it, what was lost; and act."),
     "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
 }
 

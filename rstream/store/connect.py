@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from rstream.store.embedded import Embedded
 
 log = logging.getLogger("rstream")
+
+_DENIED = re.compile(r"no permissions|ACL failure|user executing the script can't", re.IGNORECASE)
+"""redis-py cuts the code off some of these, and servers word them differently."""
 
 GREETING: tuple[Call, ...] = (("INFO", "server"), ("INFO", "memory"))
 
@@ -152,6 +156,9 @@ class Endpoint:
 
     def refused(self, error: BaseException) -> StoreRefused:
         why = words(error).rstrip(".")
+        if _code(error) == "NOPERM" or _DENIED.search(why):
+            told = "what this user lacks: rstream doctor; what its work needs: rstream acl --help"
+            return StoreRefused(f"Redis at {self.label} refused: {why} ({told})")
         return StoreRefused(f"Redis at {self.label} refused: {why}. Check user, password and rights in the URL")
 
     def reply_error(self, error: BaseException) -> StoreError:

@@ -32,6 +32,10 @@ PSEUDO = ("~released", "~again", "~retry", "~parked")
 """Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due; ~parked: when it is
 its key's turn)."""
 
+BUFFER = 4096
+"""Bytes that are set aside to pack outcomes; it grows. (msgpack itself begins with 256 KiB, which the system maps and
+clears each time.)"""
+
 BARE = "bare"
 
 LOST = "~lost"
@@ -307,7 +311,7 @@ class GroupOps:
 
     def _ack_call(self, shards: Sequence[Shard], bare: Mapping[Shard, list[Outcome]], again: bool) -> Call:
         ids = [[outcome.id for outcome in bare[shard]] for shard in shards]
-        packed = msgpack.packb(ids, use_bin_type=False)
+        packed = _packer(use_bin_type=False, buf_size=BUFFER).pack(ids)
         names = [name for shard in shards for name in (shard.stream, shard.done)]
         return ACK(names, self.group, self.worker, packed, int(again))
 
@@ -317,7 +321,7 @@ class GroupOps:
             if outcome.kind == "park":
                 aside.setdefault(outcome.b, len(aside) + 1)
         told = [(*each[1:5], aside[each.b] if each.kind == "park" else each.b, each.c) for each in batch]
-        packed = msgpack.packb(told, use_bin_type=False, unicode_errors="replace")
+        packed = _packer(use_bin_type=False, unicode_errors="replace", buf_size=BUFFER).pack(told)
         names: list[str | bytes] = [
             shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group), shard.lost,
             shard.done, *(shard.aside(group, key) for key in aside),
@@ -357,6 +361,8 @@ def _cut(batch: list[Outcome]) -> list[list[Outcome]]:
         size += sum(len(emit.record.payload) for emit in outcome.emits)
     return parts
 
+
+_packer = msgpack.Packer
 
 new = tuple.__new__
 """What a NamedTuple's own does, in half the time: for what is made for every entry."""

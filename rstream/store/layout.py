@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from rstream.compat import digest
-from rstream.errors import GroupMissing, MemoryFull, StoreError
+from rstream.errors import GroupMissing, MemoryFull, StoreError, StoreRefused
 from rstream.retention import NONE, Retention
 from rstream.store import keys
 from rstream.store.keys import Shard
@@ -92,7 +92,7 @@ class Layout:
 
     def writes(self, shard: Shard) -> bool:
         """Whether a shard of the stream, as anybody knows it, is one that is written to."""
-        return (shard.generation, shard.count) == (self.generation, self.shards)
+        return shard.generation == self.generation and shard.count == self.shards
 
 
 COMPARED = 2**31
@@ -120,9 +120,12 @@ def declare(
         declared, listed = replies
         if isinstance(declared, StoreError):
             raise declared
-        if isinstance(listed, StoreError) and not isinstance(listed, MemoryFull):
-            raise listed  # a full memory refuses also what is listed already; the next declaration lists the others
-        generation, stored_key, version, *kinds, others, kept, limited = declared
+        generation, stored_key, version, *kinds, others, kept, limited, made = declared
+        # A full memory refuses also what is listed already; the next declaration lists the others. And who only reads
+        # may not list.
+        tolerable = MemoryFull if made else MemoryFull | StoreRefused
+        if isinstance(listed, StoreError) and not isinstance(listed, tolerable):
+            raise listed
         stored, removed = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in kinds)
         layout = _layout(namespace, name, generation, stored, removed, stored_key, version, schema)
         schemas = {number: json.loads(text) for number, text in zip(others[::2], others[1::2], strict=True)}

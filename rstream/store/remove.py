@@ -6,11 +6,12 @@ from typing import Any
 
 from rstream.errors import ConfigError, GroupLive
 from rstream.store import keys
+from rstream.store.history import forget
 from rstream.store.keys import ARCHIVE
 from rstream.store.layout import Layout
 from rstream.store.link import Op
 from rstream.store.pause import resume
-from rstream.store.scripts import REMOVE, UNCOUNT
+from rstream.store.scripts import REMOVE, UNCOUNT, Call
 from rstream.store.stats import GroupStats, find, group_stats
 from rstream.store.steps import Steps
 
@@ -29,8 +30,9 @@ def remove(layout: Layout, group: str, *, dry: bool = False) -> Steps[GroupStats
         found = yield _pass(layout, group, dry=False)
         _refuse(layout, group, *found)  # a worker has just begun: what it needs it makes anew
         where = layout.namespace, layout.name
-        forget = [("UNLINK", keys.members(*where, group)), ("HDEL", keys.seen(*where), group)]
-        yield Op([*forget, UNCOUNT([keys.stream(*where)], group)], lambda replies: None)
+        calls: list[Call] = [("UNLINK", keys.members(*where, group)), ("HDEL", keys.seen(*where), group)]
+        yield Op([*calls, UNCOUNT([keys.stream(*where)], group)], lambda replies: None)
+        yield forget(layout, group)
         yield resume(*where, group)  # one of this name that is made later is not paused
     return stats
 

@@ -49,6 +49,7 @@ from rstream.worker.presence import Presenter
 from rstream.worker.recover import recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
+from rstream.worker.sampler import Sampler
 from rstream.worker.say import say_loop, unsettled
 from rstream.worker.settle import settle_loop
 from rstream.worker.stall import Stall
@@ -252,6 +253,7 @@ class Worker:
                 for run in runs:
                     with told_by(run.about):
                         leaving.start_soon(leave_group, run)
+        await Sampler(self.app).end()
         for run in runs:
             run.voice.rest()
 
@@ -263,7 +265,7 @@ class Worker:
                 with told_by(run.about):
                     self._start_intake(run, intake)
             intake.start_soon(listen_loop, self.app, runs)
-            intake.start_soon(janitor_loop, self.app, self.id)
+            intake.start_soon(janitor_loop, self.app, self.id, runs)
             for stream in self.app.streams.values():
                 if stream.archive is not None:
                     with metered(self.tallies.of(stream.name, ARCHIVE)):
