@@ -175,8 +175,8 @@ def _before(shard: Shard, start: str) -> EntryId:
     return shard.entry_id(start.lstrip("(").encode()) if start != "-" else EntryId(0, 0, 0, 0)
 
 
-def told(held: Held, group: str, seal: Seal | None) -> Pending:
-    """What users are told of it."""
+def told(held: Held, group: str = "", seal: Seal | None = None) -> Pending:
+    """What users are told of it. seal: without that of the stream, a checkpoint that is encrypted is not read."""
     waits = held.holder.startswith("~")
     state: Any = held.holder.lstrip("~") if waits else "held" if held.lease >= 0 else "silent"
     current = bool(held.by) and int(held.by.split()[0]) <= held.deliveries  # else left by an earlier life of the group
