@@ -12,7 +12,7 @@
 
 Any worker takes the sample that is due; the one whose call comes first has it. Where Redis loses data the hash goes, or
 goes back, too: that is seen by those who remember it (`Witness`). Cost of a look: one small call. Of a sample: three
-round trips, a read-only Lua call a shard among them, and one small write.
+round trips, among them a read-only Lua call a shard, and one small write.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import msgpack
 
 from rstream import buckets
 from rstream.buckets import COUNTED, Sample, State
+from rstream.errors import StoreError
+from rstream.retention import Retention
 from rstream.store import keys
 from rstream.store import layout as layouts
 from rstream.store.layout import Layout
@@ -35,7 +37,7 @@ from rstream.store.steps import Steps
 from rstream.store.totals import Totals, totals
 
 EVERY_MS = 5000
-"""From one sample to the next."""
+"""From one sample to the next, while there is something to count."""
 
 FIELD_BYTES = 8192
 """Of one field, at most: the largest records are 55 bytes, and those of an hour 60."""
@@ -85,13 +87,33 @@ class Witness:
         return self.resets
 
 
-def peek(place: Place, every_ms: int = EVERY_MS) -> Op[Peek]:
-    def parse(replies: list[Any]) -> Peek:
-        now, seq, birth, resets, *rest = replies[0]
-        state, names = rest or (b"", ())
-        return Peek(now, seq, birth.decode(), resets, bool(rest), state, [_text(name) for name in names])
+def peek(place: Place, every_ms: int) -> Op[Peek]:
+    """every_ms: from one sample to the next."""
+    return Op([PEEK([place.key], every_ms)], lambda replies: _peek(replies[0]))
 
-    return Op([PEEK([place.key], every_ms)], parse)
+
+def _peek(reply: Sequence[Any]) -> Peek:
+    now, seq, birth, resets, *rest = reply
+    state, names = rest or (b"", ())
+    return Peek(now, seq, birth.decode(), resets, bool(rest), state, [_text(name) for name in names])
+
+
+Glance = tuple[Retention | StoreError | None, Peek | StoreError]
+
+
+def glance(namespace: str, names: Sequence[str], every_ms: int) -> Op[list[Glance]]:
+    """What a janitor asks of all streams, in one round trip: their retentions, and `peek`; the error of what it may
+    not look at.
+    """
+    stored = layouts.retentions(namespace, names)
+    peeks = [PEEK([keys.history(namespace, name)], every_ms) for name in names]
+
+    def parse(replies: list[Any]) -> list[Glance]:
+        first, rest = replies[: len(names)], replies[len(names) :]
+        retentions = [reply if isinstance(reply, StoreError) else stored.parse([reply])[0] for reply in first]
+        return list(zip(retentions, (r if isinstance(r, StoreError) else _peek(r) for r in rest), strict=True))
+
+    return Op([*stored.calls, *peeks], parse, partial=True)
 
 
 class Looked(NamedTuple):
@@ -104,6 +126,11 @@ class Looked(NamedTuple):
 def look(place: Place, witness: Witness, every_ms: int = EVERY_MS) -> Steps[Looked]:
     """Take a sample, if it is time for one."""
     seen: Peek = yield peek(place, every_ms)
+    return (yield from sample(place, witness, seen))
+
+
+def sample(place: Place, witness: Witness, seen: Peek) -> Steps[Looked]:
+    """The same, for who has peeked."""
     known = witness.look(seen.birth, seen.seq, seen.resets)
     if known > seen.resets:
         yield Op([RESETS([place.key], known)], lambda replies: None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from itertools import chain
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -53,14 +52,22 @@ class Record(NamedTuple):
     headers: bytes
 
 
+FIELDS = len(Record._fields)
+
+
 def weight_of(record: Record) -> int:
     """Bytes; a little more than what it counts as where there are limits."""
-    return sum(map(len, record)) + 48
+    payload, key, event_id, headers = record
+    return len(payload) + len(key) + len(event_id) + len(headers) + 48
 
 
-def weights_of(records: Sequence[Record]) -> int:
-    """Of all of them."""
-    return sum(map(len, chain.from_iterable(records))) + 48 * len(records)
+def weights_of(flat: Sequence[bytes]) -> int:
+    """Of all of them, the parts of one after those of the other."""
+    return sum(map(len, flat)) + 48 * (len(flat) // FIELDS)
+
+
+def records_of(flat: Sequence[bytes]) -> list[Record]:
+    return [*map(Record._make, zip(*[iter(flat)] * FIELDS, strict=True))]
 
 
 def place_of(layout: Layout, record: Record) -> Shard:

@@ -60,6 +60,12 @@ def are_paused(namespace: str, groups: Sequence[tuple[str, str]]) -> Op[dict[tup
     return Op(calls, parse)
 
 
+def names_in(flat: Sequence[bytes]) -> frozenset[str]:
+    """Of all groups that are paused, in what HGETALL answers of a stream."""
+    names = (field.decode(errors="replace") for field in flat[::2])
+    return frozenset(name.removeprefix(_FIELD) for name in names if name.startswith(_FIELD))
+
+
 def _pause(group: str, told: bytes) -> Pause:
     try:
         fields = json.loads(told)

@@ -77,18 +77,18 @@ def look_at(layout: Layout) -> Steps[StreamFacts]:
     """Raises `StoreError`."""
     found: list[Any] = yield together([survey(layout), losses(layout), _sizes(layout), archiving.hold(layout, "look")])
     (stats, groups), lost, sizes, archiver = found
-    memory: dict[Shard, int] = yield _memory(layout)
+    bytes: dict[Shard, int] = yield memory(layout)
     letters, due = yield _of_groups(groups)
     paused: dict[str, Pause] = yield pauses.paused(layout.namespace, layout.name, [group.name for group in groups])
     done: Tidied = yield from tidy(layout, layout.retention or Retention(), dry=True)
     behind: list[Pin] = yield from pins(layout)
     weights = {weight.shard: weight for weight in done.weights}
     return StreamFacts(
-        layout, stats, groups, weights, done.groups, behind, lost, memory, sizes, letters, due, archiver, paused=paused
+        layout, stats, groups, weights, done.groups, behind, lost, bytes, sizes, letters, due, archiver, paused=paused
     )
 
 
-def _memory(layout: Layout) -> Op[dict[Shard, int]]:
+def memory(layout: Layout) -> Op[dict[Shard, int]]:
     """Of those that tell it."""
     calls: list[Call] = [("MEMORY", "USAGE", shard.stream) for shard in layout.every]
 

@@ -107,8 +107,8 @@ def _tidy(layout: Layout, retention: Retention, dropped: Dropped, *, dry: bool, 
     weights, before = yield survey(layout, shards)
     if not weights:
         return Tidied([], [])
-    missed = _shift(before, max(weight.now for weight in weights))
     now = max(weight.now for weight in weights)
+    missed = _shift(before, now)
     groups = standings(weights, before, retention, now)
     held = yield from _held(layout, groups)
     groups = [replace(each, alarm="") if each.name in held else each for each in groups]
@@ -263,6 +263,13 @@ def _later(one: str, other: str) -> str:
 
 
 # -- who counts -----------------------------------------------------------------------------------------------------
+
+
+def who_counts(weights: Sequence[Weight], before: Seen, retention: Retention) -> list[Standing]:
+    """As `tidy` has it. before: is changed."""
+    now = max((weight.now for weight in weights), default=0)
+    _shift(before, now)
+    return standings(weights, before, retention, now)
 
 
 def standings(weights: Sequence[Weight], before: Seen, retention: Retention, now: int) -> list[Standing]:

@@ -42,38 +42,21 @@ class Tally:
     """handled: deliveries whose handler returned · failed: whose handler raised · attempts: handler calls that began,
     in events · settled, dead: as Redis accepted them · expired: found too old to be started · fenced: outcomes that
     Redis refused · astray: deliveries that were somebody else's before they were started · recovered: taken over from
-    dead workers · lost: trimmed before they were processed · resets: the group was gone, and made anew · handler,
-    delay: seconds that handlers ran, and from publish to the first start · batched: events in running batches · blobs,
-    segments: what was asked of the blob store, and archived.
+    dead workers · unheld: let go while the lease was gone · lost: trimmed before they were processed · resets: the
+    group was gone, and made anew · handler, delay: seconds that handlers ran, and from publish to the first start ·
+    batched: events in running batches · blobs, segments: what was asked of the blob store, and archived.
     """
 
     __slots__ = (
         "_at", "_bucket", "_from", "_head", "_lock", "_until",
-        "astray",
-        "attempts",
-        "batched",
-        "blobs",
-        "dead",
-        "delay",
-        "expired",
-        "failed",
-        "fenced",
-        "group",
-        "handled",
-        "handler",
-        "lost",
-        "recovered",
-        "resets",
-        "segment_bytes",
-        "segments",
-        "settled",
-        "stream",
+        "astray", "attempts", "batched", "blobs", "dead", "delay", "expired", "failed", "fenced", "group", "handled",
+        "handler", "lost", "recovered", "resets", "segment_bytes", "segments", "settled", "stream", "unheld",
     )  # fmt: skip
 
     def __init__(self, stream: str, group: str) -> None:
         self.stream, self.group = stream, group
         self.handled = self.failed = self.attempts = self.expired = self.fenced = self.astray = 0
-        self.recovered = self.lost = self.resets = self.batched = 0
+        self.recovered = self.unheld = self.lost = self.resets = self.batched = 0
         self.settled: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
         self.dead: dict[str, int] = dict.fromkeys(REASONS, 0)
         self.handler, self.delay = histogram(), histogram()
