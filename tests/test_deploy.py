@@ -43,7 +43,7 @@ OBJECTS = [found for path in MANIFESTS for found in yaml.safe_load_all(path.read
 PODS = [found["spec"]["template"]["spec"] for found in OBJECTS if found["kind"] == "Deployment"]
 SCALE = next(found for found in OBJECTS if found["kind"] == "ScaledObject")
 
-AWAITED = {"metrics", "dashboard", "--metrics-port"}
+AWAITED = {"metrics", "--metrics-port"}
 """Commands and options that deploy/ already uses where this version has none yet."""
 
 
