@@ -28,9 +28,11 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
+from rstream import logs, tracing
 from rstream.batch import Batch
+from rstream.blobs.meter import METER
 from rstream.calling import Answer, Handler, name_of, takes_two
-from rstream.child import GROUP_SIGNALS, Reply, serve
+from rstream.child import GROUP_SIGNALS, Around, Reply, serve
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError, HandlerDied, HandlerTimeout, one_line
 from rstream.portable import dumps, unpack
@@ -190,7 +192,7 @@ class _Child:
     def __init__(self, module: str, name: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, module, name, multiprocessing.get_start_method())
+        arguments = (theirs, module, name, multiprocessing.get_start_method(), logs.chosen())
         # A daemonic one could not have children of its own, as data loaders have.
         self._process = context.Process(target=serve, args=arguments, name=f"rstream {module}:{name}", daemon=False)
         try:
@@ -213,10 +215,12 @@ class _Child:
     def ask(self, event: Any, given: Delivery | Batch | None, timeout: float | None, answers: bool) -> Answer:
         """Raises `_Gone`."""
         try:
-            request = dumps((event, given, timeout, answers))
+            request = dumps((event, given, timeout, answers, Around(logs.current(), tracing.carried())))
         except Exception as error:
             return Answer(error=ConfigError(f"the event cannot be sent to another process: {one_line(error)}"))
         reply = self._exchange(request)
+        if reply.spent and (meter := METER.get()) is not None:
+            meter.spent(reply.spent)
         if isinstance(given, Batch):
             given.failures.update({index: unpack(failure) for index, failure in reply.failures.items()})
         if reply.error is not None:

@@ -38,7 +38,7 @@ def seen(n: int) -> Seen:
 
 
 BUDGET = {
-    "beat": 10.0,  # all groups at once, every lease/3
+    "beat+present+enrol": 10.0,  # all groups at once, every lease/3
     "recover+others": 7.5,  # a group: every lease/4
     "members+look": 7.5,  # an ordered group: every lease/4
     "mine": 15.0,  # a group: the audit
@@ -46,11 +46,14 @@ BUDGET = {
     "knock": 5.0,  # an ordered group, blocked meanwhile
     "XREADGROUP": 5.0,  # another group, blocked meanwhile
     "listen": 5.0,  # blocked meanwhile
-    "generations": 15.0,
-    "HGET": 10.0,  # the janitor: which retentions there are
-    "office+HGETALL": 10.0,  # of a stream with one
-    "weigh+HGETALL": 10.0,  # of which this worker looks after
-    "HSET": 10.0,  # and writes down that it did
+    "generations+HGET": 5.0,  # resharded, or paused?
+    "HGET+peek": 15.0,  # the janitor: which retentions there are, and whether it is time to add to the history
+    "office+HGETALL": 15.0,  # of a stream with one
+    "weigh+HGETALL": 15.0,  # of which this worker looks after
+    "HSET": 15.0,  # and writes down that it did
+    "HGETALL": 60.0,  # then, of a stream: where it is,
+    "totals": 60.0,  # what was counted,
+    "sample": 60.0,  # and what that adds
 }
 """Seconds between two round trips of a kind, at the least: docs/performance.md says the same."""
 

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from rstream import Event, RStream
-from rstream.errors import StoreUnavailable
+from rstream.errors import StoreRefused, StoreUnavailable
+from rstream.store import roles
+from rstream.worker.worker import Worker
 from tests.proxy import ChaosProxy
 from tests.servers import Server
 from tests.tls import Door, certify
@@ -56,3 +59,44 @@ async def test_a_server_that_nobody_has_certified_is_not_talked_to(door: Door, n
     async with RStream(url, namespace=namespace, publish_timeout=0.1) as app:
         with pytest.raises(StoreUnavailable, match="certificate verify failed"):
             await app.stream("seen", Seen, key="device").publish(Seen(device="a", n=0))
+
+
+async def test_users_of_an_acl_come_in_by_tls_and_with_no_more_rights(
+    door: Door, one_server: Server, namespace: str
+) -> None:
+    with redis.Redis.from_url(one_server.url) as raw:
+        for role, secret in (("producer", "pr0d"), ("worker", "w0rk")):
+            rules = roles.rules(role, namespace, ["seen"], declares=role == "producer")  # type: ignore[arg-type]
+            raw.execute_command("ACL", "SETUSER", f"{namespace}-{role}", "on", f">{secret}", *rules)
+
+    def url(role: str, secret: str) -> str:
+        return door.url().replace("//", f"//{namespace}-{role}:{secret}@")
+
+    try:
+        async with (
+            RStream(url("producer", "pr0d"), namespace=namespace) as producer,
+            RStream(url("worker", "w0rk"), namespace=namespace) as working,
+            RStream(url("worker", "wr0ng"), namespace=namespace, publish_timeout=0.1) as wrong,
+        ):
+            published = producer.stream("seen", Seen, key="device", shards=2)
+            ids = await published.publish_many([Seen(device=f"d{n}", n=n) for n in range(100)])
+            handled: list[int] = []
+            seen = working.stream("seen", Seen, key="device", shards=2)
+
+            @seen.consumer("g")
+            async def handle(event: Seen) -> None:
+                handled.append(event.n)
+
+            await Worker(working, burst=True).serve(signals=False)
+            assert sorted(handled) == [*range(100)] and len(ids) == 100
+            with pytest.raises(StoreRefused, match="rstream acl --help"):
+                _ = [entry async for entry in published.read()]
+            with pytest.raises(StoreRefused, match="rstream acl --help"):
+                await seen.publish(Seen(device="a", n=0))
+            with pytest.raises(StoreRefused) as caught:
+                await wrong.stream("seen", Seen, key="device").publish(Seen(device="a", n=0))
+            assert "wr0ng" not in str(caught.value)
+    finally:
+        with redis.Redis.from_url(one_server.url) as raw:
+            for role in ("producer", "worker"):
+                raw.execute_command("ACL", "DELUSER", f"{namespace}-{role}")

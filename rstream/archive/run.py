@@ -14,6 +14,7 @@ import anyio
 from rstream.archive.archiver import Archiver
 from rstream.archive.sweep import sweep
 from rstream.errors import ConfigError, RStreamError
+from rstream.logs import about
 from rstream.process import clock, worker_id
 from rstream.store import archiving
 from rstream.store.layout import Layout
@@ -77,7 +78,8 @@ class ArchiveRun:
             except Exception as error:  # whatever it is, it must not end a worker
                 if type(error).__name__ != failed:
                     unknown = None if isinstance(error, RStreamError) else error
-                    log.error("stream %s: archiving waits: %s", self._stream.name, error, exc_info=unknown)
+                    name, extra = self._stream.name, about({"stream": self._stream.name})
+                    log.error("stream %s: archiving waits: %s", name, error, exc_info=unknown, extra=extra)
                 failed = type(error).__name__
                 await asyncio.sleep(next(pauses))
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import signal
-import sys
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rstream.cli.groups import ago
+from rstream.cli.logs import log_options
 from rstream.cli.read import time_of
 from rstream.cli.tables import table
 from rstream.cli.target import stored_app, target_options
@@ -81,8 +81,9 @@ def stop(stream: str) -> None:
 @click.option("--once", is_flag=True, help="Archive everything there is, and end.")
 @click.option("--every", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, metavar="S",
               help="After so many seconds also what fills no segment is archived.")  # fmt: skip
+@log_options()
 @target_options
-def run(streams: tuple[str, ...], once: bool, every: float) -> None:
+def run(streams: tuple[str, ...], once: bool, every: float, log_level: str, log_format: str) -> None:
     """Archive streams until SIGTERM or Ctrl-C. Several may run: one is at work, the others wait.
 
     \b
@@ -90,9 +91,9 @@ def run(streams: tuple[str, ...], once: bool, every: float) -> None:
       rstream archive run orders payments
       rstream archive run orders --once
     """
-    logging.basicConfig(
-        stream=sys.stderr, level="INFO", format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
-    )
+    from rstream.logs import to_stderr
+
+    to_stderr(log_level, log_format)
     with stored_app() as app:
         opened = [_opened(app, name)[0] for name in streams]
         asyncio.run(_archive(opened, once, every))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rstream.cli import replays
+from rstream.cli.logs import log_options
 from rstream.cli.progress import Bar
 from rstream.cli.read import POSITION
 from rstream.cli.signals import Stopped, raising
@@ -67,6 +68,7 @@ WHY = {
               help="Keep the progress under this name, which a handler sees as delivery.group.  "
               "[default: made of all that says what is replayed]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The plan or summary as JSON on stdout.")
+@log_options("warning")
 @target_options
 @click.pass_context
 def replay(
@@ -80,6 +82,8 @@ def replay(
     fork: str | None,
     dry_run: bool,
     as_json: bool,
+    log_level: str,
+    log_format: str,
     **options: Any,
 ) -> int:
     """Go through the entries of a window once more: through a handler, into one group, or as a new group.
@@ -111,7 +115,7 @@ def replay(
     143 SIGTERM
     """
     _check_usage(context)
-    _log_to_stderr()
+    _log_to_stderr(log_level, log_format)
     try:
         with raising(signal.SIGTERM), stored_app() as app:
             if fork is not None:
@@ -236,8 +240,9 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(level: str, format: str) -> None:
     """Failures of handlers, above the progress line."""
+    from rstream.logs import to_stderr
 
     class OverTheBar(logging.StreamHandler[Any]):
         def emit(self, record: logging.LogRecord) -> None:
@@ -245,5 +250,4 @@ def _log_to_stderr() -> None:
                 self.stream.write("\r\x1b[K")
             super().emit(record)
 
-    handler = OverTheBar(sys.stderr)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(levelname)s %(name)s: %(message)s")
+    to_stderr(level, format, handler=OverTheBar(sys.stderr), text="%(levelname)s %(name)s: %(message)s")

@@ -10,11 +10,16 @@ from rstream.calling import Call, Handler, answered, caller
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError, EntryInvalid, one_line
 from rstream.event import Entry, EntryId
+from rstream.logs import Fields, key_hash, subject, trace_of
 from rstream.store.replays import Outcome
 
 Outcomes = dict[EntryId, Outcome]
 Given = tuple[Entry[Any], Any]
 """An entry and its event."""
+
+
+NAMED = 10
+"""Entries of a batch, in log lines."""
 
 
 class Calls(Protocol):
@@ -40,6 +45,16 @@ class Context:
             worker=self._worker,
         )
 
+    def about(self, what: Entry[Any] | Sequence[Entry[Any]] | None) -> Fields:
+        """What the log lines of its deliveries say."""
+        found: dict[str, object] = {"stream": self._stream, "group": self._name, "worker": self._worker}
+        if isinstance(what, Entry):
+            of_key = {} if what.key is None else {"key_hash": key_hash(what.key)}
+            return found | {"entry": str(what.id), "attempt": 1} | of_key | trace_of(what.headers)
+        if what:
+            found |= {"batch": len(what), "entries": [str(entry.id) for entry in what[:NAMED]]}
+        return found
+
     def events(self, entries: Sequence[Entry[Any]], outcomes: Outcomes) -> list[Given]:
         """Those that can be decoded; `outcomes` gets the others."""
         given = []
@@ -52,6 +67,7 @@ class Context:
         return given
 
     def failed(self, entry: Entry[Any], error: BaseException) -> Outcome:
+        subject.set(entry)
         if isinstance(error, KeyboardInterrupt):
             raise error
         self.tell(f"entry {entry.id} failed: {one_line(error)}", error)
@@ -67,6 +83,7 @@ class Singles:
     async def handle(self, entries: Sequence[Entry[Any]]) -> Outcomes:
         outcomes: Outcomes = {}
         for entry, event in self._context.events(entries, outcomes):
+            subject.set(entry)
             error = (await answered(self._call(event, self._context.delivery(entry)))).error
             outcomes[entry.id] = "handled" if error is None else self._context.failed(entry, error)
         return outcomes
@@ -106,6 +123,7 @@ class Batches:
     async def _try(self, call: Call, part: list[Given], outcomes: Outcomes) -> tuple[list[Given], BaseException | None]:
         """Call it once; those of which nothing is known after it, and what it raised."""
         batch = _Batch(self._context, [entry for entry, _ in part])
+        subject.set([entry for entry, _ in part])
         result, error = await answered(call([event for _, event in part], batch))
         told: list[Any] = []
         if error is None:

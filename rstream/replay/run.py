@@ -13,6 +13,7 @@ from rstream.codec import ModelCodec
 from rstream.consumer import MAX_BATCH, batch_of, codec_of
 from rstream.errors import ConfigError, RStreamError
 from rstream.event import Entry
+from rstream.logs import told_by
 from rstream.position import Position
 from rstream.replay.backlog import Backlog
 from rstream.replay.calls import Batches, Calls, Context, Singles
@@ -83,9 +84,9 @@ class Replay(Runner):
         self.concurrency, self.batch = concurrency, size
         self._codec = codec_of(handler) or stream.codec
         self._decode = stream.claims.decoder(self._codec)
-        context = Context(stream.name, self.name, self._ops.holder, self._log_aside)
+        self._context = Context(stream.name, self.name, self._ops.holder, self._log_aside)
         kind = Singles if size is None else Batches
-        self._calls: Calls = kind(context, handler, concurrency)
+        self._calls: Calls = kind(self._context, handler, concurrency)
         # At a pace, what waits is no more than what is handled at once: else it would come in a burst after a stall.
         self._backlog = Backlog(ordered, size or 1, None if self.pace is None else concurrency * (size or 1))
         self._span = max(SPAN, (concurrency + 2) * (size or 1))
@@ -106,8 +107,9 @@ class Replay(Runner):
     async def _work(self, layout: Layout, window: Window) -> None:
         try:
             async with asyncio.TaskGroup() as slots:
-                for _ in range(self.concurrency):
-                    slots.create_task(self._slot())
+                with told_by(self._context.about):
+                    for _ in range(self.concurrency):
+                        slots.create_task(self._slot())
                 await self._feed(layout, window)
                 self._backlog.close()
         except BaseExceptionGroup as group:

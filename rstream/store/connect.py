@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rstream")
 
+_DENIED = re.compile(r"no permissions|ACL failure|user executing the script can't", re.IGNORECASE)
+"""redis-py cuts the code off some of these, and servers word them differently."""
+
 GREETING: tuple[Call, ...] = (("INFO", "server"), ("INFO", "memory"))
 
 _ROLE: tuple[Call, ...] = (("ROLE",),)
@@ -55,10 +59,16 @@ class Endpoint:
         self.embedded: Embedded | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
+        self.reconnects = 0
+        """Connections that were made for others that had broken."""
         self._read: Url | None = None if self.url.startswith("embedded:") else read(self.url)
         self._sentinels: Sentinels | None = None
         if self._read is not None and self._read.form == "sentinel":
             self._sentinels = Sentinels(self._read, self.label)
+
+    def reconnected(self) -> None:
+        with self._lock:  # they are made by several threads
+            self.reconnects += 1
 
     @property
     def label(self) -> str:
@@ -146,6 +156,9 @@ class Endpoint:
 
     def refused(self, error: BaseException) -> StoreRefused:
         why = words(error).rstrip(".")
+        if _code(error) == "NOPERM" or _DENIED.search(why):
+            told = "what this user lacks: rstream doctor; what its work needs: rstream acl --help"
+            return StoreRefused(f"Redis at {self.label} refused: {why} ({told})")
         return StoreRefused(f"Redis at {self.label} refused: {why}. Check user, password and rights in the URL")
 
     def reply_error(self, error: BaseException) -> StoreError:

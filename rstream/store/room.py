@@ -4,9 +4,11 @@ without workers is trimmed, too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from rstream.errors import StreamFull
+from rstream.logs import Voice, about
 from rstream.retention import Retention, size_text, text_of
 from rstream.store import layout as layouts
 from rstream.store.keys import ARCHIVE, Shard, rank_of
@@ -14,6 +16,11 @@ from rstream.store.layout import Layout
 from rstream.store.steps import Steps
 from rstream.store.trim import Needs, over, tidy
 from rstream.store.weigh import Group, Weight, limit, weigh
+
+log = logging.getLogger("rstream")
+
+KINDS = {"full": "writes were refused, for a shard was full,"}
+_voices: dict[str, Voice] = {}
 
 TRIES = 20
 """After which nobody who does not wait for room is kept waiting."""
@@ -33,7 +40,16 @@ def make_room(layout: Layout, needs: Needs, hopeless: Mapping[Shard, int]) -> St
     weights: list[Weight] = yield weigh(tuple(hopeless))
     # Where there is room by now, others were faster: then it is only a matter of trying.
     full = [each for each in weights if hopeless[each.shard] >= TRIES or _does_not_fit(each, *needs[each.shard])]
-    return {weight.shard: StreamFull(_told(layout, retention, weight)) for weight in full}
+    errors = {weight.shard: StreamFull(_told(layout, retention, weight)) for weight in full}
+    for error in errors.values():
+        _say(layout.name, error)
+    return errors
+
+
+def _say(stream: str, error: StreamFull) -> None:
+    """Whoever published is told, and may keep it to himself."""
+    voice = _voices.setdefault(stream, Voice(log, f"stream {stream!r}", KINDS, most=1))
+    voice.say("full", logging.WARNING, "%s", error, extra=about({"stream": stream}))
 
 
 def _does_not_fit(weight: Weight, entries: int, counted: int) -> bool:

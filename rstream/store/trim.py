@@ -9,14 +9,16 @@ that it does not count any more; then what it loses is written down. docs/retent
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from rstream.logs import about
 from rstream.retention import Limits, Retention, current_limits, older_limits, roomy
 from rstream.store import layout as layouts
 from rstream.store.keys import ARCHIVE, Shard, rank_of
 from rstream.store.layout import Layout
+from rstream.store.pause import paused
 from rstream.store.pins import behind_first
 from rstream.store.steps import Steps
 from rstream.store.weigh import LOOKED, Losers, Seen, Trim, Weight, index, limit, now_seen, survey, trim, weigh
@@ -53,6 +55,25 @@ class Standing:
     alarm: Alarm = ""
 
 
+class Dropped:
+    """What groups lost, told in one line each, also where the work is broken off."""
+
+    def __init__(self) -> None:
+        self._lost: dict[str, list[tuple[Shard, int]]] = {}
+
+    def add(self, part: Trim) -> None:
+        for group, count in part.lost.items():
+            self._lost.setdefault(group, []).append((part.shard, count))
+
+    def tell(self, stream: str) -> None:
+        for group, found in self._lost.items():
+            text = "%s/%s: %d entries of shard %s were dropped before they were processed: rstream trim %s --dry-run"
+            shards = dict.fromkeys(str(shard) for shard, _ in found)
+            named = ", ".join([*shards][:8]) + (f" and {len(shards) - 8} others" if len(shards) > 8 else "")
+            extra = about({"stream": stream, "group": group})
+            log.warning(text, stream, group, sum(count for _, count in found), named, stream, extra=extra)
+
+
 @dataclass(slots=True)
 class Tidied:
     """What was trimmed, or in a dry run would be. weights: shards before that."""
@@ -60,6 +81,7 @@ class Tidied:
     weights: list[Weight]
     groups: list[Standing]
     trims: list[Trim] = field(default_factory=list)
+    dropped: Dropped = field(default_factory=Dropped)
 
     @property
     def lost(self) -> dict[str, int]:
@@ -73,22 +95,32 @@ class Tidied:
 
 def tidy(layout: Layout, retention: Retention, *, dry: bool = False, needs: Needs = NOTHING) -> Steps[Tidied]:
     """Trim a stream, and bring its limits up to date. needs: shards that were full, and what has to fit into them."""
+    dropped = Dropped()
+    try:
+        return (yield from _tidy(layout, retention, dropped, dry=dry, needs=needs))
+    finally:
+        dropped.tell(layout.name)
+
+
+def _tidy(layout: Layout, retention: Retention, dropped: Dropped, *, dry: bool, needs: Needs) -> Steps[Tidied]:
     shards = tuple(needs) if needs and not layout.older else layout.every
     weights, before = yield survey(layout, shards)
     if not weights:
         return Tidied([], [])
-    missed = _shift(before, max(weight.now for weight in weights))
     now = max(weight.now for weight in weights)
+    missed = _shift(before, now)
     groups = standings(weights, before, retention, now)
+    held = yield from _held(layout, groups)
+    groups = [replace(each, alarm="") if each.name in held else each for each in groups]
     losers = _losers(weights, groups, before, retention, now)
     if not dry:
-        new = _news(weights, before, now, all_of_it=missed)
+        new = _news(weights, before, now, held, all_of_it=missed)
         gone = _gone(weights, before) if shards == layout.every else []
         if new or gone:
             yield now_seen(layout, new, gone)
         if retention.counts and (yield from _count(weights, retention)):
             weights = yield weigh(shards)
-    done = Tidied(weights, groups)
+    done = Tidied(weights, groups, dropped=dropped)
     minid = f"{now - int(retention.age_seconds * 1000)}-0" if retention.age_seconds is not None else ""
     current, older = _split(layout, weights)
     beside = older_limits(retention, [each.held for each in current], [[each.held for each in g] for g in older])
@@ -203,7 +235,7 @@ def _trim(
     whole: Trim | None = None
     while True:
         part: Trim = yield trim(weight.shard, minid, limits, losers, dry=dry)
-        _tell(part)
+        done.dropped.add(part)
         whole = part if whole is None else _sum(whole, part)
         if not part.more or dry:
             break
@@ -216,13 +248,6 @@ def over(entries: int, counted: int, limits: Limits) -> bool:
     return (limits.entries is not None and entries > limits.entries) or (
         limits.bytes is not None and counted > limits.bytes
     )
-
-
-def _tell(part: Trim) -> None:
-    for group, count in part.lost.items():
-        text = "%s/%s: %d entries of shard %s were dropped before they were processed: rstream trim %s --dry-run"
-        stream = part.shard.stream.split(":")[-2]
-        log.warning(text, stream, group, count, part.shard, stream)
 
 
 def _sum(one: Trim, other: Trim) -> Trim:
@@ -240,6 +265,13 @@ def _later(one: str, other: str) -> str:
 # -- who counts -----------------------------------------------------------------------------------------------------
 
 
+def who_counts(weights: Sequence[Weight], before: Seen, retention: Retention) -> list[Standing]:
+    """As `tidy` has it. before: is changed."""
+    now = max((weight.now for weight in weights), default=0)
+    _shift(before, now)
+    return standings(weights, before, retention, now)
+
+
 def standings(weights: Sequence[Weight], before: Seen, retention: Retention, now: int) -> list[Standing]:
     """Of all groups, by name."""
     found = []
@@ -250,6 +282,13 @@ def standings(weights: Sequence[Weight], before: Seen, retention: Retention, now
         if name != ARCHIVE:
             alarm = "ignored" if idle > retention.ttl_seconds else "soon" if idle > retention.ttl_seconds / 2 else ""
         found.append(Standing(name, idle, alarm))
+    return found
+
+
+def _held(layout: Layout, groups: Sequence[Standing]) -> Steps[Collection[str]]:
+    """Those that would soon not count any more, and are paused: somebody wants them to be waited for."""
+    late = [each.name for each in groups if each.alarm]
+    found: Collection[str] = (yield paused(layout.namespace, layout.name, late)) if late else ()
     return found
 
 
@@ -283,15 +322,17 @@ def _shift(before: Seen, now: int) -> bool:
     return True
 
 
-def _news(weights: Sequence[Weight], before: Seen, now: int, *, all_of_it: bool) -> dict[str | bytes, int]:
-    """What is to be written down of who lives."""
+def _news(
+    weights: Sequence[Weight], before: Seen, now: int, held: Collection[str], *, all_of_it: bool
+) -> dict[str | bytes, int]:
+    """What is to be written down of who lives. held: groups that count as if they did."""
     new: dict[str | bytes, int] = {}
     if all_of_it:
         new.update(before.groups)
     if now - before.looked > SEEN_MS:
         new[LOOKED] = now
     names = {group.name for weight in weights for group in weight.groups}
-    living = {group.name for weight in weights for group in weight.groups if group.lives}
+    living = {group.name for weight in weights for group in weight.groups if group.lives}.union(held)
     for name in names:
         at = before.groups.get(name)
         if at is None or (name in living and now - at > SEEN_MS):

@@ -14,14 +14,17 @@ from rstream.batch import Batch, answers
 from rstream.calling import answered
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError
+from rstream.logs import subject
 from rstream.process import clock
 from rstream.reference import Uploads
 from rstream.retry import Retry
 from rstream.store.deliveries import Fetched, Outcome
+from rstream.tracing import Processing
 from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.execute import ack_of, acked
 from rstream.worker.run import ConsumerRun
+from rstream.worker.say import tell_each
 from rstream.worker.start import Started, delivery_of, start
 
 OTHER_KEYS = 0.01
@@ -76,10 +79,11 @@ async def _fill(run: ConsumerRun) -> list[Fetched]:
 
 
 class Part(NamedTuple):
-    """Events of which at least one failed the call that they were given to."""
+    """Events of which at least one failed the call that they were given to. took: seconds that it lasted."""
 
     items: list[Started]
     error: BaseException
+    took: float
 
 
 class Acked(NamedTuple):
@@ -101,12 +105,13 @@ class Bisection:
         self._failed: list[Part] = []
         self._singles = 0
         self._called = self._any_success = False
+        self._took = 0.0
 
     async def work(self) -> None:
         try:
             await self._try(self._items)
             while self._failed:
-                items, error = self._failed.pop()
+                items, error, self._took = self._failed.pop()
                 if len(items) == 1 or self._hopeless(items, error):
                     for each in items:
                         self._fail(each, error)
@@ -138,11 +143,22 @@ class Bisection:
             items = [each for each in items if self._still_ours(each)]
         if not items:
             return
-        self._called = True
+        if not self._called:
+            self._called = True
+            self._begin(items)
+        if run.spans is None:
+            return await self._call(items)
+        with run.spans.of_batch([each.entry for each in items]) as span:
+            await self._call(items, span)
+
+    async def _call(self, items: list[Started], span: Processing | None = None) -> None:
+        run = self._run
         batch = Batch([delivery_of(run, each) for each in items] if run.tells else ())
         place = (items[0].entry.shard, items[0].entry.id)
+        subject.set([each.entry for each in items])
         began = run.running[place] = clock()
         outcomes: list[object] = []
+        run.tally.batched += len(items)
         try:
             result, error = await answered(run.call([each.event for each in items], batch))
             if error is None and run.emitter is None and not batch.failures and not isinstance(result, list | tuple):
@@ -153,14 +169,27 @@ class Bisection:
             error = wrong
         finally:
             del run.running[place]
-            run.took(clock() - began)
+            run.tally.batched -= len(items)
+            self._took = clock() - began
+            run.took(self._took)
+            if run.voice.each:
+                tell_each(run, f"{len(items)} entries", self._took)
         if error is None:
-            await self._settle(list(zip(items, outcomes, strict=True)))
+            failed = await self._settle(list(zip(items, outcomes, strict=True)))
+            if span is not None and failed:
+                span.ended(failed=failed)
             return
+        if span is not None:
+            span.failed(error)
         for index, failure in batch.failures.items():
             self._fail(items[index], failure)
         if rest := [each for index, each in enumerate(items) if index not in batch.failures]:
-            self._failed.append(Part(rest, error))
+            self._failed.append(Part(rest, error, self._took))
+
+    def _begin(self, items: list[Started]) -> None:
+        tally, now = self._run.tally, self._run.lease.redis_now()
+        for each in items:
+            tally.begins(each.entry, each.attempt, now)
 
     def _still_ours(self, each: Started) -> bool:
         """A further call is a further start: not of what may be somebody else's by now."""
@@ -170,7 +199,8 @@ class Bisection:
         del self._open[id(each)]
         return False
 
-    async def _settle(self, answered: list[tuple[Started, object]]) -> None:
+    async def _settle(self, answered: list[tuple[Started, object]]) -> int:
+        """How many failed."""
         emitter = self._run.emitter
         uploads = None if emitter is None else emitter.uploads()
         acks, emits, failed = made = self._acked(answered, uploads)
@@ -185,8 +215,9 @@ class Bisection:
             self._fail(each, why)
         for each, ack in acks:
             self._any_success = True
-            self._run.counts.handled += 1
+            self._run.tally.handled += 1
             self._end(each, ack)
+        return len(failed)
 
     def _acked(self, answered: list[tuple[Started, object]], uploads: Uploads | None) -> Acked:
         acks, emits, failed = Acked([], [], [])
@@ -204,12 +235,13 @@ class Bisection:
         return Acked(acks, emits, failed)
 
     def _fail(self, each: Started, error: BaseException) -> None:
-        self._end(each, failures.judge(self._run, each.entry, delivery_of(self._run, each), error))
+        subject.set(each.entry)
+        self._end(each, failures.judge(self._run, each.entry, delivery_of(self._run, each), error, self._took))
 
     def _end_all(self, items: list[Started]) -> None:
         """All went well, and nothing was said of any."""
         run, self._any_success = self._run, True
-        run.counts.handled += len(items)
+        run.tally.handled += len(items)
         for each in items:
             del self._open[id(each)]
         run.plain.add_all([ack_of(run, each) for each in items])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from rstream import tracing
 from rstream.delivery import Delivery
 from rstream.errors import (
     EventTooLarge,
@@ -71,7 +72,8 @@ class Emitter:
         events = result if isinstance(result, list | tuple) else [result]
         name = delivery.idempotency_key
         ids = [derived_event_id(delivery.event_id, name, number) for number in range(len(events))]
-        records, _ = self._target.prepare(self._layout, events, ids=ids, uploads=uploads)
+        headers = tracing.carried(self._target.app.settings.tracing)
+        records, _ = self._target.prepare(self._layout, events, ids=ids, uploads=uploads, headers=headers)
         size = sum(len(record.payload) for batch in records.values() for record in batch)
         if len(events) > MAX_EVENTS or size > MAX_BYTES:
             raise EventTooLarge(

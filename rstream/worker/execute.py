@@ -7,14 +7,18 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
-from rstream.calling import Answer
+from rstream.calling import Answer, OnLoop
 from rstream.delivery import kept_something
+from rstream.logs import subject
 from rstream.process import clock
 from rstream.reference import Uploads
 from rstream.store.deliveries import Fetched, Outcome, bare_ack
+from rstream.tracing import Processing
 from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.run import ConsumerRun
+from rstream.worker.say import tell_each
+from rstream.worker.spans import Spans
 from rstream.worker.start import Started, delivery_of, start, start_fresh
 
 TURN_SECONDS = 0.002
@@ -47,6 +51,7 @@ async def slot(run: ConsumerRun) -> None:
 
 def _begin(run: ConsumerRun, entry: Fetched, now: float) -> Awaitable[None] | None:
     """Handle a delivery; what has to be waited for: nothing, where nothing has to be asked and the handler does not."""
+    subject.set(entry)  # what it logs, and what is logged of it, tells which it is about
     if entry.source is not None or run.consumer.once is not None:
         return _ask_and_call(run, entry)
     started = start_fresh(run, entry, now)
@@ -60,35 +65,79 @@ async def _ask_and_call(run: ConsumerRun, entry: Fetched) -> None:
 
 
 def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
+    if run.spans is not None:
+        return _call_in_span(run, run.spans, started)
     place = started.entry[:2]
     began = run.running[place] = clock()
+    run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
     answer = run.call(started.event, started.given)
     if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
         return _end(run, started, began, answer)
     del run.running[place]
-    run.took(clock() - began)
-    run.counts.handled += 1
+    took = clock() - began
+    run.took(took)
+    if run.voice.each:
+        tell_each(run, f"entry {started.entry.shard.entry_id(started.entry.id)}", took)
+    run.tally.handled += 1
     run.settle(ack_of(run, started))
     return None
 
 
-async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer | Awaitable[Answer]) -> None:
+async def _call_in_span(run: ConsumerRun, spans: Spans, started: Started) -> None:
+    with spans.of_one(started.entry, started.attempt) as span:
+        began = run.running[started.entry[:2]] = clock()
+        run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
+        answer = run.call(started.event, started.given)
+        await _end(run, started, began, answer, span)
+
+
+async def _end(
+    run: ConsumerRun,
+    started: Started,
+    began: float,
+    answer: Answer | Awaitable[Answer],
+    span: Processing | None = None,
+) -> None:
     entry = started.entry
     try:
         try:
-            result, error = answer if isinstance(answer, Answer) else await answer
+            result, error = answer if isinstance(answer, Answer) else await _waited(run, entry, answer)
         finally:
             del run.running[entry[:2]]
             run.took(clock() - began)
+            if run.voice.each:
+                tell_each(run, f"entry {entry.shard.entry_id(entry.id)}", clock() - began)
+        if run.hand.is_cancelled(entry[:2]):
+            if span is not None:
+                span.ended(outcome="cancelled")
+            return run.let_go(entry.shard, entry.id)
         if error is None:
-            return run.settle(await _emitted(run, started, result))
+            outcome = await _emitted(run, started, result)
+            if span is not None:
+                span.ended(outcome=outcome.kind)
+            return run.settle(outcome)
     except asyncio.CancelledError:
         # The grace is over. The attempt counts, and somebody else may start the next at once.
         run.settle(Outcome(entry.shard, entry.id, started.attempt, "retry", 0))
         raise
     except Exception as raised:
         error = raised
-    run.settle(failures.judge(run, entry, delivery_of(run, started), error))
+    outcome = failures.judge(run, entry, delivery_of(run, started), error, clock() - began)
+    if span is not None:
+        span.failed(error)
+        span.ended(outcome=outcome.kind)
+    run.settle(outcome)
+
+
+async def _waited(run: ConsumerRun, entry: Fetched, answer: Awaitable[Answer]) -> Answer:
+    """The answer; meanwhile the handler can be cancelled, where it can."""
+    if not isinstance(answer, OnLoop):
+        return await answer
+    run.on_loop[entry[:2]] = answer
+    try:
+        return await answer
+    finally:
+        del run.on_loop[entry[:2]]
 
 
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
@@ -98,7 +147,7 @@ async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
         outcome, records = await run.emitter.upload(uploads, made, partial(acked, run, started, result))
         if records:
             await run.emitter.before_ack([(delivery_of(run, started), records)])
-    run.counts.handled += 1
+    run.tally.handled += 1
     return outcome
 
 

@@ -52,7 +52,8 @@ async def fetch_loop(run: ConsumerRun, slot: int | None, burst: bool) -> None:
             pauses = backoff()
         except GroupMissing as error:
             quiet = 0
-            if not await heal(run, error):
+            # Nothing but this makes the group: what was cut short is looked for in vain before, and that comes first.
+            while not await heal(run, error):  # noqa: ASYNC110
                 await asyncio.sleep(next(pauses))
         except StoreError as error:
             quiet = 0
@@ -107,7 +108,7 @@ async def _read(run: ConsumerRun, shards: list[Shard], room: int) -> Read:
     term, sent = run.lease.term, run.tokens(shards)
     if run.order is not None:
         shards = [*sent]  # some may have been given up meanwhile
-    if not shards:
+    if not shards or run.lanes.paused:  # it may have been, while room was waited for
         return Read([], [], True)
     try:
         read = await run.link.run(run.ops.fetch(room, shards, sent, begun=run.begins_by_reading))

@@ -19,8 +19,6 @@ from rstream.worker.hand import from_the_dead
 from rstream.worker.loads import pause, payload, with_payload
 from rstream.worker.run import ConsumerRun
 
-log = logging.getLogger("rstream")
-
 LOADERS = 8
 IN_A_ROW = 3
 LONGEST_CLOSED = 5.0
@@ -92,4 +90,5 @@ def _put_off(run: ConsumerRun, entry: Fetched, error: BlobError | None) -> None:
 def _tell(run: ConsumerRun, entry: Fetched, delay: float, error: BlobError | None) -> None:
     if error is not None:
         where = entry.shard.entry_id(entry.id)
-        log.warning("%s: entry %s waits %.1f s for its payload: %s", run.name, where, delay, one_line(error))
+        text, told = "%s: entry %s waits %.1f s for its payload: %s", {"rstream": run.about(entry)}
+        run.voice.say("blob", logging.WARNING, text, run.name, where, delay, one_line(error), extra=told)

@@ -14,13 +14,19 @@
 -- ARGV[6] retention  JSON, "" = none declared: of several who declare one, the first counts
 -- returns         {generation, key, version of this schema (0: not stored), {generation, its shards, …} of all that
 --                  are stored, the same of those that were removed, {version, schema, …} of those not compared yet,
---                  the retention that is stored or "", 1 if it was stored by this call}
+--                  the retention that is stored or "", 1 if it was stored by this call, 1 if the stream was}
 -- cost            O(fields)
-redis.call('HSETNX', KEYS[1], 'generation', 1)
+-- Where it is there already, nothing is written: who publishes need not have the right to.
+local function once(field, value)
+  if redis.call('HGET', KEYS[1], field) then return 0 end
+  return redis.call('HSETNX', KEYS[1], field, value)
+end
+
+local made = once('generation', 1)
 local generation = redis.call('HGET', KEYS[1], 'generation')
-redis.call('HSETNX', KEYS[1], 'shards:' .. generation, ARGV[1])
-redis.call('HSETNX', KEYS[1], 'key', ARGV[2])
-local kept = ARGV[6] ~= '' and redis.call('HSETNX', KEYS[1], 'retention', ARGV[6]) or 0
+once('shards:' .. generation, ARGV[1])
+once('key', ARGV[2])
+local kept = ARGV[6] ~= '' and once('retention', ARGV[6]) or 0
 local version = redis.call('HGET', KEYS[1], 'version:' .. ARGV[4])
 local compared, versions = tonumber(ARGV[5]), tonumber(redis.call('HGET', KEYS[1], 'versions') or 0)
 local others = {}
@@ -44,4 +50,4 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
   end
 end
 return {tonumber(generation), redis.call('HGET', KEYS[1], 'key'), tonumber(version), stored, removed, others,
-  redis.call('HGET', KEYS[1], 'retention') or '', kept}
+  redis.call('HGET', KEYS[1], 'retention') or '', kept, made}
