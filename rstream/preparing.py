@@ -14,7 +14,7 @@ from rstream.event import new_event_id, new_event_ids
 from rstream.reference import Uploads
 from rstream.store.keys import Shard, hash_of
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_ENTRIES, Parts, Record
+from rstream.store.record import FLUSH_ENTRIES, Parts, Record
 
 if TYPE_CHECKING:
     from rstream.stream import Stream

@@ -19,8 +19,8 @@ from rstream.process import clock
 from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
 from rstream.store.link import Link
-from rstream.store.log import Parts, weight_of
 from rstream.store.parcel import Parcel, by_half
+from rstream.store.record import Parts, weight_of
 
 Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
 """Each parcel with the ids of its records, or its error."""

@@ -16,8 +16,8 @@ from rstream.producer import Sent, outboxes
 from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
 from rstream.store.link import SyncLink
-from rstream.store.log import Parts, weight_of
 from rstream.store.parcel import Parcel, Promise, Slip, by_half
+from rstream.store.record import Parts, weight_of
 from rstream.synccourier import SyncCourier
 
 NAP = 0.05
