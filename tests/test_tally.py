@@ -52,21 +52,42 @@ def test_closed_sets_are_the_documented_ones() -> None:
 # -- tallies
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**13), st.floats(0, 10**5), st.integers(1, 3)), max_size=50))
+@given(st.lists(st.tuples(st.integers(-500, 10**8), st.floats(0, 10**5), st.integers(1, 3)), max_size=50))
 def test_the_queue_delay_is_that_of_every_entry(begun: list[tuple[int, float, int]]) -> None:
-    """Whatever it remembers of the last one."""
-    tally, now = Tally("s", "g"), 0.0
-    buckets = [0] * (len(BOUNDS) + 1)
+    """Counted one by one or together, on Redis's clock or another, whatever order they come in."""
+    alone, together, now = Tally("s", "g"), Tally("s", "g"), 0.0
+    buckets, total = [0] * (len(BOUNDS) + 1), 0.0
+    ahead = 1_700_000_000.0
     for back, step, times in begun:
         now += step
-        ms = max(0, 1_700_000_000_000 + int(now * 1000) - back)
+        ms = int((ahead + now) * 1000) - back
         for seq in range(times):
-            tally.begins(entry(ms, seq=seq), 1, 1_700_000_000 + now)
-            buckets[bisect_left(BOUNDS, 1_700_000_000 + now - ms / 1000)] += 1
+            alone.begins(entry(ms, seq=seq), 1, ahead + now)
+            together.quick.append((entry(ms, seq=seq).id, now, 0.0001 + step))
+            seconds = max(0.0, ahead + now - ms / 1000)
+            buckets[bisect_left(BOUNDS, seconds)] += 1
+            total += seconds
             now += 0.0004
-    assert tally.delay[:-1] == buckets
-    assert tally.attempts == sum(buckets)
-    assert tally.delay[-1] >= 0
+    together.catch_up(ahead)
+    assert together.handled == together.attempts == alone.attempts == sum(buckets)
+    assert not together.quick and sum(together.handler[:-1]) == sum(buckets)
+    for tally in (alone, together):
+        # Of what lies on a bound, the last bit of a sum decides.
+        assert all(abs(one - other) <= 2 for one, other in zip(tally.delay[:-1], buckets, strict=True))
+        assert sum(tally.delay[:-1]) == sum(buckets)
+        assert tally.delay[-1] == pytest.approx(total, abs=0.001)
+
+
+def test_what_was_handled_quickly_is_in_the_histogram_as_all_else() -> None:
+    tally, seconds = Tally("s", "g"), (0.0001, 0.002, 0.7, 0.001)
+    for took in seconds:
+        tally.quick.append((b"1700000000000-0", 1.0, took))
+    tally.catch_up(1_700_000_000.0)
+    wanted = Tally("s", "g")
+    for took in seconds:
+        wanted.took(took)
+    assert tally.handler == wanted.handler
+    assert tally.delay[bisect_left(BOUNDS, 1.0)] == 4 and tally.delay[-1] == pytest.approx(4.0)
 
 
 def test_an_entry_from_the_future_waited_for_nothing() -> None:

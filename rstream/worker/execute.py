@@ -12,7 +12,7 @@ from rstream.delivery import kept_something
 from rstream.logs import subject
 from rstream.process import clock
 from rstream.reference import Uploads
-from rstream.store.deliveries import Fetched, Outcome, bare_ack
+from rstream.store.deliveries import BARE, Fetched, Outcome, bare_ack
 from rstream.tracing import Processing
 from rstream.worker import failures
 from rstream.worker.emit import Records
@@ -69,17 +69,23 @@ def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
         return _call_in_span(run, run.spans, started)
     place = started.entry[:2]
     began = run.running[place] = clock()
-    run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
     answer = run.call(started.event, started.given)
     if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
+        run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
         return _end(run, started, began, answer)
     del run.running[place]
     took = clock() - began
-    run.took(took)
+    run.pace.took(took)
     if run.voice.each:
         tell_each(run, f"entry {started.entry.shard.entry_id(started.entry.id)}", took)
-    run.tally.handled += 1
-    run.settle(ack_of(run, started))
+    ack = ack_of(run, started)
+    if ack.c == BARE:
+        run.tally.quick.append((place[1], began, took))
+    else:
+        run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
+        run.tally.took(took)
+        run.tally.handled += 1
+    run.settle(ack)
     return None
 
 

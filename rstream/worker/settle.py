@@ -32,6 +32,7 @@ async def settle_loop(run: ConsumerRun, outcomes: Outcomes) -> None:
 
 async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
     """Settle all that is waiting to be settled."""
+    run.tally.catch_up(run.lease.ahead)
     batch = outcomes.take()
     if not batch:
         return
