@@ -63,7 +63,7 @@ def test_the_queue_delay_is_that_of_every_entry(begun: list[tuple[int, float, in
         ms = int((ahead + now) * 1000) - back
         for seq in range(times):
             alone.begins(entry(ms, seq=seq), 1, ahead + now)
-            together.quick.append((entry(ms, seq=seq).id, now, 0.0001 + step))
+            together.quick += entry(ms, seq=seq).id, now, 0.0001 + step
             seconds = max(0.0, ahead + now - ms / 1000)
             buckets[bisect_left(BOUNDS, seconds)] += 1
             total += seconds
@@ -81,7 +81,7 @@ def test_the_queue_delay_is_that_of_every_entry(begun: list[tuple[int, float, in
 def test_what_was_handled_quickly_is_in_the_histogram_as_all_else() -> None:
     tally, seconds = Tally("s", "g"), (0.0001, 0.002, 0.7, 0.001)
     for took in seconds:
-        tally.quick.append((b"1700000000000-0", 1.0, took))
+        tally.quick += b"1700000000000-0", 1.0, took
     tally.catch_up(1_700_000_000.0)
     wanted = Tally("s", "g")
     for took in seconds:

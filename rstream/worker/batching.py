@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from functools import partial
-from itertools import repeat
 from typing import NamedTuple
 
 from rstream.batch import Batch, answers
@@ -190,7 +189,8 @@ class Bisection:
     def _begin(self, items: list[Started]) -> None:
         tally, now = self._run.tally, self._run.lease.redis_now()
         tally.attempts += len(items)
-        tally.waited([each[0][1] for each in items if each[4] == 1 and each[0][4] != "~again"], repeat(now))
+        fresh = [each[0][1] for each in items if each[4] == 1 and each[0][4] != "~again"]
+        tally.waited(fresh, [now] * len(fresh))
 
     def _still_ours(self, each: Started) -> bool:
         """A further call is a further start: not of what may be somebody else's by now."""

@@ -80,7 +80,7 @@ def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
         tell_each(run, f"entry {started.entry.shard.entry_id(started.entry.id)}", took)
     ack = ack_of(run, started)
     if ack.c == BARE:
-        run.tally.quick.append((place[1], began, took))
+        run.tally.quick += place[1], began, took
     else:
         run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
         run.tally.took(took)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import get_args
+from typing import Any, get_args
 
 from rstream.blobs.meter import Operation, Spent
 from rstream.store.deliveries import Fetched, Outcome
@@ -49,8 +49,8 @@ class Tally:
     Redis refused · astray: deliveries that were somebody else's before they were started · recovered: taken over from
     dead workers · unheld: let go while the lease was gone · lost: trimmed before they were processed · resets: the
     group was gone, and made anew · handler, delay: seconds that handlers ran, and from publish to the first start ·
-    batched: events in running batches · blobs, segments: what was asked of the blob store, and archived · quick: (id,
-    when it began, seconds) of what was handled in one go and is not counted yet.
+    batched: events in running batches · blobs, segments: what was asked of the blob store, and archived · quick: of
+    what was handled in one go and is not counted yet, one after the other, id, when it began, seconds.
     """
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Tally:
             name: (histogram(), [0]) for name in get_args(Operation)
         }
         self.segments, self.segment_bytes = histogram(), 0
-        self.quick: list[tuple[bytes, float, float]] = []
+        self.quick: list[bytes | float] = []
         self._lock = threading.Lock()
 
     def begins(self, entry: Fetched, attempt: int, now: float) -> None:
@@ -79,14 +79,15 @@ class Tally:
         if attempt == 1 and entry.source != "~again":
             self.waited((entry.id,), (now,))
 
-    def waited(self, ids: Iterable[bytes], starts: Iterable[float], ahead: float = 0.0) -> None:
+    def waited(self, ids: Sequence[bytes], starts: Sequence[float], ahead: float = 0.0) -> None:
         """Entries were started for the first time. starts: by a clock than which Redis's is so many seconds ahead."""
         # Where there is much to do, many have the same time, and wait in the same bucket.
-        delay, bucket, count, total = self.delay, 0, 0, 0.0
+        delay, bucket, count, total = self.delay, 0, 0, sum(starts)
         time, at, since, until = b"", 0.0, inf, -inf
-        for id, start in zip(ids, starts, strict=False):
+        for id, start in zip(ids, starts, strict=True):
             if not (since <= start < until and id.startswith(time)):
                 delay[bucket] += count
+                total -= count * at
                 count = 0
                 ms, dash, _ = id.partition(b"-")
                 time, at, since = ms + dash, int(ms) / 1000 - ahead, start
@@ -95,21 +96,21 @@ class Tally:
                 bucket = bisect_left(BOUNDS, start - at)
                 until = at + BOUNDS[bucket] if bucket < len(BOUNDS) else inf
             count += 1
-            total += start - at
         delay[bucket] += count
-        delay[-1] += total
+        delay[-1] += max(0.0, total - count * at)
 
     def catch_up(self, ahead: float) -> None:
         """Count what was handled quickly. ahead: as above, of the clock that tells when it began."""
         if not self.quick:
             return
-        done, self.quick = self.quick, []
-        ids, starts, tooks = zip(*done, strict=True)
-        self.attempts += len(done)
-        self.handled += len(done)
-        self.waited(ids, starts, ahead)
+        done: list[Any] = self.quick
+        self.quick = []
+        tooks = done[2::3]
+        self.attempts += len(tooks)
+        self.handled += len(tooks)
+        self.waited(done[::3], done[1::3], ahead)
         if max(tooks) <= SHORTEST:
-            self.handler[0] += len(done)
+            self.handler[0] += len(tooks)
             self.handler[-1] += sum(tooks)
         else:
             for took in tooks:
