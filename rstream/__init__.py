@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rstream.app import RStream
     from rstream.batch import Batch
     from rstream.blobs.blob import Blob
+    from rstream.crypto import Keyring
     from rstream.delivery import Delivery
     from rstream.errors import RStreamError
     from rstream.event import Entry, EntryId, Event
@@ -25,6 +26,7 @@ __all__ = [
     "Entry",
     "EntryId",
     "Event",
+    "Keyring",
     "RStream",
     "RStreamError",
     "Reject",
@@ -38,6 +40,7 @@ _HOMES = {
     "rstream.app": ("RStream",),
     "rstream.batch": ("Batch",),
     "rstream.blobs.blob": ("Blob",),
+    "rstream.crypto": ("Keyring",),
     "rstream.delivery": ("Delivery",),
     "rstream.errors": ("RStreamError",),
     "rstream.event": ("Entry", "EntryId", "Event"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -20,6 +20,9 @@ from rstream.store.link import Link, SyncLink
 from rstream.stream import Stream
 from rstream.upgrades import Upgrades
 
+if TYPE_CHECKING:
+    from rstream.crypto import Keyring
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -33,9 +36,10 @@ class RStream:
     max_event_bytes: encoded size of the largest event (1 MiB) where there is no blob store · blobs: where payloads and
     `Blob` fields above `blob_threshold` bytes (32 KiB) are kept, "s3://bucket/prefix?endpoint=…" or
     "file:///directory"; default RSTREAM_BLOBS, else nowhere · durability: "replicated" has `publish` return when a
-    replica has the events, too (default RSTREAM_DURABILITY, else "local") · tracing: where OpenTelemetry is set up,
-    whether a handler's span is a child of the publisher's ("parent"), only linked to it ("link"), or there is none
-    ("off"); default RSTREAM_TRACING, else "parent". Connects when first used. Raises `ConfigError`.
+    replica has the events, too (default RSTREAM_DURABILITY, else "local") · encrypt: the keys with which the payloads
+    of its streams are encrypted, where they do not say otherwise · tracing: where OpenTelemetry is set up, whether a
+    handler's span is a child of the publisher's ("parent"), only linked to it ("link"), or there is none ("off");
+    default RSTREAM_TRACING, else "parent". Connects when first used. Raises `ConfigError`.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class RStream:
         durability: Durability | None = None,
         blobs: str | None = None,
         blob_threshold: int | None = None,
+        encrypt: Keyring | None = None,
         tracing: Mode | None = None,
     ) -> None:
         self.settings = Settings.load(
@@ -66,6 +71,7 @@ class RStream:
             from rstream.blobs import check_url
 
             check_url(self.settings.blobs)
+        self._encrypt = encrypt
         self.endpoint = Endpoint(self.settings.url)
         self.streams: dict[str, Stream[Any]] = {}
         self._links: PerLoop[Link] = PerLoop()
@@ -84,6 +90,7 @@ class RStream:
         retention: Retention | None = None,
         full_wait: float | None = None,
         archive: bool | float = False,
+        encrypt: Keyring | Literal[False] | None = None,
     ) -> Stream[M]:
         """Declare a stream of `model` events.
 
@@ -92,18 +99,21 @@ class RStream:
         retention: what is kept; the first one that is declared is stored, and wins until `rstream streams retention`
         stores another. Without one, nothing is ever trimmed · full_wait: seconds to wait for room where it is full
         (default: the app's) · archive: have workers write its entries to the blob store before they may be trimmed; a
-        number says after how many seconds also little is written (True: 60). Raises `ConfigError`.
+        number says after how many seconds also little is written (True: 60) · encrypt: the keys with which its
+        payloads are encrypted (default: the app's); False: they are not. Raises `ConfigError`.
         """
         if name in self.streams:
             raise ConfigError(f"stream {name!r} is declared already in this app: declare it once and import it")
         schema = describe(model, key)
         codec = ModelCodec(model, Upgrades(name, schema))
-        self.streams[name] = Stream(self, name, codec, schema, key, shards, retention, full_wait, archive)
+        ring = self._encrypt if encrypt is None else encrypt or None
+        self.streams[name] = Stream(self, name, codec, schema, key, shards, retention, full_wait, archive, ring)
         return self.streams[name]
 
     def open(self, name: str) -> Stream[Any]:
         """A stream as it is stored, for code that has no model: its events are plain dicts, checked against the
-        stored schema. Blocks for one round trip. Raises `UnknownStream`, `StoreUnavailable`.
+        stored schema. Where they are encrypted, it takes the keys of the app, else those in RSTREAM_KEYS. Blocks for
+        one round trip. Raises `UnknownStream`, `StoreUnavailable`.
         """
         if name in self.streams:
             return self.streams[name]
@@ -114,10 +124,21 @@ class RStream:
                 f"no stream {name!r} in namespace {self.settings.namespace!r} at {self.endpoint.label}: "
                 + (f"there are {', '.join(known)}" if known else "there are none yet; the first publish declares one")
             )
-        stream = Stream(self, name, SchemaCodec(layout.schema), layout.schema, layout.key, layout.shards)
+        self.streams[name] = self._as_stored(layout)
+        return self.streams[name]
+
+    def _as_stored(self, layout: layouts.Layout) -> Stream[Any]:
+        assert layout.schema is not None
+        ring = self._ring_for_stored() if layout.encrypted else None
+        codec = SchemaCodec(layout.schema)
+        stream = Stream(self, layout.name, codec, layout.schema, layout.key, layout.shards, encrypt=ring)
         stream.adopt(layout)
-        self.streams[name] = stream
         return stream
+
+    def _ring_for_stored(self) -> Keyring:
+        from rstream.crypto import Keyring
+
+        return self._encrypt or Keyring.env()
 
     @property
     def consumers(self) -> list[Consumer]:

@@ -19,7 +19,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -155,9 +155,26 @@ else:
         return task
 
 
+class OnLoop(Awaitable[Answer]):
+    """The answer of a handler that is at work on the loop. It can be cancelled: then that is its answer, unless it says
+    something else.
+    """
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[Answer]) -> None:
+        self._task = task
+
+    def __await__(self) -> Generator[Any, None, Answer]:
+        return _ended(self._task).__await__()
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+
 def _in_task(work: Coroutine[Any, Any, Answer]) -> Answer | Awaitable[Answer]:
     task = _task(work)
-    return _answer_of(task) if task.done() else _ended(task)
+    return _answer_of(task) if task.done() else OnLoop(task)
 
 
 def _answer_of(task: asyncio.Task[Answer]) -> Answer:

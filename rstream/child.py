@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from rstream import logs, tracing
 from rstream.batch import Batch
+from rstream.blobs.meter import Notes, Spent, metered
 from rstream.calling import AGAIN_AFTER, Answer, Handler
 from rstream.delivery import Delivery
 from rstream.errors import ConfigError, HandlerTimeout, one_line
@@ -40,13 +41,14 @@ class Reply(NamedTuple):
     """What a child sends: once when it has started, and then one for every request.
 
     error: what was raised · failures: what its batch was told · outcomes: exceptions in the list that was returned, by
-    index · result: what was returned, pickled, without those.
+    index · result: what was returned, pickled, without those · spent: on the blob store.
     """
 
     error: Packed | None
     failures: dict[int, Packed]
     outcomes: dict[int, Packed]
     result: bytes | None
+    spent: Spent = []  # noqa: RUF012 - nobody adds to it
 
 
 class Around(NamedTuple):
@@ -141,17 +143,18 @@ def _found(module: str, name: str) -> Handler:
 
 
 def _work(handler: Any, request: bytes) -> Reply:
-    given = None
+    given, notes = None, Notes()
     try:
         event, given, timeout, answers, around = pickle.loads(request)
         _decline_signals()  # again: what was imported may have wishes of its own
-        call = partial(contextvars.copy_context().run, _called, handler, event, given, around)
+        with metered(notes):
+            call = partial(contextvars.copy_context().run, _called, handler, event, given, around)
         result, error = _Alarm(timeout).over(call)
         if error is None:
-            return _reply(result, given, answers)
+            return _reply(result, given, answers)._replace(spent=notes.notes)
     except BaseException as raised:
         error = raised
-    return _failed(error, given)
+    return _failed(error, given)._replace(spent=notes.notes)
 
 
 def _called(handler: Handler, event: Any, given: Delivery | Batch | None, around: Around) -> Any:

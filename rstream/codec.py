@@ -9,17 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from functools import partial
-from itertools import repeat
+from functools import cache, partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgpack
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from rstream.errors import EntryInvalid, EventInvalid, KeyMissing
+from rstream.errors import EntryInvalid, EventError, EventInvalid, EventTooLarge, KeyMissing, Undecryptable
+from rstream.event import Key
 from rstream.plain import Plain
-from rstream.reference import Reference, Uploads, unpack_ext
+from rstream.reference import SEALED, Reference, Uploads, unpack_ext
 from rstream.upgrades import Upgrades
 
 E = TypeVar("E")
@@ -38,8 +38,8 @@ class Codec(Protocol[E]):
     def encode(self, event: E | Mapping[str, Any], version: int, uploads: Uploads | None = None) -> bytes:
         """The payload. `uploads` takes what goes to the blob store. Raises `EventInvalid`."""
 
-    def decode(self, payload: bytes) -> E:
-        """The event. Raises `EntryInvalid`."""
+    def decode(self, payload: bytes, key: Key = None) -> E:
+        """The event. Raises `EntryInvalid`. key: of no use here; see `Decode`."""
 
     def key(self, event: E | Mapping[str, Any], field: str) -> object:
         """The value of the key field, or None."""
@@ -53,12 +53,14 @@ class ModelCodec(Generic[M]):
         self._dump = model.__pydantic_serializer__.to_python
         self._load = model.__pydantic_validator__.validate_python
         self._plain = Plain.of(model)
+        # One for all of them: it never calls back, so no other thread comes in between.
+        self._pack = _packer(buf_size=BUFFER).pack
 
     def encode(self, event: M | Mapping[str, Any], version: int, uploads: Uploads | None = None) -> bytes:
         """Raises `EventInvalid`."""
         if type(event) is self.model and self._plain is not None and self._plain.fits(event.__dict__):
             try:
-                return _packer(buf_size=BUFFER).pack([version, event.__dict__])  # type: ignore[no-any-return]
+                return _head(version) + self._pack(event.__dict__)  # type: ignore[no-any-return]
             except Exception:  # text that is none, a number of more than 64 bits
                 return self._encode_any(event, version, uploads)
         return self._encode_any(event, version, uploads)
@@ -71,7 +73,7 @@ class ModelCodec(Generic[M]):
         if not self._plain.all_fit(fields):
             return None
         try:
-            return [*map(_packer(buf_size=BUFFER).pack, zip(repeat(version), fields))]
+            return [*map(_head(version).__add__, map(_packer(buf_size=BUFFER).pack, fields))]
         except Exception:
             return None
 
@@ -83,7 +85,7 @@ class ModelCodec(Generic[M]):
             # warnings: an instance that was changed or constructed without validation could not be read again
             fields = self._dump(event, round_trip=True, by_alias=False, warnings="error")
             return pack_payload(version, fields, uploads)
-        except EventInvalid:
+        except EventError:
             raise
         except PydanticSerializationError as error:
             told = _VALUE.sub("", " ".join(str(error).split()))
@@ -103,9 +105,11 @@ class ModelCodec(Generic[M]):
 
     def key(self, event: M | Mapping[str, Any], field: str) -> object:
         # A dict is validated first: it must get the key, and so the shard, that its model would get.
-        return getattr(event if isinstance(event, self.model) else self._validate(event), field, None)
+        if type(event) is not self.model and not isinstance(event, self.model):
+            event = self._validate(event)
+        return getattr(event, field, None)
 
-    def decode(self, payload: bytes) -> M:
+    def decode(self, payload: bytes, key: Key = None) -> M:
         """Raises `EntryInvalid`."""
         version, fields = unpack_payload(payload)
         if self.upgrades:
@@ -119,6 +123,12 @@ class ModelCodec(Generic[M]):
             raise EntryInvalid("invalid", f"{self.model.__name__}: {type(error).__name__}: {error}") from error
 
 
+@cache
+def _head(version: int) -> bytes:
+    """How a payload begins: an array of two, of which this is the first. (Packing an array takes longer.)"""
+    return b"\x92" + msgpack.packb(version)  # type: ignore[no-any-return]
+
+
 def pack_payload(version: int, fields: Mapping[str, Any], uploads: Uploads | None = None) -> bytes:
     """Raises `EventInvalid` for what neither msgpack nor JSON can carry."""
     if not isinstance(fields, Mapping):
@@ -127,6 +137,8 @@ def pack_payload(version: int, fields: Mapping[str, Any], uploads: Uploads | Non
     try:
         # buf_size: a packer of msgpack's begins with 256 KiB, which the system maps, clears and takes back each time
         return _packer(default=other, buf_size=BUFFER).pack([version, fields])  # type: ignore[no-any-return]
+    except EventTooLarge:
+        raise
     except Exception as error:
         raise EventInvalid(f"the event cannot be encoded: {error}") from error
 
@@ -164,6 +176,11 @@ def unpack_payload(payload: bytes) -> tuple[int, dict[str, Any]]:
             "undecodable",
             "the payload is kept in a blob store, and this app has none: give RStream(blobs=…) or RSTREAM_BLOBS the "
             "store that its publisher has",
+        )
+    if payload[:1] == SEALED and isinstance(fields, str):
+        raise Undecryptable(
+            f"the payload is encrypted with key {fields[:32]!r}, and there are no keys here: give the stream, or its "
+            "app, encrypt=Keyring(…), and the command line RSTREAM_KEYS"
         )
     if rest or not isinstance(version, int) or not isinstance(fields, dict):
         raise EntryInvalid("undecodable", "the payload is not msgpack [version, fields]")

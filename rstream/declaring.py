@@ -31,6 +31,13 @@ def declare(stream: Stream[Any]) -> Steps[Layout]:
     """Store the declaration, or learn what is stored. Raises `StreamMismatch`, `SchemaIncompatible`; of a stream that
     is archived, and that Redis does not know, `BlobError` and `ArchiveDamaged`.
     """
+    layout = yield from _declare(stream)
+    if stream.claims.seal is not None:
+        yield layouts.mark_encrypted(layout.namespace, layout.name)
+    return layout
+
+
+def _declare(stream: Stream[Any]) -> Steps[Layout]:
     if stream._layout is not None:  # it was accepted once, and what others have stored since does not end it
         yield layouts.restore(stream._layout)  # Redis may have lost the numbers
         layout: Layout = yield stream.declaration()
@@ -60,6 +67,8 @@ def declare_again(stream: Stream[Any]) -> Steps[Layout]:
     assert stream._layout is not None
     kept: bool = yield layouts.restore(stream._layout)
     layout: Layout = yield stream.declaration()
+    if stream.claims.seal is not None:
+        yield layouts.mark_encrypted(layout.namespace, layout.name)
     if kept:
         return layout
     stored: Layout | None = yield layouts.load(layout.namespace, layout.name)

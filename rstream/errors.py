@@ -5,6 +5,7 @@
 │   └── `LoadError`      MODULE:NAME that does not import
 ├── `PositionError`      an id or time that does not parse
 ├── `UnknownStream`      nobody declared this stream
+├── `UnknownEntry`       no entry of a stream is known by this id
 ├── `StreamMismatch`     a declaration that contradicts what is stored of the stream
 │   └── `SchemaIncompatible`   … by its model: who has a stored version could not read it, or it could not read them
 ├── `EventError`         an event that cannot be published
@@ -12,6 +13,7 @@
 │   ├── `EventTooLarge`
 │   └── `KeyMissing`
 ├── `EntryInvalid`       an entry that cannot be turned into an event (`reason` says which kind)
+│   ├── `Undecryptable`  it is encrypted with a key that is not here, or was altered, or moved
 │   ├── `BlobMissing`    what it refers to is not in the blob store
 │   └── `BlobAltered`    what is there is not what was stored
 ├── `BlobError`          the blob store
@@ -71,6 +73,10 @@ class UnknownStream(RStreamError):
     """Nobody declared this stream."""
 
 
+class UnknownEntry(RStreamError):
+    """No entry of the stream is known by this id."""
+
+
 class StreamMismatch(RStreamError):
     """The declaration contradicts what is stored of the stream."""
 
@@ -100,13 +106,20 @@ class KeyMissing(EventError):
 
 
 class EntryInvalid(RStreamError):
-    """An entry that cannot be turned into an event; `reason` is "undecodable", "invalid", "outdated" or what a subclass
-    says.
+    """An entry that cannot be turned into an event; `reason` is "undecodable", "invalid", "outdated", "plaintext" or
+    what a subclass says.
     """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class Undecryptable(EntryInvalid):
+    """An entry that is encrypted with a key that is not here; or it was altered, or was of another stream or key."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("undecryptable", message)
 
 
 class BlobMissing(EntryInvalid):

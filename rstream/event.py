@@ -7,17 +7,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from rstream.errors import EntryInvalid, PositionError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Event(BaseModel):
@@ -30,6 +27,10 @@ class Event(BaseModel):
 
 
 E = TypeVar("E")
+
+Key = bytes | str | None
+Decode = Callable[[bytes, Key], E]
+"""What makes an event of a payload, and of its entry's key, to which it is bound where it is encrypted."""
 
 MAX_PART = 2**64 - 1
 _ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?(?:@(\d{1,9})\.(\d{1,9}))?", re.ASCII)
@@ -79,7 +80,7 @@ class Entry(Generic[E]):
     """One stored event, as `read` yields it. `event` is decoded when first touched.
 
     id: EntryId · key: str, or None where the stream has no keys · event_id: 16 bytes (UUIDv7; of an emitted one v8) ·
-    headers: str -> str · payload: the encoded event, see docs/wire-format.md.
+    headers: str -> str · payload: the encoded event, encrypted where the stream is, see docs/wire-format.md.
     """
 
     # Slots, and no cached_property: readings make hundreds of thousands of these.
@@ -92,26 +93,26 @@ class Entry(Generic[E]):
         key: str | None,
         event_id: bytes,
         headers: Mapping[str, str],
-        decode: Callable[[bytes], E],
+        decode: Decode[E],
     ) -> None:
         self.id = id
         self.payload = payload
         self.key = key
         self.event_id = event_id
         self.headers = headers
-        self._decode: Callable[[bytes], E] | None = decode
+        self._decode: Decode[E] | None = decode
 
     @property
     def event(self) -> E:
         """The event. Raises `EntryInvalid` where the payload is undecodable or does not fit the model."""
         if self._decode is not None:
-            self._event, self._decode = self._decode(self.payload), None
+            self._event, self._decode = self._decode(self.payload, self.key), None
         return self._event
 
     def spoil(self, error: EntryInvalid) -> None:
         """For rstream: have `event` raise this."""
 
-        def decode(payload: bytes) -> Any:
+        def decode(payload: bytes, key: Key) -> Any:
             raise error
 
         self._decode = decode
@@ -131,7 +132,13 @@ def new_event_ids(count: int) -> list[bytes]:
 
 def new_event_id() -> bytes:
     """One of these."""
-    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + _ending()
+    while True:
+        try:
+            ending = _spare.pop()  # atomic: no two threads get the same
+        except IndexError:
+            _spare.extend(_endings(SPARE))
+        else:
+            return (time.time_ns() // 1_000_000).to_bytes(6, "big") + ending
 
 
 def _endings(count: int) -> list[bytes]:
@@ -143,18 +150,10 @@ def _endings(count: int) -> list[bytes]:
     return [ends[at : at + 10] for at in range(0, 10 * count, 10)]
 
 
-def _ending() -> bytes:
-    while True:
-        try:
-            return _spare.pop()  # atomic: no two threads get the same
-        except IndexError:
-            _spare.extend(_endings(SPARE))
-
-
 _VERSION = bytes(byte & 0x0F | 0x70 for byte in range(256))
 _VARIANT = bytes(byte & 0x3F | 0x80 for byte in range(256))
 
-SPARE = 64
+SPARE = 512
 _spare: list[bytes] = []
 """Made in advance: asking the kernel takes longer than all the rest of a lone id."""
 

@@ -28,12 +28,12 @@ INLINE = 1
 
 
 class Memo:
-    """Field -> encoded value, of one entry and group."""
+    """Field -> encoded value, of one entry and group; where that cannot be read, a text that says why."""
 
     __slots__ = ("_running", "kept")
 
     def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
+        self.kept: dict[str, bytes | str] = {}
         self._running: dict[str, object] = {}
 
     @property
@@ -126,8 +126,10 @@ def spill(packed: bytes, what: str) -> bytes:
     )
 
 
-def unpack(packed: bytes, what: str) -> Any:
+def unpack(packed: bytes | str, what: str) -> Any:
     """Raises `MemoInvalid`."""
+    if isinstance(packed, str):
+        raise MemoInvalid(f"{what} that was stored cannot be read: {packed}")
     try:
         form, fields = unpack_payload(packed)
         if form == INLINE:

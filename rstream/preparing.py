@@ -12,7 +12,7 @@ from rstream.codec import ModelCodec, key_bytes, key_bytes_of_all, pack_headers
 from rstream.errors import EventInvalid
 from rstream.event import new_event_id, new_event_ids
 from rstream.reference import Uploads
-from rstream.store.keys import Shard
+from rstream.store.keys import Shard, hash_of
 from rstream.store.layout import Layout
 from rstream.store.log import FLUSH_ENTRIES, Record
 
@@ -39,6 +39,21 @@ def by_shard(
     for shard, parts in zip(places, zip(payloads, keys, ids, repeat(headers)), strict=True):
         records[shard].append(_record(parts))
     return records
+
+
+def flat_by_shard(
+    places: Sequence[Shard], payloads: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], headers: bytes
+) -> dict[Shard, list[bytes]]:
+    """The parts of the records of each shard, one record after the other, in the order of the events."""
+    flat: dict[Shard, list[bytes]] = {shard: [] for shard in dict.fromkeys(places)}
+    for shard, payload, key, id in zip(places, payloads, keys, ids, strict=True):
+        flat[shard] += (payload, key, id, headers)
+    return flat
+
+
+def flattened(records: Mapping[Shard, Sequence[Record]]) -> dict[Shard, list[bytes]]:
+    """The same, of records that are made."""
+    return {shard: [*chain.from_iterable(batch)] for shard, batch in records.items()}
 
 
 class Preparing(Generic[E]):
@@ -73,9 +88,9 @@ class Preparing(Generic[E]):
         events: Iterable[E | Mapping[str, Any]],
         key: str | None,
         headers: Mapping[str, str] | None,
-    ) -> tuple[Iterator[dict[Shard, list[Record]]], list[Shard]]:
-        """As `all`, where there is no blob store: all are encoded, and their records made when they are asked for,
-        so many at a time that each shard gets about one flush of them.
+    ) -> tuple[Iterator[dict[Shard, list[bytes]]], list[Shard]]:
+        """As `all`, where there is no blob store: all are encoded, and their records made (flat) when they are asked
+        for, so many at a time that each shard gets about one flush of them.
         """
         packed = pack_headers(headers)
         payloads, keys = self._encode(layout, events, key, None)
@@ -83,7 +98,7 @@ class Preparing(Generic[E]):
         parts = [slice(at, at + size) for at in range(0, len(payloads), size)]
         places = [self._places(layout, keys[part]) for part in parts]
         groups = (
-            by_shard(mine, payloads[part], keys[part], new_event_ids(len(mine)), packed)
+            flat_by_shard(mine, payloads[part], keys[part], new_event_ids(len(mine)), packed)
             for part, mine in zip(parts, places, strict=True)
         )
         return groups, [*chain.from_iterable(places)]
@@ -99,10 +114,10 @@ class Preparing(Generic[E]):
         keys: list[bytes] = []
 
         def add(part: Sequence[Any]) -> None:
-            encoded = self._encode_all(part, layout.version) if len(part) > 1 else None
-            encoded = encoded or self._encode_each(part, layout.version, uploads)
+            encoded = self._encode_all(part, layout.version, given) if len(part) > 1 else None
+            encoded = encoded or self._encode_each(part, layout.version, given, uploads)
             payloads.extend(encoded[0])
-            keys.extend(repeat(given, len(part)) if self._stream.key is None else encoded[1])
+            keys.extend(encoded[1])
 
         if isinstance(events, list | tuple):
             for at in range(0, len(events), PART):
@@ -112,44 +127,52 @@ class Preparing(Generic[E]):
                 add((event,))
         return payloads, keys
 
-    def _encode_all(self, events: Sequence[Any], version: int) -> tuple[list[bytes], list[bytes]] | None:
+    def _encode_all(
+        self, events: Sequence[Any], version: int, given: bytes
+    ) -> tuple[Sequence[bytes], Sequence[bytes]] | None:
         """Payloads and keys, where nothing is special about any of them: then that takes a third of the time."""
-        payloads = (
-            self._stream.codec.encode_all(events, version) if isinstance(self._stream.codec, ModelCodec) else None
-        )
-        if payloads is None or not self._stream.claims.inline(payloads):
+        stream, seal = self._stream, self._stream.claims.seal
+        payloads = stream.codec.encode_all(events, version) if isinstance(stream.codec, ModelCodec) else None
+        if payloads is None:
             return None
-        if self._stream.key is None:
-            return payloads, []
-        keys = key_bytes_of_all([*map(attrgetter(self._stream.key), events)])
-        return None if keys is None else (payloads, keys)
+        if stream.key is None:
+            keys: Sequence[bytes] | None = [given] * len(events)
+        else:
+            keys = key_bytes_of_all([*map(attrgetter(stream.key), events)])
+        if keys is not None and seal is not None:
+            payloads = seal.seal_all(payloads, keys)
+        return None if keys is None or not stream.claims.inline(payloads) else (payloads, keys)
 
     def _encode_each(
-        self, events: Sequence[Any], version: int, uploads: Uploads | None
+        self, events: Sequence[Any], version: int, given: bytes, uploads: Uploads | None
     ) -> tuple[list[bytes], list[bytes]]:
         """The same, whatever they are."""
-        payloads, keys = [], []
-        for event in events:
-            payloads.append(
-                self._stream.claims.check(self._stream.codec.encode(event, version, uploads), version, uploads)
-            )
-            if self._stream.key is not None:
-                keys.append(key_bytes(self._stream.codec.key(event, self._stream.key), self._stream.key))
-        return payloads, keys
+        encoded = [self._encode_one(event, version, given, uploads) for event in events]
+        return [payload for payload, _ in encoded], [key for _, key in encoded]
+
+    def _encode_one(self, event: Any, version: int, given: bytes, uploads: Uploads | None) -> tuple[bytes, bytes]:
+        stream, seal = self._stream, self._stream.claims.seal
+        payload = stream.codec.encode(event, version, uploads)
+        if seal is None:
+            payload = stream.claims.check(payload, version, uploads)
+        key = given if stream.key is None else key_bytes(stream.codec.key(event, stream.key), stream.key)
+        if seal is not None:
+            payload = stream.claims.check(seal.seal(payload, key), version, uploads)
+        return payload, key
 
     def one(
         self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
     ) -> tuple[Shard, Record]:
         """As `all`, for a new event where there is no blob store."""
-        stream, version = self._stream, layout.version
-        if key is not None and stream.key is not None:
+        field = self._stream.key
+        if key is not None and field is not None:
             raise self._has_key()
-        payload = stream.claims.check(stream.codec.encode(event, version), version, None)
-        if stream.key is not None:
-            raw = key_bytes(stream.codec.key(event, stream.key), stream.key)
+        given = b"" if key is None else key_bytes(key, "key")
+        payload, raw = self._encode_one(event, layout.version, given, None)
+        if raw:
+            shard = layout.current[hash_of(raw) * layout.shards >> 32]
         else:
-            raw = b"" if key is None else key_bytes(key, "key")
-        (shard,) = self._places(layout, (raw,))
+            (shard,) = self._places(layout, (raw,))
         return shard, _record((payload, raw, new_event_id(), pack_headers(headers) if headers else b""))
 
     def _has_key(self) -> EventInvalid:

@@ -30,6 +30,7 @@ import anyio.to_thread
 
 from rstream import logs, tracing
 from rstream.batch import Batch
+from rstream.blobs.meter import METER
 from rstream.calling import Answer, Handler, name_of, takes_two
 from rstream.child import GROUP_SIGNALS, Around, Reply, serve
 from rstream.delivery import Delivery
@@ -218,6 +219,8 @@ class _Child:
         except Exception as error:
             return Answer(error=ConfigError(f"the event cannot be sent to another process: {one_line(error)}"))
         reply = self._exchange(request)
+        if reply.spent and (meter := METER.get()) is not None:
+            meter.spent(reply.spent)
         if isinstance(given, Batch):
             given.failures.update({index: unpack(failure) for index, failure in reply.failures.items()})
         if reply.error is not None:

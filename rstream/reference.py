@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
-from rstream.errors import EntryInvalid
+from rstream.errors import EntryInvalid, EventTooLarge
 
 LARGEST = 256 * 1024 * 1024
 """Bytes of an encoded event, which is in memory as a whole. A `Blob` in it may be of any size."""
@@ -22,6 +22,10 @@ CODE = 66
 _SIZE = 32 + 8 + 4
 WHOLE = b"\x93"
 """The first byte of a payload that is a reference; one that is not is an array of two, which begins otherwise."""
+
+
+SEALED = b"\x94"
+"""The first byte of a payload that is encrypted: an array of four. See rstream/crypto.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ class Uploads:
 
     day: today · threshold: bytes above which something is kept there · waiting: what, by reference · unread: files
     that have to be read before there is a reference to them; the events are then encoded anew · at_once: they are read
-    where they are met, instead.
+    where they are met, instead · whole: nothing is kept there but payloads as a whole: those are encrypted, and what is
+    in them with them · held: the bytes of what was read for one of these, by `id`.
     """
 
     day: int
@@ -93,10 +98,14 @@ class Uploads:
     at_once: bool = True
     waiting: dict[Reference, bytes | Media] = field(default_factory=dict)
     unread: list[Media] = field(default_factory=list)
+    whole: bool = False
+    held: dict[int, bytes] = field(default_factory=dict)
     _of_event: list[Reference] = field(default_factory=list)
 
     def media(self, value: Media) -> bytes | msgpack.ExtType:
-        """A value as the payload has it."""
+        """A value as the payload has it. Raises `EventTooLarge`."""
+        if self.whole:
+            return self._inside(value)
         if value.size <= self.threshold and not value.rstream_stored:
             return value.rstream_inline()
         if value.rstream_unread and not self.at_once:
@@ -106,6 +115,26 @@ class Uploads:
         self.waiting[reference] = value
         self._of_event.append(reference)
         return reference.packed
+
+    def _inside(self, value: Media) -> bytes:
+        if value.size > LARGEST:
+            raise EventTooLarge(
+                f"a Blob has {value.size:,} bytes, and in an encrypted stream it is encrypted with its event, as a "
+                f"whole: at most {LARGEST:,}. Encrypt larger ones yourself, and publish what refers to them"
+            )
+        if (held := self.held.get(id(value))) is not None:
+            return held
+        if not self.at_once and (value.rstream_unread or value.rstream_stored):
+            self.unread.append(value)
+            return b""
+        return value.rstream_inline()
+
+    def look(self, value: Media) -> None:
+        """Read what is `unread`. Blocks; raises what reading a file may, and `BlobError`s."""
+        if self.whole:
+            self.held[id(value)] = value.rstream_inline()
+        else:
+            value.digest  # noqa: B018 - it is remembered
 
     def payload(self, payload: bytes, version: int) -> bytes:
         """An encoded event as its entry has it. What it refers to is told in the entry, too."""

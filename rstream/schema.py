@@ -174,7 +174,7 @@ class SchemaCodec:
         value = event.get(field, schema.get("default"))
         return _canonical(value, self._pick(value, schema))
 
-    def decode(self, payload: bytes) -> dict[str, Any]:
+    def decode(self, payload: bytes, key: object = None) -> dict[str, Any]:
         """The fields as stored. Raises `EntryInvalid` where they cannot be unpacked."""
         return unpack_payload(payload)[1]
 

@@ -20,7 +20,7 @@ from rstream.errors import ConfigError
 from rstream.event import Entry, EntryId
 from rstream.perloop import PerLoop
 from rstream.position import Position
-from rstream.preparing import Preparing
+from rstream.preparing import Preparing, flattened
 from rstream.producer import Producer, ids_of
 from rstream.queue import Queue
 from rstream.reference import Uploads
@@ -39,6 +39,7 @@ from rstream.upgrades import Hook
 if TYPE_CHECKING:
     from rstream.app import RStream
     from rstream.archive.archive import Archive
+    from rstream.crypto import Keyring, Seal
     from rstream.deadletter import DeadLetters
     from rstream.store.reshard import Resharding
 
@@ -62,6 +63,7 @@ class Stream(Generic[E]):
         retention: Retention | None = None,
         full_wait: float | None = None,
         archive: bool | float = False,
+        encrypt: Keyring | None = None,
     ) -> None:
         check_name("stream", name)
         if full_wait is not None and full_wait < 0:
@@ -73,7 +75,7 @@ class Stream(Generic[E]):
         self.app, self.name, self.codec, self.key, self.shards = app, name, codec, key, shards
         self.retention = retention
         self._full_wait = app.settings.full_wait if full_wait is None else full_wait
-        self.claims = Claims(app, name)
+        self.claims = Claims(app, name, _seal(app, name, encrypt))
         self.past = _past(app, name)
         self.archive = archive_of(self, archive)
         self.preparing = Preparing(self)
@@ -260,14 +262,13 @@ class Stream(Generic[E]):
         if self._layout is None or self.claims.source is not None:
             many = headers if type(headers) is Carried else Carried(headers or {})
             return (await self.publish_many([event], key=key, headers=many))[0]
-        return await self._producer(self._layout).send_one(*self.preparing.one(self._layout, event, key, headers))
+        shard, record = self.preparing.one(self._layout, event, key, headers)
+        return (await self._producers.get(self._make_producer).send_one(shard, record))[0]
 
-    def _producer(self, layout: Layout) -> Producer:
-        def make() -> Producer:
-            settings = self.app.settings
-            return Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
-
-        return self._producers.get(make)
+    def _make_producer(self) -> Producer:
+        settings, layout = self.app.settings, self._layout
+        assert layout is not None
+        return Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
 
     def _let_go(self) -> None:
         """The link for this event loop is closed. Whoever goes on publishing gets a new one."""
@@ -293,18 +294,18 @@ class Stream(Generic[E]):
         uploads = self.claims.uploads()
         if uploads is None:
             groups, places = self.preparing.groups(layout, events, key, headers)
-            return ids_of(await self._producer(layout).send(groups), places)
+            return ids_of(await self._producers.get(self._make_producer).send(groups), places)
         events = [*events]  # they may be encoded twice
 
         def make(uploads: Uploads | None) -> tuple[dict[Shard, list[Record]], list[Shard]]:
             return self.preparing.all(layout, events, key, headers, uploads=uploads)
 
         records, places = made = make(uploads)
-        producer = self._producer(layout)
+        producer = self._producers.get(self._make_producer)
         if uploads.waiting or uploads.unread or self._queues.get(Queue).busy:
             storing = self.claims.store(uploads, made, make)
             records, places = await self._queues.get(Queue).pass_through(records, storing)
-        return ids_of(await producer.send((records,)), places)
+        return ids_of(await producer.send((flattened(records),)), places)
 
     def prepare(
         self,
@@ -343,6 +344,14 @@ class Stream(Generic[E]):
         async for found in flow(self.app.link, steps, self.app.settings.publish_timeout):
             async for entry in self.claims.opened(found):
                 yield entry
+
+
+def _seal(app: RStream, name: str, ring: Keyring | None) -> Seal | None:
+    if ring is None:
+        return None
+    from rstream.crypto import Seal
+
+    return Seal(ring, app.settings.namespace, name).register()
 
 
 def _past(app: RStream, name: str) -> Archive | None:

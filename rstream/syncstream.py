@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from rstream import tracing
 from rstream.event import Entry, EntryId
 from rstream.position import Position
+from rstream.preparing import flattened
 from rstream.producer import ids_of
 from rstream.store.layout import Layout
 from rstream.store.log import read
@@ -94,7 +95,7 @@ class SyncStream(Generic[E]):
             return ids_of(self._made(layout).send(groups), places)
         records, places = self._stream.preparing.all(layout, events, key, headers, uploads=uploads)
         claims.store_sync(uploads)
-        return ids_of(self._made(layout).send((records,)), places)
+        return ids_of(self._made(layout).send((flattened(records),)), places)
 
     def _made(self, layout: Layout) -> SyncProducer:
         if self._producer is None:

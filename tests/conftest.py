@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ from tests.servers import KINDS, Server
 # would compile all of rstream anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What a script runs in the background has Ctrl-C ignored, and hands that down: a command on which a test presses it
+# would not feel it. What is caught, and not ignored, is not handed down.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, lambda *_: None)
 
 _count = itertools.count()
 _servers: dict[str, Server] = {}

@@ -23,6 +23,10 @@ KEYS = ["ada", "bob", "eve", None]
 FIRST, LAST = EntryId(0, 0, 0, 0), EntryId(MAX_PART, MAX_PART, MAX_PART, MAX_PART)
 
 
+def _text(payload: bytes, key: object) -> str:
+    return payload.decode()
+
+
 @dataclass
 class Log:
     """A stream in lists. `run` answers the two calls that a cursor sends, as Redis would."""
@@ -74,7 +78,7 @@ class Log:
         return [(b"%d-%d" % id, flat) for id, flat in row[start : bisect_right(ids, parsed(high))]]
 
     def read(self, start: EntryId, end: EntryId, key: str | None = None, page: int = 3) -> list[EntryId]:
-        cursor = Cursor(self.layout, start, end, bytes.decode, key, limit=page)
+        cursor = Cursor(self.layout, start, end, _text, key, limit=page)
         return [entry.id for entry in drive(cursor, self, page)]
 
     def ids(self) -> list[EntryId]:
@@ -144,7 +148,7 @@ def test_what_is_published_meanwhile_does_not_prolong_the_window(
     shards: int, events: list[Any], later: list[tuple[str | None, int]], end: EntryId, page: int
 ) -> None:
     log, by_id = filled(shards, events)
-    cursor = Cursor(log.layout, FIRST, end, bytes.decode, limit=page)
+    cursor = Cursor(log.layout, FIRST, end, _text, limit=page)
 
     def publish() -> None:
         if later:
@@ -168,7 +172,7 @@ def test_a_read_goes_on_after_the_id_where_it_stopped(shards: int, events: list[
 def test_entries_come_as_they_are_stored() -> None:
     log = Log(2)
     id = log.add(5, "ada", 0, pack_headers({"trace": "t"}))
-    (entry,) = drive(Cursor(log.layout, FIRST, LAST, bytes.decode), log, 500)
+    (entry,) = drive(Cursor(log.layout, FIRST, LAST, _text), log, 500)
     assert (entry.id, entry.key, entry.event, entry.event_id) == (id, "ada", "payload", bytes(16))
     assert entry.headers == {"trace": "t"}
 
@@ -177,7 +181,7 @@ def test_one_key_reads_one_shard() -> None:
     log = Log(7)
     for n in range(40):
         log.add(n, ["ada", "bob", "eve"][n % 3], 0)
-    cursor = Cursor(log.layout, FIRST, LAST, bytes.decode, "ada", limit=3)
+    cursor = Cursor(log.layout, FIRST, LAST, _text, "ada", limit=3)
     while op := cursor.op():
         streams = [call[3] if call[0] == "EVALSHA" else call[1] for call in op.calls]
         assert streams == [log.layout.shard("ada").stream]

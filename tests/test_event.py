@@ -103,7 +103,8 @@ child and os.waitpid(child, 0)
 def test_an_entry_decodes_once_and_only_when_asked() -> None:
     asked = []
 
-    def decode(payload: bytes) -> str:
+    def decode(payload: bytes, key: object) -> str:
+        assert key == "ada"
         asked.append(payload)
         return payload.decode()
 

@@ -13,7 +13,7 @@ from rstream import Event, Retention, RetryPolicy, RStream
 from rstream.store.lines import Lines
 from rstream.store.scripts import BY_SHA, Call
 from rstream.store.sync_lines import SyncLines
-from rstream.worker import recover
+from rstream.worker import fetch, recover
 from rstream.worker.worker import Worker
 from tests.servers import Server
 from tests.test_worker import working
@@ -38,7 +38,7 @@ def seen(n: int) -> Seen:
 
 
 BUDGET = {
-    "beat": 10.0,  # all groups at once, every lease/3
+    "beat+present+enrol": 10.0,  # all groups at once, every lease/3
     "recover+others": 7.5,  # a group: every lease/4
     "members+look": 7.5,  # an ordered group: every lease/4
     "mine": 15.0,  # a group: the audit
@@ -46,11 +46,14 @@ BUDGET = {
     "knock": 5.0,  # an ordered group, blocked meanwhile
     "XREADGROUP": 5.0,  # another group, blocked meanwhile
     "listen": 5.0,  # blocked meanwhile
-    "generations": 15.0,
-    "HGET": 10.0,  # the janitor: which retentions there are
-    "office+HGETALL": 10.0,  # of a stream with one
-    "weigh+HGETALL": 10.0,  # of which this worker looks after
-    "HSET": 10.0,  # and writes down that it did
+    "generations+HGET": 5.0,  # resharded, or paused?
+    "HGET+peek": 15.0,  # the janitor: which retentions there are, and whether it is time to add to the history
+    "office+HGETALL": 15.0,  # of a stream with one
+    "weigh+HGETALL": 15.0,  # of which this worker looks after
+    "HSET": 15.0,  # and writes down that it did
+    "HGETALL": 60.0,  # then, of a stream: where it is,
+    "totals": 60.0,  # what was counted,
+    "sample": 60.0,  # and what that adds
 }
 """Seconds between two round trips of a kind, at the least: docs/performance.md says the same."""
 
@@ -118,6 +121,30 @@ async def test_an_idle_worker_asks_no_more_than_that(one_app: RStream, counted: 
             groups = 2
         assert name in BUDGET, f"{name} is not in the budget: {found}"
         assert number <= groups * (passed / BUDGET[name] + 1), f"{name}: {number} in {passed:.1f} s"
+
+
+@pytest.mark.parametrize(("ordered", "read"), [(True, "knock"), (False, "XREADGROUP")])
+async def test_a_lone_entry_is_begun_before_the_next_read_is_written(
+    one_app: RStream, counted: Counter[str], monkeypatch: pytest.MonkeyPatch, ordered: bool, read: str
+) -> None:
+    monkeypatch.setattr(fetch, "BLOCK_MS", 60_000)  # no wait ends by itself
+    stream = one_app.stream("seen", Seen, key="user", shards=4)
+    reads_at_start: list[int] = []
+
+    @stream.consumer("g", ordered=ordered, concurrency=1, prefetch=10)  # so there is room for the next ones
+    async def handle(event: Seen) -> None:
+        reads_at_start.append(counted[read])
+
+    async with working(one_app):
+        await eventually_async(lambda: counted[read] > 0)
+        await stream.publish(seen(0))  # it may meet a worker that still begins
+        await eventually_async(lambda: len(reads_at_start) == 1)
+        for n in range(1, 6):
+            await eventually_async(lambda: counted[read] > reads_at_start[-1])
+            waiting = counted[read]
+            await stream.publish(seen(n))
+            await eventually_async(lambda n=n: len(reads_at_start) == n + 1)  # type: ignore[misc]
+            assert reads_at_start[-1] == waiting
 
 
 @pytest.fixture

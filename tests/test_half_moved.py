@@ -58,6 +58,7 @@ def test_who_lives_is_not_robbed_while_its_alive_key_is_not_there_yet(
             shard.owner("g"),
             shard.parked("g"),
             shard.lost,
+            shard.done,
             shard.alive("g", "two"),
         ]
 
@@ -69,6 +70,7 @@ def test_who_lives_is_not_robbed_while_its_alive_key_is_not_there_yet(
         source.ask("ZADD", shard.retry("g"), 10**15, "9-9")  # there is something under every other name
         source.ask("SADD", shard.parked("g"), "ada")
         source.ask("HSET", shard.lost, "other", msgpack.packb([0, "", [], 0]))
+        source.ask("HSET", shard.done, "acked:other", 1)
         with own_cluster.moving(shard.slot, source, target):
             own_cluster.hand_over(source, target, *here)
             with pytest.raises(StoreUnavailable, match="is moving a slot to another node"):

@@ -12,8 +12,8 @@ import rstream
 from rstream import errors
 
 PUBLIC = [
-    "Batch", "Blob", "Delivery", "Entry", "EntryId", "Event", "RStream", "RStreamError", "Reject", "Retention", "Retry",
-    "RetryPolicy", "Stream",
+    "Batch", "Blob", "Delivery", "Entry", "EntryId", "Event", "Keyring", "RStream", "RStreamError", "Reject",
+    "Retention", "Retry", "RetryPolicy", "Stream",
 ]  # fmt: skip
 
 MEMBERS = {
@@ -25,6 +25,7 @@ MEMBERS = {
     "Blob": "digest file open path read rstream_inline rstream_stored rstream_unread size sync",
     "Entry": "event event_id headers id key payload spoil",
     "EntryId": "count generation index ms parse redis seq shard",
+    "Keyring": "env file find ids load newest",
     "RStream": "aclose close consumers link open stream sync_link",
     "Retention": (
         "age age_seconds bytes cap counts entries from_json group_ttl soft soft_level to_json ttl_seconds unprocessed"
@@ -76,7 +77,9 @@ PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions",
 USED_BY_ALL = PYDANTIC | {"anyio", "sniffio", "idna", "msgpack", "xxhash"}
 """What declaring a stream and its consumers imports: no client of Redis, no blob store's, no server, no CLI."""
 
-RARE = [f"rstream.{name}" for name in ("archive", "cli", "deadletter", "export", "replay", "reset", "worker")]
+RARE = [
+    f"rstream.{name}" for name in ("archive", "cli", "dashboard", "deadletter", "export", "replay", "reset", "worker")
+]
 RARE += [f"rstream.store.{name}" for name in ("embedded", "reshard", "room", "stats", "trim", "weigh")]
 
 

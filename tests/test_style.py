@@ -74,7 +74,7 @@ def test_only_the_store_talks_with_redis(path: Path) -> None:
 
 
 PURE = ["event", "errors", "settings", "retry", "position", "codec", "schema", "memo", "delivery", "batch"]
-PURE += ["plain", "compat", "upgrades", "where", "reference", "retention"]
+PURE += ["plain", "compat", "upgrades", "where", "reference", "retention", "buckets"]
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -93,8 +93,9 @@ def test_a_check_has_no_input_or_output(name: str) -> None:
 
 
 ROOMS = [
-    ("store", ("worker", "cli", "replay", "app", "stream", "producer", "doctor")),
-    ("worker", ("cli", "replay", "doctor")),
+    ("store", ("worker", "cli", "replay", "app", "stream", "producer", "doctor", "metrics")),
+    ("worker", ("cli", "replay", "doctor", "metrics")),
+    ("metrics", ("cli", "replay")),
     ("doctor", ("cli", "worker", "replay")),
 ]
 

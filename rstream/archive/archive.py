@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from rstream.archive.manifest import Manifest
 from rstream.archive.reader import SegmentReader
 from rstream.archive.vault import Vault, prefix
-from rstream.event import EntryId
+from rstream.event import Decode, EntryId
 from rstream.process import clock
 from rstream.reference import Source
 from rstream.store import keys
@@ -81,7 +81,7 @@ class Archive:
         end: EntryId,
         before: Rank,
         key: str | None,
-        decode: Callable[[bytes], Any],
+        decode: Decode[Any],
         window: int,
     ) -> SegmentReader:
         """See `rstream.store.past.Past.read`."""

@@ -21,7 +21,8 @@ from rstream.archive.archive import Archive
 from rstream.archive.manifest import Manifest, Row
 from rstream.archive.reader import SegmentReader
 from rstream.archive.segment import Raw, Sealed, build
-from rstream.event import MAX_PART, EntryId
+from rstream.blobs.meter import METER
+from rstream.event import MAX_PART, EntryId, Key
 from rstream.logs import about
 from rstream.process import clock
 from rstream.store import archiving, keys
@@ -210,7 +211,11 @@ class Archiver:
             return None
         manifest = manifest.with_row(row)
         new_tag = yield self._archive.do(partial(self._vault.replace, shard, manifest, tag))
-        return None if new_tag is None else (manifest, new_tag)
+        if new_tag is None:
+            return None
+        if (meter := METER.get()) is not None:
+            meter.segment(clock() - began, len(sealed.data))
+        return manifest, new_tag
 
     # -- where Redis and the archive differ -------------------------------------------------------------------------
 
@@ -257,7 +262,8 @@ class Archiver:
     def _strays(self, shard: Shard, manifest: Manifest, after: Rank) -> Steps[tuple[int, str] | None]:
         """What Redis has between an id and the end of the archive that is not in it: how many, and the first."""
         low, high = EntryId(*after, MAX_PART, MAX_PART), EntryId(*manifest.last_rank, MAX_PART, MAX_PART)
-        reader = SegmentReader(self._vault, shard, manifest, low, high, END, None, bytes, self._segment_bytes)
+        size = self._segment_bytes
+        reader = SegmentReader(self._vault, shard, manifest, low, high, END, None, _as_stored, size)
         blocks, known, upto = reader.blocks(), dict[Rank, list[bytes]](), after
         count, first, at, more = 0, "", f"{after[0]}-{after[1]}", True
         while more:
@@ -289,3 +295,7 @@ def _is_much(at: Standing, waiting: int, known: _Known) -> bool:
 
 def _size(entry: Raw) -> int:
     return sum(map(len, entry[1]))
+
+
+def _as_stored(payload: bytes, key: Key) -> bytes:
+    return payload

@@ -18,7 +18,7 @@ from rstream.archive.segment import Block, Columns
 from rstream.archive.vault import Vault
 from rstream.codec import unpack_headers
 from rstream.errors import EntryInvalid
-from rstream.event import Entry, EntryId
+from rstream.event import Decode, Entry, EntryId, Key
 from rstream.logs import about
 from rstream.store.keys import Rank, Shard, rank_of
 from rstream.store.log import make_entry
@@ -46,7 +46,7 @@ class SegmentReader:
         end: EntryId,
         before: Rank,
         key: str | None,
-        decode: Callable[[bytes], Any],
+        decode: Decode[Any],
         window: int,
     ) -> None:
         self._vault, self._shard, self._manifest = vault, shard, manifest
@@ -139,7 +139,7 @@ class _Buffer:
         return memoryview(self._held)[at : at + size]
 
 
-def _entries(shard: Shard, columns: Columns, key: bytes | None, decode: Callable[[bytes], Any]) -> list[Entry[Any]]:
+def _entries(shard: Shard, columns: Columns, key: bytes | None, decode: Decode[Any]) -> list[Entry[Any]]:
     """Those of a key, or all."""
     if columns.others:
         made = (make_entry(EntryId(*id, shard.generation, shard.number), flat, decode) for id, flat in columns.raw())
@@ -157,13 +157,13 @@ def _entries(shard: Shard, columns: Columns, key: bytes | None, decode: Callable
     return entries
 
 
-def _headers(packed: bytes, decode: Callable[[bytes], Any]) -> tuple[dict[str, str], Callable[[bytes], Any]]:
+def _headers(packed: bytes, decode: Decode[Any]) -> tuple[dict[str, str], Decode[Any]]:
     try:
         return unpack_headers(packed), decode
     except EntryInvalid as error:
         wrong = error
 
-        def raising(payload: bytes) -> Any:
+        def raising(payload: bytes, key: Key) -> Any:
             raise wrong
 
         return {}, raising

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rstream.blobs import owners
 from rstream.blobs.blob import Blob
-from rstream.codec import Codec
+from rstream.codec import Codec, unpack_payload
 from rstream.errors import BlobError, BlobRefused, EntryInvalid, EventTooLarge
 from rstream.reference import LARGEST, SOURCE, WHOLE, Media, Reference, Source, Uploads, whole
 from rstream.store import layout as layouts
@@ -28,7 +28,8 @@ from rstream.store.link import Op, backoff
 if TYPE_CHECKING:
     from rstream.app import RStream
     from rstream.blobs.shelf import Shelf
-    from rstream.event import Entry
+    from rstream.crypto import Seal
+    from rstream.event import Decode, Entry, Key
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -40,10 +41,12 @@ WINDOW, WINDOW_BYTES = 16, 32 * 1024 * 1024
 
 
 class Claims:
-    """source: where the stream has its blobs; None where the app has no blob store."""
+    """source: where the stream has its blobs; None where the app has no blob store · seal: how its payloads are
+    encrypted before they go anywhere; None where they are not.
+    """
 
-    def __init__(self, app: RStream, stream: str) -> None:
-        self._app, self._settings, self._stream = app, app.settings, stream
+    def __init__(self, app: RStream, stream: str, seal: Seal | None = None) -> None:
+        self._app, self._settings, self._stream, self.seal = app, app.settings, stream, seal
         url = self._settings.blobs
         self.source = None if url is None else Source(url, prefix(self._settings.namespace, stream))
         self._marked = False
@@ -65,7 +68,8 @@ class Claims:
         """For one publish; None where there is no blob store. at_once: files may be read while events are encoded."""
         if self.source is None:
             return None
-        return Uploads(int(today().strftime("%Y%m%d")), self._settings.blob_threshold, at_once)
+        day = int(today().strftime("%Y%m%d"))
+        return Uploads(day, self._settings.blob_threshold, at_once, whole=self.seal is not None)
 
     def inline(self, payloads: Sequence[bytes]) -> bool:
         """Whether all these may go into their entries as they are."""
@@ -91,8 +95,10 @@ class Claims:
         to be read first, which takes too long for an event loop. Raises `BlobError`s, and what reading a file may.
         """
         if uploads is not None and uploads.unread:
-            await self._shelf.all(partial(getattr, media, "digest") for media in uploads.unread)
-            uploads = self.uploads(at_once=True)
+            await self._shelf.all(partial(uploads.look, media) for media in uploads.unread)
+            held, uploads = uploads.held, self.uploads(at_once=True)
+            assert uploads is not None
+            uploads.held = held
             made = make(uploads)
         if uploads is not None and uploads.waiting:
             if not self._marked:
@@ -135,19 +141,25 @@ class Claims:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def decoder(self, codec: Codec[E]) -> Callable[[bytes], E]:
-        """`codec.decode`, with which blobs know where they are."""
-        if self.source is None:
-            return codec.decode
+    def decoder(self, codec: Codec[E]) -> Decode[E]:
+        """`codec.decode`, with which blobs know where they are, after what is encrypted was decrypted."""
+        seal, source, plain = self.seal, self.source, codec.decode
+        if seal is None and source is None:
+            return plain
 
-        def decode(payload: bytes) -> E:
-            token = SOURCE.set(self.source)
+        def decode(payload: bytes, key: Key = None) -> E:
+            token = SOURCE.set(source)
             try:
-                return codec.decode(payload)
+                return plain(payload if seal is None else seal.open(payload, key))
             finally:
                 SOURCE.reset(token)
 
         return decode
+
+    def fields(self, entry: Entry[Any]) -> dict[str, Any]:
+        """What an entry holds, as it was written: of whatever version, decrypted. Raises `EntryInvalid`."""
+        payload = entry.payload if self.seal is None else self.seal.open(entry.payload, entry.key)
+        return unpack_payload(payload)[1]
 
     async def fetch(self, reference: Reference) -> bytes:
         """A payload. Raises `BlobMissing`, `BlobAltered`, `BlobError`."""

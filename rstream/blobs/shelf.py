@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from functools import cache
 from typing import IO, Any, TypeVar
 
@@ -21,6 +22,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 
 from rstream.blobs.base import CHUNK, BlobStore
+from rstream.blobs.meter import Metered
 from rstream.blobs.url import open_store
 from rstream.errors import BlobAltered
 from rstream.perloop import PerLoop
@@ -60,7 +62,7 @@ class Shelf:
         with self._lock:
             self._pool = self._pool or ThreadPoolExecutor(THREADS, "rstream-blobs")
             self._begun += 1
-            future = self._pool.submit(call)
+            future = self._pool.submit(copy_context().run, call)
         future.add_done_callback(self._ended)
         return future
 
@@ -93,7 +95,7 @@ class Shelf:
             return
         pool = ThreadPoolExecutor(AT_ONCE, "rstream-blobs")
         try:
-            ended = [pool.submit(call) for call in several]
+            ended = [pool.submit(copy_context().run, call) for call in several]
             wait(ended)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -146,4 +148,4 @@ class Shelf:
 @cache
 def shelf(url: str) -> Shelf:
     """Raises `ConfigError`."""
-    return Shelf(open_store(url))
+    return Shelf(Metered(open_store(url)))

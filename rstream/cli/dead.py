@@ -28,7 +28,7 @@ _OPTIONS = [
     click.argument("stream"),
     click.option("--group", "-g", required=True, help="The group that gave them up."),
     click.option("--id", "ids", multiple=True, metavar="ID", help="This letter, or this entry's. May be repeated."),
-    click.option("--reason", help="failed, rejected, undecodable, outdated, invalid or crashed."),
+    click.option("--reason", help="failed, rejected, undecodable, invalid, …: as `count` and `list` show it."),
     click.option("--key", help="Only those of this key."),
     click.option("--since", metavar="X", help=f"Died then or later: {POSITION}."),
     click.option("--until", metavar="X", help="Died then or earlier."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rstream.cli.pause import said
 from rstream.cli.remove import remove
 from rstream.cli.reset import reset
 from rstream.cli.tables import place, table, text
@@ -71,16 +72,23 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
       rstream groups orders --json | jq '.[] | select(.behind_seconds > 60) | .name'
     """
     from rstream.store.lost import losses
+    from rstream.store.pause import paused
     from rstream.store.stats import find, group_stats
 
     with stored_app() as app:
         layout = app.open(stream).sync.layout()
         alarms = standings_of(app, layout)
         found, lost = app.sync_link.run(group_stats(layout)), app.sync_link.run(losses(layout))
+        stopped = app.sync_link.run(paused(layout.namespace, layout.name, [stats.name for stats in found]))
     if group is not None:
         found, lost = [find(found, group, layout)], [loss for loss in lost if loss.group == group]
     if as_json:
-        rows = [_group_row(stats, by_shard=by_shard) | _retained(stats.name, lost, alarms) for stats in found]
+        rows = [
+            _group_row(stats, by_shard=by_shard)
+            | _retained(stats.name, lost, alarms)
+            | {"paused": stopped[stats.name]._asdict() if stats.name in stopped else None}
+            for stats in found
+        ]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     elif not found:
         click.echo(f"No groups read {stream} yet. A worker makes those of its app's consumers:")
@@ -90,6 +98,12 @@ def show(stream: str, by_shard: bool, group: str | None, as_json: bool) -> None:
     else:
         _show_groups(found)
     if not as_json:
+        for stats in found:
+            if stats.name in stopped:
+                told = said(stopped[stats.name])
+                click.echo(
+                    f"group {stats.name} is paused {told} (rstream resume {stats.name} --stream {stream})", err=True
+                )
         show_alarms([each for each in alarms if group in (None, each.name)])
         show_losses(lost)
 

@@ -67,14 +67,21 @@ def check_window(app: RStream, start: str, end: str) -> None:
 
 
 def _decoded(entry: Entry[Any]) -> tuple[Any, str | None]:
-    """(event, None) or (None, what is wrong with it)."""
+    """(event, None), or (None, what is wrong with it); or both of one that is not encrypted, and should be."""
+    from rstream.codec import unpack_payload
     from rstream.errors import EntryInvalid
     from rstream.event import jsonable
 
     try:
         return jsonable(entry.event), None
     except EntryInvalid as error:
-        return None, f"{error.reason}: {error}"
+        told = f"{error.reason}: {error}"
+        if error.reason != "plaintext":
+            return None, told
+    try:  # whoever looks at it wants to see what it is
+        return jsonable(unpack_payload(entry.payload)[1]), told
+    except EntryInvalid:
+        return None, told
 
 
 def _json_line(entry: Entry[Any], event: Any, error: str | None) -> str:
@@ -87,8 +94,9 @@ def _json_line(entry: Entry[Any], event: Any, error: str | None) -> str:
         "event_id": str(uuid.UUID(bytes=entry.event_id)) if len(entry.event_id) == 16 else None,
         "headers": jsonable(entry.headers),
     }
-    told = {"event": event} if error is None else {"error": error}
-    return json.dumps(row | told, ensure_ascii=False, allow_nan=False)
+    told = {} if error is None else {"error": error}
+    shown = {} if event is None and told else {"event": event}
+    return json.dumps(row | shown | told, ensure_ascii=False, allow_nan=False)
 
 
 def _table_line() -> Callable[[Entry[Any], Any, str | None], str]:
@@ -96,7 +104,8 @@ def _table_line() -> Callable[[Entry[Any], Any, str | None], str]:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
     def line(entry: Entry[Any], event: Any, error: str | None) -> str:
-        text = f"!! {error}" if error is not None else json.dumps(event, ensure_ascii=False)
+        text = json.dumps(event, ensure_ascii=False) if error is None or event is not None else ""
+        text = text if error is None else f"!! {error} {text}".rstrip()
         headers = f" {json.dumps(entry.headers, ensure_ascii=False)}" if entry.headers else ""
         row = f"{entry.id!s:<22} {time_of(entry.id) or '-':<24} {entry.key or '-':<12} {text}{headers}"
         row = "".join(c if c.isprintable() else "�" for c in row)

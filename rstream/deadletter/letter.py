@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypedDict, TypeVar
 
 from rstream.errors import ConfigError
-from rstream.event import Entry, EntryId
+from rstream.event import Decode, Entry, EntryId
 from rstream.position import Position
 from rstream.store.dead import Letter, number
 from rstream.store.log import make_entry
@@ -28,12 +28,13 @@ class DeadLetter(Generic[E]):
     """An entry that its group gave up.
 
     id: the letter's own, unique in the group, with the time of death · entry: the entry as it was published ·
-    reason: "failed", "rejected", "undecodable", "outdated", "invalid", "crashed", "blob missing" or "blob altered" ·
-    error: one line · traceback: may be "" · attempts: how many were made · worker: the last one's id · fields: the
-    entry's, as Redis has them (those of an entry that rstream did not write may have any name).
+    reason: "failed", "rejected", "undecodable", "outdated", "invalid", "crashed", "undecryptable", "plaintext",
+    "blob missing" or "blob altered" · error: one line · traceback: may be "" · attempts: how many were made · worker:
+    the last one's id · fields: the entry's, as Redis has them (those of an entry that rstream did not write may have
+    any name).
     """
 
-    def __init__(self, letter: Letter, decode: Callable[[bytes], E]) -> None:
+    def __init__(self, letter: Letter, decode: Decode[E]) -> None:
         def text(name: bytes) -> str:
             return letter.own[name].decode(errors="replace")
 

@@ -55,7 +55,8 @@ CHECKS: list[Check] = [
     *_on_facts(
         "stream", stream.stored, stream.ids, stream.balance, stream.generations, stream.entries, stream.retention
     ),
-    *_on_facts("group", groups.there, groups.workers, groups.progress, groups.losses, groups.failures, groups.archive),
+    *_on_facts("group", groups.there, groups.paused, groups.workers, groups.progress, groups.losses, groups.failures),
+    *_on_facts("group", groups.archive),
     Check("app", "schemas", apps.schemas),
     Check("app", "declarations", apps.declarations),
     Check("app", "blob store", apps.blobs),

@@ -45,6 +45,21 @@ def there(facts: Facts) -> Findings:
             )  # fmt: skip
 
 
+def paused(facts: Facts) -> Findings:
+    """pauses"""
+    for stream, group, where in _groups(facts):
+        if (pause := stream.paused.get(group.name)) is not None:
+            unread = "?" if group.lag is None else f"{group.lag:,}"
+            ago = text_of(max(0.0, (stream.now - pause.at) / 1000))
+            yield Finding(
+                "note", "group-paused", where,
+                f"{pause.by} paused it {ago} ago{f': {pause.why}' if pause.why else ''}; {unread} unread, "
+                f"{group.pending:,} pending",
+                "its workers begin nothing new, and what it has not processed is not trimmed",
+                (f"rstream resume {group.name} --stream {stream.name}",),
+            )  # fmt: skip
+
+
 def workers(facts: Facts) -> Findings:
     """workers"""
     for stream, group, where in _groups(facts):
@@ -52,7 +67,7 @@ def workers(facts: Facts) -> Findings:
         silent = [worker for worker in group.workers if not worker.alive and worker.pending]
         stale = [worker for worker in group.workers if not worker.alive and not worker.pending]
         held = sum(worker.pending for worker in silent)
-        if not alive and group.behind > BEHIND_SECONDS:
+        if not alive and group.behind > BEHIND_SECONDS and group.name not in stream.paused:
             yield _nobody(stream, group, where, held)
         elif alive and silent:
             yield Finding(
@@ -88,7 +103,7 @@ def progress(facts: Facts) -> Findings:
     for stream, group, where in _groups(facts):
         if not any(worker.alive for worker in group.workers):
             continue
-        if group.behind > FAR_BEHIND_SECONDS:
+        if group.behind > FAR_BEHIND_SECONDS and group.name not in stream.paused:
             yield Finding(
                 "note", "far-behind", where, f"the oldest entry that is not processed is {text_of(group.behind)} old",
                 "it has too few workers, or handlers that are stuck or retried",

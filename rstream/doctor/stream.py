@@ -11,10 +11,9 @@ from rstream.doctor.finding import Finding, some
 from rstream.event import MAX_PART
 from rstream.retention import Retention, size_text, text_of
 from rstream.store.facts import Facts
-from rstream.store.keys import ARCHIVE, Shard, rank_of
-from rstream.store.pins import Pin
+from rstream.store.keys import ARCHIVE, Shard
+from rstream.store.pins import Pin, fill, unprocessed
 from rstream.store.streamfacts import StreamFacts
-from rstream.store.weigh import Weight
 
 Findings = Iterator[Finding]
 
@@ -152,7 +151,7 @@ def _pinned(stream: StreamFacts, kept: Retention) -> Findings:
         if weight is None or pin.group in ignored:
             continue
         late = pin.age - kept.age_seconds if kept.age_seconds is not None else 0.0
-        held = _Held(pin, unprocessed(weight, pin) * _fill(weight), late)
+        held = _Held(pin, unprocessed(weight, pin) * fill(weight), late)
         if held.part >= kept.soft or late > LATE_SECONDS:
             by_group.setdefault(pin.group, []).append(held)
     for group, every in sorted(by_group.items()):
@@ -186,26 +185,3 @@ def _whose(pin: Pin) -> str:
     if pin.holder.startswith("~"):
         return f"{pin.entry}, waiting ({pin.holder.lstrip('~')})"
     return f"{pin.entry}, with {pin.holder} ({'alive' if pin.alive else 'silent'}), attempt {pin.attempt}"
-
-
-def _fill(weight: Weight) -> float:
-    """How full a shard is by its limits."""
-    parts = [0.0]
-    if weight.limits.entries:
-        parts.append(weight.held.entries / weight.limits.entries)
-    if weight.limits.bytes and weight.held.counted > 0:
-        parts.append(weight.held.counted / weight.limits.bytes)
-    return max(parts)
-
-
-def unprocessed(weight: Weight, pin: Pin) -> float:
-    """Which part of what a shard holds the group has not processed, about."""
-    group = next((each for each in weight.groups if each.name == pin.group), None)
-    if group is None or not weight.held.entries:
-        return 0.0
-    unread = pin.unread if pin.unread is not None else group.unread if group.unread >= 0 else None
-    if pin.entry is not None and weight.first is not None and (pin.entry.ms, pin.entry.seq) <= rank_of(weight.first):
-        return 1.0  # what is behind a pending entry stays, processed or not
-    if unread is not None:
-        return min(1.0, (unread + group.pending) / weight.held.entries)
-    return 1.0 if weight.first is not None and rank_of(group.floor) <= rank_of(weight.first) else 0.0

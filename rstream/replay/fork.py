@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rstream.errors import ConfigError
-from rstream.event import MAX_PART, EntryId
+from rstream.event import MAX_PART, EntryId, Key
 from rstream.position import Position
 from rstream.replay.reading import pages
 from rstream.replay.result import ReplayPlan
@@ -88,5 +88,5 @@ def _end(last: EntryId) -> EntryId:
     return EntryId(last.ms, last.seq, MAX_PART, MAX_PART)
 
 
-def _undecoded(payload: bytes) -> Any:
+def _undecoded(payload: bytes, key: Key) -> Any:
     raise AssertionError("nothing of it is looked at")

@@ -25,6 +25,7 @@ from rstream.replay.runner import LEASE, Runner
 from rstream.replay.sift import Sifted
 from rstream.settings import check_name
 from rstream.store import layout as layouts
+from rstream.store import pause as pauses
 from rstream.store.give import Given, GiveOps
 from rstream.store.layout import Layout
 from rstream.store.replays import Outcome, Window
@@ -88,6 +89,13 @@ class Giving(Runner):
                 f"no group {self.group!r} reads stream {layout.name!r}: "
                 + (f"there are {', '.join(known)}; " if known else "there are none yet; ")
                 + "to make one that begins in the past, replay as a new group"
+            )
+        paused = await self._send(pauses.paused(layout.namespace, layout.name, [self.group]))
+        if (pause := paused.get(self.group)) is not None:
+            why = f" ({pause.why})" if pause.why else ""
+            self._notice(
+                f"group {self.group} was paused by {pause.by}{why}: what is given waits until it is resumed, and more "
+                f"than {MOST:,} of a shard are not given before"
             )
 
     async def _look(self, layout: Layout, ids: Sequence[EntryId]) -> Mapping[str, int]:

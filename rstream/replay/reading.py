@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rstream.event import Entry, EntryId
+from rstream.event import Decode, Entry, EntryId
 from rstream.store.layout import Layout
 from rstream.store.log import Cursor
 
@@ -24,7 +24,7 @@ async def pages(
     start: EntryId,
     end: EntryId,
     key: str | None,
-    decode: Callable[[bytes], Any],
+    decode: Decode[Any],
     trimmed: Callable[[EntryId], None] | None = None,
     *,
     seen: bool = False,

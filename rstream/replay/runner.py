@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from rstream.errors import PositionError, ReplayBusy, RStreamError, StoreError
-from rstream.event import Entry, EntryId
+from rstream.event import Decode, Entry, EntryId
 from rstream.position import Position, bound
 from rstream.process import clock, worker_id
 from rstream.replay.keeper import Keeper
@@ -71,7 +71,7 @@ class Runner:
         self._spec = spec_of(start, end, key, to, where)
         self.name = check_name("replay", name or default_name(stream.name, self._spec))
         self._sift = Sift(stream.claims, list(where))
-        self._decode: Callable[[bytes], Any] = stream.claims.decoder(stream.codec)
+        self._decode: Decode[Any] = stream.claims.decoder(stream.codec)
         self._restart, self._progress, self._notice = restart, progress, notice
         self._ops = ReplayOps(settings.namespace, stream.name, self.name, worker_id(), int(lease * 1000))
         self._keeper = Keeper(

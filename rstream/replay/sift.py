@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rstream.blobs.claims import Claims
-from rstream.codec import unpack_payload
 from rstream.errors import EntryInvalid
 from rstream.event import Entry, EntryId
 from rstream.store.layout import Layout
@@ -50,7 +49,7 @@ class Sift:
             return Sifted([], {})
         for entry in entries:
             try:
-                if self._holds(unpack_payload(entry.payload)[1]):
+                if self._holds(self._claims.fields(entry)):
                     matching.append(entry)
                 else:
                     others[entry.id] = "skipped"

@@ -2,15 +2,19 @@
 whoever listens also looks by itself, less often.
 
 Rung when a worker joins, leaves, or gives up shards or deliveries, when a delivery that others wait for has ended, when
-entries are given to a group again, and when a stream was resharded.
+entries are given to a group again, when a stream was resharded, and when somebody paused or resumed a group or
+cancelled deliveries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rstream.event import EntryId
 from rstream.store import keys
 from rstream.store.link import Op
+from rstream.store.scripts import Call
 
 LENGTH = 1000
 """Rings that are kept, about."""
@@ -23,9 +27,19 @@ class Ring(NamedTuple):
     group: str
 
 
-def ring(namespace: str, stream: str, group: str = "") -> Op[None]:
-    """Where memory is full nobody is told, and that is no error."""
-    call = ("XADD", keys.bell(namespace), "MAXLEN", "~", LENGTH, "*", "s", stream, "g", group)
+class Heard(NamedTuple):
+    """last: the id of the last ring · cancelled: entries of a group whose deliveries were ended by hand."""
+
+    last: bytes
+    rings: set[Ring]
+    cancelled: dict[Ring, list[EntryId]]
+
+
+def ring(namespace: str, stream: str, group: str = "", cancelled: Sequence[EntryId] = ()) -> Op[None]:
+    """Where memory is full nobody is told, and that is no error. cancelled: entries, at most some hundred."""
+    call: Call = ("XADD", keys.bell(namespace), "MAXLEN", "~", LENGTH, "*", "s", stream, "g", group)
+    if cancelled:
+        call = (*call, "c", " ".join(map(str, cancelled)))
     return Op([call], lambda replies: None, partial=True)
 
 
@@ -35,11 +49,17 @@ def last(namespace: str) -> Op[bytes]:
     return Op(calls, lambda replies: replies[0][0][0] if replies[0] else b"0-0")
 
 
-def listen(namespace: str, after: bytes, block_ms: int) -> Op[tuple[bytes, set[Ring]]]:
-    """Wait for rings; the id of the last one, and what they were about."""
+def listen(namespace: str, after: bytes, block_ms: int) -> Op[Heard]:
+    """Wait for rings."""
 
-    def parse(replies: list[Any]) -> tuple[bytes, set[Ring]]:
-        rings = replies[0][0][1] if replies[0] else []
-        return rings[-1][0] if rings else after, {Ring(flat[1].decode(), flat[3].decode()) for _, flat in rings}
+    def parse(replies: list[Any]) -> Heard:
+        heard = Heard(after, set(), {})
+        for id, flat in replies[0][0][1] if replies[0] else []:
+            about = Ring(flat[1].decode(), flat[3].decode())
+            heard = heard._replace(last=id)
+            heard.rings.add(about)
+            if flat[4:5] == [b"c"]:
+                heard.cancelled.setdefault(about, []).extend(map(EntryId.parse, flat[5].decode().split()))
+        return heard
 
     return Op([("XREAD", "COUNT", LENGTH, "BLOCK", block_ms, "STREAMS", keys.bell(namespace), after)], parse)

@@ -59,10 +59,16 @@ class Endpoint:
         self.embedded: Embedded | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
+        self.reconnects = 0
+        """Connections that were made for others that had broken."""
         self._read: Url | None = None if self.url.startswith("embedded:") else read(self.url)
         self._sentinels: Sentinels | None = None
         if self._read is not None and self._read.form == "sentinel":
             self._sentinels = Sentinels(self._read, self.label)
+
+    def reconnected(self) -> None:
+        with self._lock:  # they are made by several threads
+            self.reconnects += 1
 
     @property
     def label(self) -> str:

@@ -18,7 +18,10 @@ from rstream.store.link import Op
 from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
 from rstream.store.scripts import ACK, BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
 
-Kind = Literal["ack", "retry", "dead", "release", "park", "lost"]
+Kind = Literal["ack", "expired", "skipped", "retry", "dead", "release", "park", "lost"]
+
+STAYS = ("retry", "release", "park")
+"""What ends a delivery in these ways stays pending; in all others it is acked."""
 
 READ_BYTES = 4 * 1024 * 1024
 """Payload that one call brings at most (and one entry, or the entries of one small read, more)."""
@@ -28,6 +31,10 @@ MANY = 2**31
 PSEUDO = ("~released", "~again", "~retry", "~parked")
 """Consumers that are never alive: what waits there is free to be claimed (~retry: when it is due; ~parked: when it is
 its key's turn)."""
+
+BUFFER = 4096
+"""Bytes that are set aside to pack outcomes; it grows. (msgpack itself begins with 256 KiB, which the system maps and
+clears each time.)"""
 
 BARE = "bare"
 
@@ -64,7 +71,8 @@ class Outcome(NamedTuple):
     where it has none, is a first attempt, and no checkpoint or step was kept of it · retry:
     a = delay in ms, b = attempts begun, where this one is not to count · dead: a = reason, b = error in one line, c =
     traceback · release: a = attempts begun so far, b = the pseudo-consumer that gets it · park: a = attempts begun so
-    far, b = key, c = "!" where a worker may have died of it · lost: it is not stored any more. emits: of an ack.
+    far, b = key, c = "!" where a worker may have died of it · lost: it is not stored any more · expired, skipped: acked
+    and counted as that. emits: of an ack.
     """
 
     shard: Shard
@@ -247,7 +255,8 @@ class GroupOps:
             by_shard: list[str | int] = []
             for shard in part:
                 alive = self._alive(shard, (others or {}).get(shard, ())) if lease_ms else []
-                names += shard.stream, shard.retry(group), shard.owner(group), shard.parked(group), shard.lost, *alive
+                names += shard.stream, shard.retry(group), shard.owner(group), shard.parked(group)
+                names += shard.lost, shard.done, *alive
                 by_shard += owned[shard] if owned else "", len(alive)
             calls.append(RECOVER(names, group, self.worker, *bounds, *by_shard))
         return Op(calls, lambda replies: _recovered(list(zip(parts, replies, strict=True))))
@@ -270,9 +279,11 @@ class GroupOps:
         calls: list[Call] = [("GET", each.once(self.group, key)) for each in (shard, *before)]
         return Op(calls, lambda replies: next((id for id in replies if id), None))
 
-    def settle(self, outcomes: Sequence[Outcome]) -> Op[list[Refusal]]:
+    def settle(self, outcomes: Sequence[Outcome], *, again: bool = False) -> Op[list[Refusal]]:
         """End deliveries, one Lua call a shard, and one for the bare acks of all shards (on many servers: see `fetch`);
         those that emit, all or none of the batch, in calls of bounded size. Returns those that the fence refused.
+
+        again: they were sent before, and may have been done: what is refused for that is not counted.
         """
         bare: dict[Shard, list[Outcome]] = {}
         by_shard: dict[Shard, list[Outcome]] = {}
@@ -283,9 +294,10 @@ class GroupOps:
             batch.append(outcome)
         emitting = any(outcome.emits for batch in by_shard.values() for outcome in batch)
         batches = [part for batch in by_shard.values() for part in (_cut(batch) if emitting else [batch])]
-        calls = [(self._emit_call if emitting else self._settle_call)(batch[0].shard, batch) for batch in batches]
+        make = self._emit_call if emitting else self._settle_call
+        calls = [make(batch[0].shard, batch, again) for batch in batches]
         for part in self.parts([*bare]):
-            calls.append(self._ack_call(part, bare))
+            calls.append(self._ack_call(part, bare, again))
             batches.append([outcome for shard in part for outcome in bare[shard]])
 
         def parse(replies: list[Any]) -> list[Refusal]:
@@ -297,34 +309,35 @@ class GroupOps:
 
         return Op(calls, parse)
 
-    def _ack_call(self, shards: Sequence[Shard], bare: Mapping[Shard, list[Outcome]]) -> Call:
+    def _ack_call(self, shards: Sequence[Shard], bare: Mapping[Shard, list[Outcome]], again: bool) -> Call:
         ids = [[outcome.id for outcome in bare[shard]] for shard in shards]
-        packed = msgpack.packb(ids, use_bin_type=False)
-        return ACK([shard.stream for shard in shards], self.group, self.worker, packed)
+        packed = _packer(use_bin_type=False, buf_size=BUFFER).pack(ids)
+        names = [name for shard in shards for name in (shard.stream, shard.done)]
+        return ACK(names, self.group, self.worker, packed, int(again))
 
-    def _settle_call(self, shard: Shard, batch: list[Outcome]) -> Call:
+    def _settle_call(self, shard: Shard, batch: list[Outcome], again: bool) -> Call:
         group, aside = self.group, dict[Any, int]()  # the keys of what is put aside, by number
         for outcome in batch:
             if outcome.kind == "park":
                 aside.setdefault(outcome.b, len(aside) + 1)
         told = [(*each[1:5], aside[each.b] if each.kind == "park" else each.b, each.c) for each in batch]
-        packed = msgpack.packb(told, use_bin_type=False, unicode_errors="replace")
+        packed = _packer(use_bin_type=False, unicode_errors="replace", buf_size=BUFFER).pack(told)
         names: list[str | bytes] = [
             shard.stream, shard.retry(group), shard.dead(group), shard.memo(group, ""), shard.parked(group), shard.lost,
-            *(shard.aside(group, key) for key in aside),
+            shard.done, *(shard.aside(group, key) for key in aside),
         ]  # fmt: skip
-        return SETTLE(names, group, self.worker, packed)
+        return SETTLE(names, group, self.worker, packed, int(again))
 
-    def _emit_call(self, shard: Shard, batch: list[Outcome]) -> Call:
+    def _emit_call(self, shard: Shard, batch: list[Outcome], again: bool) -> Call:
         targets: dict[Shard, int] = {}
         packed = msgpack.packb([
             (each.id, each.attempt, each.a, each.b,
              [part for target, record in each.emits for part in (targets.setdefault(target, len(targets)), *record)])
             for each in batch
         ], use_bin_type=False)  # fmt: skip
-        names = [shard.stream, shard.memo(self.group, "")]
+        names = [shard.stream, shard.memo(self.group, ""), shard.done]
         names += [name for target in targets for name in (target.stream, target.sealed, target.size, target.marks)]
-        return EMIT(names, self.group, self.worker, packed)
+        return EMIT(names, self.group, self.worker, packed, int(again))
 
     def leave(self) -> Op[int]:
         """Leave the group; how many deliveries are still pending for this worker."""
@@ -348,6 +361,8 @@ def _cut(batch: list[Outcome]) -> list[list[Outcome]]:
         size += sum(len(emit.record.payload) for emit in outcome.emits)
     return parts
 
+
+_packer = msgpack.Packer
 
 new = tuple.__new__
 """What a NamedTuple's own does, in half the time: for what is made for every entry."""

@@ -22,6 +22,7 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `S:size`                 | hash                   | what the shard holds and may hold, see limits.lua           |
 | `S:marks`                | zset                   | entry id -> bytes counted before it, one each ~64 KiB       |
 | `S:lost`                 | hash                   | group -> what it lost, see lose.lua; outlives `S`           |
+| `S:done`                 | hash                   | <kind>:<group> -> how many, ever: see totals.py             |
 | `S:given:<group>:<name>` | hash, TTL              | `run`, `upto`: how far a replay has given entries to a group |
 | `ns:streams`             | set                    | the names of all streams                                    |
 | `ns:stream:<name>`       | hash                   | the truth about a stream, see layout.py                     |
@@ -30,6 +31,9 @@ no meaning: it is chosen so that the N tags lie evenly over the slots of a clust
 | `ns:seen:<stream>`       | hash                   | who lived when, and is silent since when (ms), see weigh.py |
 | `ns:janitor:<stream>`    | string, TTL            | the worker that looks after retention                       |
 | `ns:swept:<stream>`      | string, TTL            | the blob store was looked through just now                  |
+| `ns:worker:<id>`         | string, TTL            | what a worker says of itself, see workers.py                |
+| `ns:workers`             | zset                   | worker -> its last beat (ms), of those that lived lately    |
+| `ns:history:<stream>`    | hash                   | what happened, by minutes and hours, see history.py         |
 | `ns:bell`                | stream                 | hints to look at something now, see bell.py                 |
 | `ns:replay:<stream>:<name>` | hash                | how far a replay has come, see replays.py                   |
 | `ns:archiver:<stream>`   | string, TTL            | who archives it, or that nobody shall, see archiving.py     |
@@ -71,6 +75,11 @@ def number_of(key: str | bytes, shards: int) -> int:
     few parents.
     """
     return hash_of(key if isinstance(key, bytes) else key.encode()) * shards >> 32
+
+
+def half_of(key: bytes) -> int:
+    """Whether its hash is in the lower (0) or the upper half (1), which no resharding changes. b"" is in the lower."""
+    return hash_of(key) >> 31 if key else 0
 
 
 def slot_of(key: Arg) -> int:
@@ -118,7 +127,7 @@ def tag(namespace: str, number: int, count: int) -> str:
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
     """One of the `count` shards of a generation, and its keys. There is one object for each in a process: `shard` makes
-    it, so that `==` and hashing cost nothing. slot: on a cluster.
+    it, so that `==` and hashing cost nothing. slot: on a cluster · half: see `half_of`; None where it has keys of both.
     """
 
     generation: int
@@ -126,6 +135,7 @@ class Shard:
     count: int
     stream: str
     slot: int
+    half: int | None
 
     def __str__(self) -> str:
         return f"{self.generation}.{self.number}"
@@ -157,6 +167,10 @@ class Shard:
     @property
     def lost(self) -> str:
         return f"{self.stream}:lost"
+
+    @property
+    def done(self) -> str:
+        return f"{self.stream}:done"
 
     def seq(self, producer: str) -> str:
         return f"{self.stream}:seq:{producer}"
@@ -198,7 +212,8 @@ class Shard:
 @cache
 def shard(namespace: str, stream: str, generation: int, number: int, count: int) -> Shard:
     name = f"{{{tag(namespace, number, count)}}}:{stream}:{generation}"
-    return Shard(generation, number, count, name, slot_of(name))
+    half = None if 2 * number + 1 == count else int(2 * number >= count)
+    return Shard(generation, number, count, name, slot_of(name), half)
 
 
 def by_slot(shards: Sequence[Shard]) -> list[list[Shard]]:
@@ -243,8 +258,20 @@ def swept(namespace: str, stream: str) -> str:
     return f"{namespace}:swept:{stream}"
 
 
+def history(namespace: str, stream: str) -> str:
+    return f"{namespace}:history:{stream}"
+
+
 def bell(namespace: str) -> str:
     return f"{namespace}:bell"
+
+
+def worker(namespace: str, id: str) -> str:
+    return f"{namespace}:worker:{id}"
+
+
+def workers(namespace: str) -> str:
+    return f"{namespace}:workers"
 
 
 def replay(namespace: str, stream: str, name: str) -> str:

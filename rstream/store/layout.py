@@ -31,8 +31,10 @@ class Layout:
     number of shards) of those that were written to before and are still there, oldest first · planned: the same of
     one that a resharding has begun to make · removed: the same of those that are not there any more · schema: JSON
     Schema of that version, where it was loaded · schemas: those of all versions, as far as they were loaded ·
-    retention: None where everything is kept · new, limited: it, or its retention, was stored just now, by this process
-    · past: the stream's archive, where the app has a blob store.
+    retention: None where everything is kept · encrypted: whether somebody declared it so, where that was asked · new,
+    limited: it, or its retention, was stored just now, by this process · past: the stream's archive, where the app has
+    a blob store · retired: those of `removed` that are being removed just now, and counted: what was counted in the
+    others, see totals.py; both only where `load` made this.
     """
 
     namespace: str
@@ -47,9 +49,12 @@ class Layout:
     schema: Mapping[str, Any] | None = None
     schemas: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     retention: Retention | None = None
+    encrypted: bool = field(default=False, compare=False)
     new: bool = field(default=False, compare=False)
     limited: bool = field(default=False, compare=False)
     past: Past | None = field(default=None, compare=False, repr=False)
+    retired: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    counted: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def current(self) -> tuple[Shard, ...]:
@@ -87,7 +92,7 @@ class Layout:
 
     def writes(self, shard: Shard) -> bool:
         """Whether a shard of the stream, as anybody knows it, is one that is written to."""
-        return (shard.generation, shard.count) == (self.generation, self.shards)
+        return shard.generation == self.generation and shard.count == self.shards
 
 
 COMPARED = 2**31
@@ -150,13 +155,25 @@ def load(namespace: str, name: str) -> Op[Layout | None]:
     def parse(replies: list[Any]) -> Layout | None:
         flat = replies[0]
         stored = dict(zip(flat[::2], flat[1::2], strict=True))
-        if not stored:
+        if b"generation" not in stored:  # also where Redis lost it, and a worker is about to declare it anew
             return None
         generation, version = int(stored[b"generation"]), int(stored[b"versions"])
         schemas = {n: json.loads(stored[b"schema:%d" % n]) for n in range(1, version + 1)}
         generations, removed = _counts(stored, b"shards"), _counts(stored, b"retired", b"gone")
         layout = _layout(namespace, name, generation, generations, removed, stored[b"key"], version, schemas[version])
-        return replace(layout, schemas=schemas, retention=_retention(stored.get(b"retention", b"")))
+        return replace(
+            layout,
+            schemas=schemas,
+            retention=_retention(stored.get(b"retention", b"")),
+            encrypted=b"encrypted" in stored,
+            retired=tuple(sorted(_counts(stored, b"retired").items())),
+            counted={
+                name.decode(): int(number)
+                for field, number in stored.items()
+                for kind, _, name in [field.partition(b":")]
+                if kind == b"done"
+            },
+        )
 
     return Op([("HGETALL", keys.stream(namespace, name))], parse)
 
@@ -169,6 +186,16 @@ def retain(namespace: str, name: str, retention: Retention | None) -> Op[None]:
     """Store another retention, or that there is none; it wins over what is declared."""
     text = NONE if retention is None else retention.to_json()
     return Op([("HSET", keys.stream(namespace, name), "retention", text)], lambda replies: None)
+
+
+def mark_encrypted(namespace: str, name: str) -> Op[None]:
+    """Say to whoever has no model that payloads are encrypted. A full memory is no reason not to go on."""
+
+    def parse(replies: list[Any]) -> None:
+        if isinstance(replies[0], StoreError) and not isinstance(replies[0], MemoryFull):
+            raise replies[0]
+
+    return Op([("HSET", keys.stream(namespace, name), "encrypted", "1")], parse, partial=True)
 
 
 def retentions(namespace: str, names: Sequence[str]) -> Op[list[Retention | None]]:

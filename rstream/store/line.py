@@ -65,9 +65,11 @@ def amiss(replies: Sequence[Any]) -> bool:
 
 def broken(reply: Any) -> bool:
     """Whether a reply, or what one is made of, says that the connection cannot be used."""
+    told = reply[0] if type(reply) is list and reply else reply
+    if not isinstance(told, Exception):
+        return False
     from redis.exceptions import BusyLoadingError, ConnectionError
 
-    told = reply[0] if type(reply) is list and reply else reply
     # To redis-py, that a server is loading is a broken connection, too; but it says that nothing was done.
     return isinstance(told, ConnectionError) and not isinstance(told, BusyLoadingError)
 

@@ -58,6 +58,7 @@ class Lines:
         self._kwargs: dict[str, Any] | None = None
         self._greeted = False
         self._closed = False
+        self._lost = 0  # connections that broke, and were not replaced yet
 
     async def exchange(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
         """The replies to `calls`, errors among them as values. Raises `StoreError` if the line breaks."""
@@ -106,6 +107,7 @@ class Lines:
                 fill_in(replies, missing, await self._roundtrip(line, again, timeout))
             if any(isinstance(reply, Exception) and deposed(reply) for reply in replies):
                 line.close()
+                self._lost += 1
                 self._drop_idle()
                 return replies
         self._release(line)
@@ -122,6 +124,7 @@ class Lines:
         while self._idle:
             if not (line := self._idle.pop()).closed:
                 return line
+            self._lost += 1
         return None
 
     async def _line(self) -> Line:
@@ -130,15 +133,19 @@ class Lines:
         if self._kwargs is None or self._endpoint.watched:
             # Starting the embedded server blocks for a moment, and so does asking sentinels.
             self._kwargs = await asyncio.to_thread(self._endpoint.kwargs, self._address)
-        line = Line(await self._connect(self._kwargs))
+        line, lost = Line(await self._connect(self._kwargs)), self._lost
         if calls := self._endpoint.greeting(known=self._greeted):
             try:
                 self._endpoint.check_greeting(await self._roundtrip(line, calls, None))
             except StoreError as error:
                 line.close()
                 error.sent = False  # what the connection was wanted for
+                self._lost = lost  # it had not been one yet
                 raise
             self._greeted = True
+        if self._lost:
+            self._lost -= 1
+            self._endpoint.reconnected()
         return line
 
     async def _connect(self, kwargs: dict[str, Any]) -> redis.asyncio.Connection:
@@ -174,6 +181,7 @@ class Lines:
         from redis.exceptions import RedisError
 
         if not isinstance(error, asyncio.CancelledError):
+            self._lost += 1
             self._drop_idle()
         if isinstance(error, RedisError | OSError | TimeoutError):
             return self._endpoint.unavailable(error, sent=True, at=self._address)
@@ -181,6 +189,7 @@ class Lines:
 
     def _drop_idle(self) -> None:
         """When one line broke the others mostly did too: each would cost one more failed try."""
+        self._lost += len(self._idle)
         while self._idle:
             self._idle.pop().close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from itertools import chain
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -13,7 +12,7 @@ import msgpack
 
 from rstream.codec import unpack_headers
 from rstream.errors import EntryInvalid
-from rstream.event import MAX_PART, Entry, EntryId
+from rstream.event import MAX_PART, Decode, Entry, EntryId, Key
 from rstream.position import Position, bound
 from rstream.store import keys
 from rstream.store import layout as layouts
@@ -53,14 +52,22 @@ class Record(NamedTuple):
     headers: bytes
 
 
+FIELDS = len(Record._fields)
+
+
 def weight_of(record: Record) -> int:
     """Bytes; a little more than what it counts as where there are limits."""
-    return sum(map(len, record)) + 48
+    payload, key, event_id, headers = record
+    return len(payload) + len(key) + len(event_id) + len(headers) + 48
 
 
-def weights_of(records: Sequence[Record]) -> int:
-    """Of all of them."""
-    return sum(map(len, chain.from_iterable(records))) + 48 * len(records)
+def weights_of(flat: Sequence[bytes]) -> int:
+    """Of all of them, the parts of one after those of the other."""
+    return sum(map(len, flat)) + 48 * (len(flat) // FIELDS)
+
+
+def records_of(flat: Sequence[bytes]) -> list[Record]:
+    return [*map(Record._make, zip(*[iter(flat)] * FIELDS, strict=True))]
 
 
 def place_of(layout: Layout, record: Record) -> Shard:
@@ -108,7 +115,7 @@ def _hashed(record: Record) -> str:
     return record.key.decode() if record.key else record.event_id.hex()
 
 
-def make_entry(id: EntryId, flat: Sequence[bytes], decode: Callable[[bytes], E]) -> Entry[E]:
+def make_entry(id: EntryId, flat: Sequence[bytes], decode: Decode[E]) -> Entry[E]:
     """An entry from Redis's reply. One that rstream did not write says so when its event is touched: it must not
     end the reading of all the others.
     """
@@ -131,9 +138,7 @@ def make_entry(id: EntryId, flat: Sequence[bytes], decode: Callable[[bytes], E])
     )
 
 
-def make_entries(
-    shard: Shard, found: Sequence[tuple[bytes, Sequence[bytes]]], decode: Callable[[bytes], E]
-) -> list[Entry[E]]:
+def make_entries(shard: Shard, found: Sequence[tuple[bytes, Sequence[bytes]]], decode: Decode[E]) -> list[Entry[E]]:
     """A page of a shard."""
     generation, number, new = shard.generation, shard.number, tuple.__new__
     entries = []
@@ -143,8 +148,8 @@ def make_entries(
     return entries
 
 
-def _raising(error: EntryInvalid) -> Callable[[bytes], Any]:
-    def decode(payload: bytes) -> Any:
+def _raising(error: EntryInvalid) -> Decode[Any]:
+    def decode(payload: bytes, key: Key) -> Any:
         raise error
 
     return decode
@@ -154,7 +159,7 @@ def read(
     layout: Layout,
     start: Position,
     end: Position,
-    decode: Callable[[bytes], E],
+    decode: Decode[E],
     key: str | None = None,
     limit: int | None = None,
 ) -> Finding[Entry[E]]:
@@ -230,7 +235,7 @@ class Cursor(Generic[E]):
         layout: Layout,
         start: EntryId,
         end: EntryId,
-        decode: Callable[[bytes], E],
+        decode: Decode[E],
         key: str | None = None,
         *,
         now: int | None = None,

@@ -10,9 +10,9 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from rstream.errors import ConfigError, LeaseLost, MemoTooLarge
+from rstream.errors import ConfigError, EntryInvalid, LeaseLost, MemoTooLarge
 from rstream.memo import Memo
 from rstream.perloop import PerLoop
 from rstream.store.connect import Endpoint
@@ -20,6 +20,9 @@ from rstream.store.deliveries import GroupOps
 from rstream.store.keys import Shard
 from rstream.store.link import Link, Op, SyncLink
 from rstream.store.scripts import MEMO
+
+if TYPE_CHECKING:
+    from rstream.crypto import Seal
 
 T = TypeVar("T")
 
@@ -59,22 +62,33 @@ class Links(Protocol):
 class Place:
     """Whose memo it is: a delivery, in Redis's terms."""
 
-    def __init__(self, ops: GroupOps, shard: Shard, id: bytes, attempt: int) -> None:
+    def __init__(self, ops: GroupOps, shard: Shard, id: bytes, attempt: int, seal: Seal | None = None) -> None:
+        self._seal, self._name = seal, f"{ops.group}/{shard.entry_id(id)}"
         self.keys = [shard.stream, shard.memo(ops.group, id.decode())]
         self.group, self.worker, self.id, self.attempt = ops.group, ops.worker, id, attempt
 
-    def load(self) -> Op[dict[str, bytes]]:
+    def load(self) -> Op[dict[str, bytes | str]]:
         """What earlier attempts kept."""
         return Op([("HGETALL", self.keys[1])], lambda replies: self._earlier(replies[0]))
 
-    def _earlier(self, flat: list[bytes]) -> dict[str, bytes]:
+    def _earlier(self, flat: list[bytes]) -> dict[str, bytes | str]:
         found = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         if found and int(found["by"].split()[0]) >= self.attempt:
             return {}  # the group began anew, and this is from before
-        return {name: value for name, value in found.items() if name == "c" or name.startswith("s:")}
+        return {name: self._open(name, value) for name, value in found.items() if name == "c" or name.startswith("s:")}
+
+    def _open(self, field: str, value: bytes) -> bytes | str:
+        if self._seal is None:
+            return value
+        try:
+            return self._seal.open_memo(value, f"{self._name}:{field}")
+        except EntryInvalid as error:  # the handler is told when it asks: it may not
+            return str(error)
 
     def keep(self, field: str, value: bytes, number: int) -> Op[None]:
         """Raises `LeaseLost`, `MemoTooLarge`."""
+        if self._seal is not None and number:
+            value = self._seal.seal_memo(value, f"{self._name}:{field}")
         call = MEMO(
             self.keys, self.group, self.worker, self.id, self.attempt, field, value, number, MAX_TOTAL, TTL * 1000
         )
@@ -109,11 +123,19 @@ class StoredMemo(Memo):
     __slots__ = ("_lease", "_links", "_numbers", "_place", "_term")
 
     def __init__(
-        self, links: Links, lease: Lease, term: int, ops: GroupOps, shard: Shard, id: bytes, attempt: int
+        self,
+        links: Links,
+        lease: Lease,
+        term: int,
+        ops: GroupOps,
+        shard: Shard,
+        id: bytes,
+        attempt: int,
+        seal: Seal | None = None,
     ) -> None:
         super().__init__()
         self._links, self._lease, self._term = links, lease, term
-        self._place: Place | tuple[GroupOps, Shard, bytes, int] = (ops, shard, id, attempt)
+        self._place: Place | tuple[GroupOps, Shard, bytes, int, Seal | None] = (ops, shard, id, attempt, seal)
         self._numbers: Iterator[int] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -194,7 +216,7 @@ class _Unsure:
 _elsewhere = lru_cache(_Elsewhere)
 
 
-def _revive(url: str, lease: float, place: Place, kept: dict[str, bytes], number: int) -> StoredMemo:
+def _revive(url: str, lease: float, place: Place, kept: dict[str, bytes | str], number: int) -> StoredMemo:
     memo = StoredMemo.__new__(StoredMemo)
     Memo.__init__(memo)
     memo._links, memo._lease, memo._term = _elsewhere(url), _Unsure(lease), 0

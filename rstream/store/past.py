@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from rstream.event import Entry, EntryId
+from rstream.event import Decode, Entry, EntryId
 from rstream.store import keys
 from rstream.store.keys import END, Rank, Shard
 from rstream.store.link import Op
@@ -92,7 +92,7 @@ class Past(Protocol):
         end: EntryId,
         before: Rank,
         key: str | None,
-        decode: Callable[[bytes], Any],
+        decode: Decode[Any],
         window: int,
     ) -> Reading:
         """What is between two bounds, both included, and before an id. window: bytes that may be fetched at once."""

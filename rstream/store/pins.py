@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rstream.event import EntryId
@@ -12,6 +13,7 @@ from rstream.store.link import Op
 from rstream.store.scripts import COUNT, Call
 from rstream.store.stats import GroupStats, ShardGroupStats, group_stats
 from rstream.store.steps import Steps
+from rstream.store.weigh import Weight
 
 LOOK = 1000
 LOOK_BYTES = 4 * 1024 * 1024
@@ -40,13 +42,19 @@ class Pin:
 def pins(layout: Layout) -> Steps[list[Pin]]:
     """Of shards in which some group has something to do. Two round trips."""
     found: list[GroupStats] = yield group_stats(layout)
+    behind = pins_in(found)
+    attempts: dict[Shard, int] = yield _attempts(behind)
+    return [replace(pin, attempt=attempts.get(pin.shard, 0)) for pin in behind]
+
+
+def pins_in(found: Sequence[GroupStats]) -> list[Pin]:
+    """The same from what is known of groups already, without attempts."""
     alive = {(group.name, worker.worker) for group in found for worker in group.workers if worker.alive}
     behind: dict[Shard, tuple[str, ShardGroupStats]] = {}
     for group in found:
         for one in group.shards:
             if _busy(one) and (one.shard not in behind or _floor(one) < _floor(behind[one.shard][1])):
                 behind[one.shard] = group.name, one
-    attempts: dict[Shard, int] = yield _attempts(list(behind.values()))
     return [
         Pin(
             shard,
@@ -55,7 +63,7 @@ def pins(layout: Layout) -> Steps[list[Pin]]:
             one.behind,
             one.holder if _is_pending(one) else None,
             (name, one.holder) in alive,
-            attempts.get(shard, 0),
+            0,
             one.lag,
         )
         for shard, (name, one) in behind.items()
@@ -78,17 +86,40 @@ def _floor(one: ShardGroupStats) -> EntryId:
     return one.position or EntryId(0, 0, one.shard.generation, one.shard.number)
 
 
-def _attempts(behind: list[tuple[str, ShardGroupStats]]) -> Op[dict[Shard, int]]:
-    asked = [(name, one) for name, one in behind if _is_pending(one)]
-    calls: list[Call] = []
-    for name, one in asked:
-        assert one.oldest is not None
-        calls.append(("XPENDING", one.shard.stream, name, one.oldest.redis, one.oldest.redis, 1))
+def _attempts(behind: Sequence[Pin]) -> Op[dict[Shard, int]]:
+    asked = [(pin, pin.entry.redis) for pin in behind if pin.entry is not None]
+    calls: list[Call] = [("XPENDING", pin.shard.stream, pin.group, id, id, 1) for pin, id in asked]
 
     def parse(replies: list[Any]) -> dict[Shard, int]:
-        return {one.shard: reply[0][3] for (_, one), reply in zip(asked, replies, strict=True) if reply}
+        return {pin.shard: reply[0][3] for (pin, _), reply in zip(asked, replies, strict=True) if reply}
 
     return Op(calls, parse)
+
+
+# -- how much that is ------------------------------------------------------------------------------------------------
+
+
+def fill(weight: Weight) -> float:
+    """How full a shard is by its limits."""
+    parts = [0.0]
+    if weight.limits.entries:
+        parts.append(weight.held.entries / weight.limits.entries)
+    if weight.limits.bytes and weight.held.counted > 0:
+        parts.append(weight.held.counted / weight.limits.bytes)
+    return max(parts)
+
+
+def unprocessed(weight: Weight, pin: Pin) -> float:
+    """Which part of what a shard holds the group has not processed, about."""
+    group = next((each for each in weight.groups if each.name == pin.group), None)
+    if group is None or not weight.held.entries:
+        return 0.0
+    unread = pin.unread if pin.unread is not None else group.unread if group.unread >= 0 else None
+    if pin.entry is not None and weight.first is not None and (pin.entry.ms, pin.entry.seq) <= rank_of(weight.first):
+        return 1.0  # what is behind a pending entry stays, processed or not
+    if unread is not None:
+        return min(1.0, (unread + group.pending) / weight.held.entries)
+    return 1.0 if weight.first is not None and rank_of(group.floor) <= rank_of(weight.first) else 0.0
 
 
 def count_before(shard: Shard, before: bytes) -> Steps[int]:

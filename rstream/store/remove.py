@@ -6,10 +6,12 @@ from typing import Any
 
 from rstream.errors import ConfigError, GroupLive
 from rstream.store import keys
+from rstream.store.history import forget
 from rstream.store.keys import ARCHIVE
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.scripts import REMOVE
+from rstream.store.pause import resume
+from rstream.store.scripts import REMOVE, UNCOUNT, Call
 from rstream.store.stats import GroupStats, find, group_stats
 from rstream.store.steps import Steps
 
@@ -27,8 +29,11 @@ def remove(layout: Layout, group: str, *, dry: bool = False) -> Steps[GroupStats
     if not dry:
         found = yield _pass(layout, group, dry=False)
         _refuse(layout, group, *found)  # a worker has just begun: what it needs it makes anew
-        members, seen = keys.members(layout.namespace, layout.name, group), keys.seen(layout.namespace, layout.name)
-        yield Op([("UNLINK", members), ("HDEL", seen, group)], lambda replies: None)
+        where = layout.namespace, layout.name
+        calls: list[Call] = [("UNLINK", keys.members(*where, group)), ("HDEL", keys.seen(*where), group)]
+        yield Op([*calls, UNCOUNT([keys.stream(*where)], group)], lambda replies: None)
+        yield forget(layout, group)
+        yield resume(*where, group)  # one of this name that is made later is not paused
     return stats
 
 
@@ -36,7 +41,9 @@ def _pass(layout: Layout, group: str, *, dry: bool) -> Op[tuple[int, list[str]]]
     """Dead letters, and workers that live."""
     calls = [
         REMOVE(
-            [s.stream, s.dead(group), s.parked(group), s.retry(group), s.owner(group), s.epoch(group)], group, int(dry)
+            [s.stream, s.dead(group), s.parked(group), s.done, s.retry(group), s.owner(group), s.epoch(group)],
+            group,
+            int(dry),
         )
         for s in layout.every
     ]

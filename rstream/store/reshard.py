@@ -29,6 +29,7 @@ from rstream.store.link import Op, backoff
 from rstream.store.scripts import GROUP, RESHARD, RETIRE, SEAL, SHARD
 from rstream.store.stats import group_stats
 from rstream.store.steps import Paced, Steps
+from rstream.store.totals import counts_of
 from rstream.store.trim import limit_new
 
 log = logging.getLogger("rstream")
@@ -80,7 +81,7 @@ class _Place(NamedTuple):
     def shards(self, generation: int, count: int) -> list[Shard]:
         return [keys.shard(self.namespace, self.name, generation, number, count) for number in range(count)]
 
-    def step(self, step: str, given: int = 0) -> Op[_State]:
+    def step(self, step: str, given: int = 0, counted: Mapping[str, int] | None = None) -> Op[_State]:
         def parse(replies: list[Any]) -> _State:
             if not replies[0]:
                 raise UnknownStream(f"no stream {self.name!r} in namespace {self.namespace!r}: nothing is stored of it")
@@ -88,7 +89,8 @@ class _Place(NamedTuple):
             shards, retired = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in pairs)
             return _State(generation, bool(changed), shards, retired)
 
-        return Op([RESHARD([keys.stream(self.namespace, self.name)], step, given)], parse)
+        told = [part for pair in (counted or {}).items() for part in pair]
+        return Op([RESHARD([keys.stream(self.namespace, self.name)], step, given, *told)], parse)
 
     def ring(self) -> Op[None]:
         """Have workers look now. A hint: where memory is full they look by themselves, only later."""
@@ -171,7 +173,8 @@ def retire(namespace: str, name: str, tell: Tell = log.info) -> Steps[list[int]]
     no dead letter. Their numbers.
 
     First they are taken out of the layout, so that nobody looks for what goes then. A group that began in one of them
-    reads on in those that follow, also where its worker did not come to make it there.
+    reads on in those that follow, also where its worker did not come to make it there. What was counted in it goes into
+    the totals of the stream with the step that ends its removal, and with no other.
     """
     place, removed = _Place(namespace, name), []
     state: _State = yield place.step("look")
@@ -190,8 +193,10 @@ def retire(namespace: str, name: str, tell: Tell = log.info) -> Steps[list[int]]
             yield place.ring()
             state.retired[generation] = count
     for generation, count in sorted(state.retired.items()):
-        if (yield _retire(place.shards(generation, count), groups, remove=True)):
-            yield place.step("forget", generation)
+        shards = place.shards(generation, count)
+        if (yield _retire(shards, groups, remove=True)):
+            counted: dict[str, int] = yield counts_of(shards)
+            yield place.step("forget", generation, counted)
             removed.append(generation)
             tell(f"removed generation {generation}, in which nothing was left")
     return removed
@@ -255,10 +260,7 @@ def _shape(shards: Sequence[Shard], floor: Rank) -> Op[int]:
 
 def _retire(shards: Sequence[Shard], groups: Sequence[str], *, remove: bool) -> Op[bool]:
     """Whether nothing is left in any of these; what is empty is removed."""
-    calls = [
-        RETIRE([shard.stream, shard.sealed, shard.size, shard.marks], int(remove), SEAL_TTL_MS, *groups)
-        for shard in shards
-    ]
+    calls = [RETIRE([s.stream, s.sealed, s.size, s.marks, s.done], int(remove), SEAL_TTL_MS, *groups) for s in shards]
     return Op(calls, all)
 
 

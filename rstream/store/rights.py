@@ -29,13 +29,21 @@ PUBLISHING = (
     "trim",
     "index",
 )
-LOOKING = ("stats", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes")
-ADMIN_SCRIPTS = frozenset({"redrive", "reset", "remove", "again", "give", "cancel"})
+LOOKING = (
+    *("stats", "totals", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes"),
+    *("roster", "pending", "entry"),
+)
+ADMIN_SCRIPTS = frozenset({"redrive", "reset", "remove", "again", "give", "cancel", "pause"})
 """What no worker does by itself."""
 PLAIN: Mapping[str, tuple[str, ...]] = {
-    "publish": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SADD"),
-    "consume": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),
-    "look": ("EVALSHA", "SCRIPT LOAD", "HGETALL", "SMEMBERS", "XRANGE", "XREVRANGE"),
+    "publish": ("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD"),
+    "consume": (
+        *("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),
+    ),
+    "look": (
+        *("EVALSHA", "SCRIPT LOAD", "GET", "HGET", "HGETALL", "SMEMBERS", "XRANGE", "XREVRANGE", "XINFO GROUPS"),
+        *("ZMSCORE",),
+    ),
 }
 """What is called without a script, by what it is for."""
 
@@ -99,7 +107,12 @@ def keys_of(use: str, layout: Layout) -> dict[str, Arg]:
         f"{namespace}:stream:*": keys.stream(namespace, layout.name),
     }
     if use == "look":
-        return found | {f"{{{namespace}:*:dead:*": shard.dead("g"), f"{namespace}:streams": keys.streams(namespace)}
+        return found | {
+            f"{{{namespace}:*:dead:*": shard.dead("g"),
+            f"{namespace}:streams": keys.streams(namespace),
+            f"{namespace}:worker:*": keys.worker(namespace, "w"),
+            f"{namespace}:workers": keys.workers(namespace),
+        }
     found |= {f"{namespace}:streams": keys.streams(namespace), f"{{{namespace}:*:seq:*": shard.seq("p")}
     if use == "publish":
         return found
@@ -116,6 +129,8 @@ def _workers(namespace: str, stream: str, shard: Shard) -> dict[str, Arg]:
         f"{namespace}:seen:*": keys.seen(namespace, stream),
         f"{namespace}:janitor:*": keys.janitor(namespace, stream),
         f"{namespace}:bell": keys.bell(namespace),
+        f"{namespace}:worker:*": keys.worker(namespace, "w"),
+        f"{namespace}:workers": keys.workers(namespace),
     }
 
 

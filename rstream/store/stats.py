@@ -131,11 +131,13 @@ def find(groups: Sequence[GroupStats], name: str, layout: Layout) -> GroupStats:
     for stats in groups:
         if stats.name == name:
             return stats
-    known = ", ".join(stats.name for stats in groups)
-    raise ConfigError(
-        f"no group {name!r} reads stream {layout.name!r}: "
-        + (f"there are {known}" if known else "there are none yet; a worker makes them")
-    )
+    raise no_such_group(name, layout, [stats.name for stats in groups])
+
+
+def no_such_group(name: str, layout: Layout, known: Sequence[str]) -> ConfigError:
+    """What to raise, naming those there are."""
+    told = f"there are {', '.join(known)}" if known else "there are none yet; a worker makes them"
+    return ConfigError(f"no group {name!r} reads stream {layout.name!r}: {told}")
 
 
 def _calls(layout: Layout) -> list[Call]:

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 from rstream.event import EntryId
 from rstream.retention import Retention
 from rstream.store import archiving
+from rstream.store import pause as pauses
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op, together
 from rstream.store.lost import Loss, losses
+from rstream.store.pause import Pause
 from rstream.store.pins import Pin, pins
 from rstream.store.scripts import SIZES, Call
 from rstream.store.stats import GroupStats, StreamStats, survey
@@ -44,7 +46,7 @@ class Sizes(NamedTuple):
 class StreamFacts:
     """now: Redis's clock in ms · memory: bytes by shard, as Redis tells them · sizes: of entries by shard · letters: of
     dead letters, and due: when (ms) the earliest retry was to be, by group and shard · archiver: who archives it, as
-    archiver.lua says · servers: by shard, which master has it.
+    archiver.lua says · servers: by shard, which master has it · paused: groups, by name.
     """
 
     layout: Layout
@@ -60,6 +62,7 @@ class StreamFacts:
     due: Mapping[tuple[str, Shard], int]
     archiver: str
     servers: Mapping[Shard, str] = field(default_factory=dict)
+    paused: Mapping[str, Pause] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -74,15 +77,18 @@ def look_at(layout: Layout) -> Steps[StreamFacts]:
     """Raises `StoreError`."""
     found: list[Any] = yield together([survey(layout), losses(layout), _sizes(layout), archiving.hold(layout, "look")])
     (stats, groups), lost, sizes, archiver = found
-    memory: dict[Shard, int] = yield _memory(layout)
+    bytes: dict[Shard, int] = yield memory(layout)
     letters, due = yield _of_groups(groups)
+    paused: dict[str, Pause] = yield pauses.paused(layout.namespace, layout.name, [group.name for group in groups])
     done: Tidied = yield from tidy(layout, layout.retention or Retention(), dry=True)
     behind: list[Pin] = yield from pins(layout)
     weights = {weight.shard: weight for weight in done.weights}
-    return StreamFacts(layout, stats, groups, weights, done.groups, behind, lost, memory, sizes, letters, due, archiver)
+    return StreamFacts(
+        layout, stats, groups, weights, done.groups, behind, lost, bytes, sizes, letters, due, archiver, paused=paused
+    )
 
 
-def _memory(layout: Layout) -> Op[dict[Shard, int]]:
+def memory(layout: Layout) -> Op[dict[Shard, int]]:
     """Of those that tell it."""
     calls: list[Call] = [("MEMORY", "USAGE", shard.stream) for shard in layout.every]
 

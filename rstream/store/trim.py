@@ -9,7 +9,7 @@ that it does not count any more; then what it loses is written down. docs/retent
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,6 +18,7 @@ from rstream.retention import Limits, Retention, current_limits, older_limits, r
 from rstream.store import layout as layouts
 from rstream.store.keys import ARCHIVE, Shard, rank_of
 from rstream.store.layout import Layout
+from rstream.store.pause import paused
 from rstream.store.pins import behind_first
 from rstream.store.steps import Steps
 from rstream.store.weigh import LOOKED, Losers, Seen, Trim, Weight, index, limit, now_seen, survey, trim, weigh
@@ -106,12 +107,14 @@ def _tidy(layout: Layout, retention: Retention, dropped: Dropped, *, dry: bool, 
     weights, before = yield survey(layout, shards)
     if not weights:
         return Tidied([], [])
-    missed = _shift(before, max(weight.now for weight in weights))
     now = max(weight.now for weight in weights)
+    missed = _shift(before, now)
     groups = standings(weights, before, retention, now)
+    held = yield from _held(layout, groups)
+    groups = [replace(each, alarm="") if each.name in held else each for each in groups]
     losers = _losers(weights, groups, before, retention, now)
     if not dry:
-        new = _news(weights, before, now, all_of_it=missed)
+        new = _news(weights, before, now, held, all_of_it=missed)
         gone = _gone(weights, before) if shards == layout.every else []
         if new or gone:
             yield now_seen(layout, new, gone)
@@ -262,6 +265,13 @@ def _later(one: str, other: str) -> str:
 # -- who counts -----------------------------------------------------------------------------------------------------
 
 
+def who_counts(weights: Sequence[Weight], before: Seen, retention: Retention) -> list[Standing]:
+    """As `tidy` has it. before: is changed."""
+    now = max((weight.now for weight in weights), default=0)
+    _shift(before, now)
+    return standings(weights, before, retention, now)
+
+
 def standings(weights: Sequence[Weight], before: Seen, retention: Retention, now: int) -> list[Standing]:
     """Of all groups, by name."""
     found = []
@@ -272,6 +282,13 @@ def standings(weights: Sequence[Weight], before: Seen, retention: Retention, now
         if name != ARCHIVE:
             alarm = "ignored" if idle > retention.ttl_seconds else "soon" if idle > retention.ttl_seconds / 2 else ""
         found.append(Standing(name, idle, alarm))
+    return found
+
+
+def _held(layout: Layout, groups: Sequence[Standing]) -> Steps[Collection[str]]:
+    """Those that would soon not count any more, and are paused: somebody wants them to be waited for."""
+    late = [each.name for each in groups if each.alarm]
+    found: Collection[str] = (yield paused(layout.namespace, layout.name, late)) if late else ()
     return found
 
 
@@ -305,15 +322,17 @@ def _shift(before: Seen, now: int) -> bool:
     return True
 
 
-def _news(weights: Sequence[Weight], before: Seen, now: int, *, all_of_it: bool) -> dict[str | bytes, int]:
-    """What is to be written down of who lives."""
+def _news(
+    weights: Sequence[Weight], before: Seen, now: int, held: Collection[str], *, all_of_it: bool
+) -> dict[str | bytes, int]:
+    """What is to be written down of who lives. held: groups that count as if they did."""
     new: dict[str | bytes, int] = {}
     if all_of_it:
         new.update(before.groups)
     if now - before.looked > SEEN_MS:
         new[LOOKED] = now
     names = {group.name for weight in weights for group in weight.groups}
-    living = {group.name for weight in weights for group in weight.groups if group.lives}
+    living = {group.name for weight in weights for group in weight.groups if group.lives}.union(held)
     for name in names:
         at = before.groups.get(name)
         if at is None or (name in living and now - at > SEEN_MS):

@@ -84,6 +84,6 @@ def _take(run: ConsumerRun, entry: Fetched, term: int, owned: Tokens) -> None:
 
 
 def lost(run: ConsumerRun, shard: Shard, id: bytes) -> None:
-    run.counts.lost += 1
+    run.tally.lost += 1
     text, where = "%s: entry %s was trimmed before it was processed: it is lost", shard.entry_id(id)
     run.voice.say("lost", logging.ERROR, text, run.name, where, extra=run.about.place(shard, id))

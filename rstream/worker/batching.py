@@ -143,7 +143,9 @@ class Bisection:
             items = [each for each in items if self._still_ours(each)]
         if not items:
             return
-        self._called = True
+        if not self._called:
+            self._called = True
+            self._begin(items)
         if run.spans is None:
             return await self._call(items)
         with run.spans.of_batch([each.entry for each in items]) as span:
@@ -156,6 +158,7 @@ class Bisection:
         subject.set([each.entry for each in items])
         began = run.running[place] = clock()
         outcomes: list[object] = []
+        run.tally.batched += len(items)
         try:
             result, error = await answered(run.call([each.event for each in items], batch))
             if error is None and run.emitter is None and not batch.failures and not isinstance(result, list | tuple):
@@ -166,6 +169,7 @@ class Bisection:
             error = wrong
         finally:
             del run.running[place]
+            run.tally.batched -= len(items)
             self._took = clock() - began
             run.took(self._took)
             if run.voice.each:
@@ -181,6 +185,11 @@ class Bisection:
             self._fail(items[index], failure)
         if rest := [each for index, each in enumerate(items) if index not in batch.failures]:
             self._failed.append(Part(rest, error, self._took))
+
+    def _begin(self, items: list[Started]) -> None:
+        tally, now = self._run.tally, self._run.lease.redis_now()
+        for each in items:
+            tally.begins(each.entry, each.attempt, now)
 
     def _still_ours(self, each: Started) -> bool:
         """A further call is a further start: not of what may be somebody else's by now."""
@@ -206,7 +215,7 @@ class Bisection:
             self._fail(each, why)
         for each, ack in acks:
             self._any_success = True
-            self._run.counts.handled += 1
+            self._run.tally.handled += 1
             self._end(each, ack)
         return len(failed)
 
@@ -232,7 +241,7 @@ class Bisection:
     def _end_all(self, items: list[Started]) -> None:
         """All went well, and nothing was said of any."""
         run, self._any_success = self._run, True
-        run.counts.handled += len(items)
+        run.tally.handled += len(items)
         for each in items:
             del self._open[id(each)]
         run.plain.add_all([ack_of(run, each) for each in items])

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
-from rstream.calling import Answer
+from rstream.calling import Answer, OnLoop
 from rstream.delivery import kept_something
 from rstream.logs import subject
 from rstream.process import clock
@@ -69,6 +69,7 @@ def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
         return _call_in_span(run, run.spans, started)
     place = started.entry[:2]
     began = run.running[place] = clock()
+    run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
     answer = run.call(started.event, started.given)
     if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
         return _end(run, started, began, answer)
@@ -77,7 +78,7 @@ def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
     run.took(took)
     if run.voice.each:
         tell_each(run, f"entry {started.entry.shard.entry_id(started.entry.id)}", took)
-    run.counts.handled += 1
+    run.tally.handled += 1
     run.settle(ack_of(run, started))
     return None
 
@@ -85,6 +86,7 @@ def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
 async def _call_in_span(run: ConsumerRun, spans: Spans, started: Started) -> None:
     with spans.of_one(started.entry, started.attempt) as span:
         began = run.running[started.entry[:2]] = clock()
+        run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
         answer = run.call(started.event, started.given)
         await _end(run, started, began, answer, span)
 
@@ -99,12 +101,16 @@ async def _end(
     entry = started.entry
     try:
         try:
-            result, error = answer if isinstance(answer, Answer) else await answer
+            result, error = answer if isinstance(answer, Answer) else await _waited(run, entry, answer)
         finally:
             del run.running[entry[:2]]
             run.took(clock() - began)
             if run.voice.each:
                 tell_each(run, f"entry {entry.shard.entry_id(entry.id)}", clock() - began)
+        if run.hand.is_cancelled(entry[:2]):
+            if span is not None:
+                span.ended(outcome="cancelled")
+            return run.let_go(entry.shard, entry.id)
         if error is None:
             outcome = await _emitted(run, started, result)
             if span is not None:
@@ -123,6 +129,17 @@ async def _end(
     run.settle(outcome)
 
 
+async def _waited(run: ConsumerRun, entry: Fetched, answer: Awaitable[Answer]) -> Answer:
+    """The answer; meanwhile the handler can be cancelled, where it can."""
+    if not isinstance(answer, OnLoop):
+        return await answer
+    run.on_loop[entry[:2]] = answer
+    try:
+        return await answer
+    finally:
+        del run.on_loop[entry[:2]]
+
+
 async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
     uploads = run.emitter.uploads() if run.emitter is not None else None
     outcome, records = made = acked(run, started, result, uploads)
@@ -130,7 +147,7 @@ async def _emitted(run: ConsumerRun, started: Started, result: Any) -> Outcome:
         outcome, records = await run.emitter.upload(uploads, made, partial(acked, run, started, result))
         if records:
             await run.emitter.before_ack([(delivery_of(run, started), records)])
-    run.counts.handled += 1
+    run.tally.handled += 1
     return outcome
 
 

@@ -25,7 +25,7 @@ def judge(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExcep
     if issubclass(type(error), BlobError):
         assert isinstance(error, BlobError)
         return _wait_for_blobs(run, entry, delivery, error)
-    run.counts.failed += 1
+    run.tally.failed += 1
     extra = about({"duration_ms": round(took * 1000, 3)})
     delay = _delay(run, entry, delivery, error)
     if delay is None:
@@ -60,7 +60,6 @@ def _delay(run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseExce
 def _bury(
     run: ConsumerRun, entry: Fetched, delivery: Delivery, error: BaseException, extra: Mapping[str, object]
 ) -> Outcome:
-    run.counts.dead += 1
     text, told = full_text(error), (run.name, delivery.id, delivery.attempt)
     if issubclass(type(error), Reject):
         line = one_line(error)
@@ -72,7 +71,6 @@ def _bury(
 
 def set_aside(run: ConsumerRun, entry: Fetched, attempt: int, reason: str, error: str) -> Outcome:
     """An entry that the handler must not get."""
-    run.counts.dead += 1
     where, told = entry.shard.entry_id(entry.id), {"rstream": run.about(entry)}  # a loader may be the one who says it
     text = "%s: entry %s set aside as %s: %s"
     run.voice.say("dead", logging.ERROR, text, run.name, where, reason, error, extra=told)
@@ -86,10 +84,10 @@ def used_up(run: ConsumerRun, entry: Fetched) -> bool:
 
 def expired(run: ConsumerRun, entry: Fetched, attempt: int) -> Outcome:
     """An event that is worthless by now: acked and counted."""
-    run.counts.expired += 1
+    run.tally.expired += 1
     run.voice.say(
         "expired", logging.WARNING, "%s: entry %s is older than %g s and was not started; %d so far",
-        run.name, entry.shard.entry_id(entry.id), run.consumer.expires, run.counts.expired,
+        run.name, entry.shard.entry_id(entry.id), run.consumer.expires, run.tally.expired,
         extra={"rstream": run.about(entry)},
     )  # fmt: skip
-    return Outcome(entry.shard, entry.id, attempt, "ack")
+    return Outcome(entry.shard, entry.id, attempt, "expired")

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 from rstream.errors import GroupMissing, StoreError
 from rstream.store.deliveries import Read
@@ -22,8 +21,6 @@ from rstream.store.link import backoff
 from rstream.worker.groups import heal
 from rstream.worker.own import doubt
 from rstream.worker.run import ConsumerRun
-
-T = TypeVar("T")
 
 log = logging.getLogger("rstream")
 
@@ -48,12 +45,15 @@ async def fetch_loop(run: ConsumerRun, slot: int | None, burst: bool) -> None:
             changed = run.own.changed
             wanted = await _fetch(run, rotated(_readable(run, slot), turn), changed, burst, some)
             quiet = quiet + 1 if wanted is not None and not wanted else 0
+            if quiet:
+                await asyncio.sleep(0)  # nothing is left: what came is begun before the next read is written
             if quiet == QUIET:
                 quiet, wanted = 0, None
             pauses = backoff()
         except GroupMissing as error:
             quiet = 0
-            if not await heal(run, error):
+            # Nothing but this makes the group: what was cut short is looked for in vain before, and that comes first.
+            while not await heal(run, error):  # noqa: ASYNC110
                 await asyncio.sleep(next(pauses))
         except StoreError as error:
             quiet = 0
@@ -108,7 +108,7 @@ async def _read(run: ConsumerRun, shards: list[Shard], room: int) -> Read:
     term, sent = run.lease.term, run.tokens(shards)
     if run.order is not None:
         shards = [*sent]  # some may have been given up meanwhile
-    if not shards:
+    if not shards or run.lanes.paused:  # it may have been, while room was waited for
         return Read([], [], True)
     try:
         read = await run.link.run(run.ops.fetch(room, shards, sent, begun=run.begins_by_reading))
@@ -134,7 +134,7 @@ async def _wait(
     waiting = run.link.run(run.ops.wait(count, block, shards), timeout=block / 1000 + 5)
     found = None
     try:
-        found = await _unless(run, changed, waiting)
+        found = await run.own.unless(changed, waiting)
     finally:
         if found is None:
             run.adopt()  # the answer may have been on its way
@@ -147,19 +147,9 @@ async def _knock(run: ConsumerRun, shards: list[Shard], changed: asyncio.Event, 
     after = {shard: run.own.open[shard] for shard in shards if shard in run.own.open}
     if not after:
         return None
-    heard = await _unless(run, changed, run.link.run(run.owners.knock(after, block), timeout=block / 1000 + 5))
+    heard = await run.own.unless(changed, run.link.run(run.owners.knock(after, block), timeout=block / 1000 + 5))
     run.own.open.update({shard: id for shard, id in (heard or {}).items() if shard in run.own.open})
     return None if heard is None else [*heard]
-
-
-async def _unless(run: ConsumerRun, changed: asyncio.Event, waiting: Coroutine[Any, Any, T]) -> T | None:
-    """What is waited for; None, and an end to it, where the shards are others before that."""
-    if changed.is_set():
-        waiting.close()
-        return None
-    with run.own.unless_changed():
-        return await waiting
-    return None
 
 
 async def _check_drained(run: ConsumerRun) -> None:

@@ -80,7 +80,7 @@ async def heal(run: ConsumerRun, error: GroupMissing) -> bool:
     try:
         layout = await drive(run.link, declare_again(run.consumer.stream), within=0.0)
         if await _is_lost(run, layout):
-            run.counts.resets += 1
+            run.tally.resets += 1
             log.error(
                 "%s: %s. Redis lost data (FLUSHALL, a stale replica, a deleted key); "
                 "the group is made anew and reads everything that is left",

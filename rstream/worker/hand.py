@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 from rstream.store.deliveries import Fetched, Tokens
 from rstream.store.keys import Shard
-from rstream.worker.order import Place
+from rstream.worker.order import Now, Place
+
+CANCELLED = -1
+"""No lease has this term."""
 
 
 class Hand:
@@ -30,6 +33,17 @@ class Hand:
 
     def __len__(self) -> int:
         return len(self.terms)
+
+    def cancel(self, place: Place) -> None:
+        """Somebody settled it by hand: it is not begun any more, and if it was, its outcome is not wanted."""
+        self.terms[place] = CANCELLED
+
+    def is_cancelled(self, place: Place) -> bool:
+        return self.terms.get(place) == CANCELLED
+
+    def really(self, place: Place, now: Now) -> Now:
+        """What has become of an entry that is let go: one that was cancelled is settled, unless it came again."""
+        return "ended" if self.is_cancelled(place) and place not in self.back else now
 
     def let_go(self, place: Place) -> None:
         self.terms.pop(place, None)

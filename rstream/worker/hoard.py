@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 
 from rstream.process import clock
-from rstream.worker.run import BUFFER_SECONDS, ConsumerRun
+from rstream.worker.pace import BUFFER_SECONDS
+from rstream.worker.run import ConsumerRun
 
 LOOK = 0.25
 """Seconds: what has not moved for one to two looks goes back."""
@@ -21,14 +22,14 @@ async def hoard_loop(run: ConsumerRun) -> None:
     before = None
     while run.consumer.prefetch is None:
         if not run.in_hand:
-            run.slow, before = 0, None
+            run.pace.slow, before = 0, None
             await run.some_came()
         await asyncio.sleep(LOOK)
         now = clock()
-        run.slow = sum(now - began > BUFFER_SECONDS for began in run.running.values())
+        run.pace.slow = sum(now - began > BUFFER_SECONDS for began in run.running.values())
         head = run.lanes.head
         if head is not None and head is before:
-            run.stuck = True
+            run.pace.stuck = True
             if run.order is None:  # else nobody else may have it
                 run.hand_over(run.lanes.give_back())
         before = head

@@ -1,9 +1,10 @@
 """Looks after retention: trims what is processed and beyond a limit, brings the limits of shards up to date, removes
-old generations that are empty then, and now and then has the blob store swept.
+old generations that are empty then, and now and then has the blob store swept. And it has the history kept.
 
-Every worker has this loop, and of a stream one looks at a time. Cost: every `INTERVAL`, or twice that while nothing is
-trimmed, one small read for all streams of the app; for each with a retention one more, and where this worker is the one
-that looks, another with a call for each shard. (Producers that meet a limit trim by themselves, at once.)
+Every worker has this loop, and of a stream one looks at a time. Cost: every `INTERVAL`, or thrice that while nothing is
+trimmed or handled, one small read for all streams of the app; for each with a retention one more, and where this worker
+is the one that looks, another with a call for each shard. (Producers that meet a limit trim by themselves, at once.)
+For the history what history.py says; while nothing is handled here only every `QUIET`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import random
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from rstream.app import RStream
@@ -20,6 +22,7 @@ from rstream.errors import RStreamError, StoreError, StoreRefused
 from rstream.logs import about
 from rstream.retention import Retention, text_of
 from rstream.store import layout as layouts
+from rstream.store.history import EVERY_MS, glance
 from rstream.store.layout import Layout
 from rstream.store.link import both
 from rstream.store.reshard import retire
@@ -27,30 +30,43 @@ from rstream.store.steps import drive
 from rstream.store.trim import Alarm, Standing, tidy
 from rstream.store.weigh import office, sweep
 from rstream.stream import Stream
+from rstream.worker.run import ConsumerRun
+from rstream.worker.sampler import Sampler
 
 log = logging.getLogger("rstream")
 
-INTERVAL, IDLE = 5.0, 2
-"""Seconds between two looks, about; and so many times that while there is nothing to trim."""
+INTERVAL, IDLE = 5.0, 3
+"""Seconds between two looks, about; and so many times that while there is nothing to do."""
+
+QUIET = 60.0
+"""Seconds between two samples for the history while this worker handles nothing."""
 
 
 class Janitor:
     """alarms: those that were told, by stream and group."""
 
-    def __init__(self, app: RStream, worker: str) -> None:
-        self._app, self._worker = app, worker
+    def __init__(self, app: RStream, worker: str, runs: Sequence[ConsumerRun] = ()) -> None:
+        self._app, self._worker, self._runs, self._taken = app, worker, runs, 0
+        self._sampler = Sampler(app)
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._sweeping: threading.Thread | None = None
         self._left: set[str] = set()
 
     async def look(self) -> bool:
-        """At all streams of the app, one after the other: whether something was trimmed. Raises the last `StoreError`,
-        at the end.
+        """At all streams of the app, one after the other: whether something was trimmed, or is being handled. Raises
+        the last `StoreError`, at the end.
         """
+        streams, busy = list(self._app.streams.values()), self._at_work()
+        every = EVERY_MS if busy else int(QUIET * 1000)
+        glanced = glance(self._app.settings.namespace, [stream.name for stream in streams], every)
         failed: StoreError | None = None
         trimmed = False
-        for stream, retention in (await self._retentions()).items():
+        found = await self._app.link.run(glanced)
+        for stream, (retention, seen) in zip(streams, found, strict=True):
+            await self._sampler.take(stream.name, seen)
             try:
+                if isinstance(retention, StoreError):
+                    raise retention
                 if retention is not None:
                     trimmed = await self._look_at(stream, retention) or trimmed
             except StoreRefused as error:
@@ -59,22 +75,12 @@ class Janitor:
                 failed = error
         if failed is not None:
             raise failed
-        return trimmed
+        return trimmed or busy
 
-    async def _retentions(self) -> dict[Stream[Any], Retention | None]:
-        """Of those streams that this user may look at."""
-        streams, link, namespace = [*self._app.streams.values()], self._app.link, self._app.settings.namespace
-        try:
-            stored = await link.run(layouts.retentions(namespace, [stream.name for stream in streams]))
-            return dict(zip(streams, stored, strict=True))
-        except StoreRefused:
-            found: dict[Stream[Any], Retention | None] = {}
-        for stream in streams:
-            try:
-                (found[stream],) = await link.run(layouts.retentions(namespace, [stream.name]))
-            except StoreRefused as error:
-                self._leave_to_others(stream, error)
-        return found
+    def _at_work(self) -> bool:
+        """Whether anything came in since the last look, or is in hand."""
+        before, self._taken = self._taken, sum(run.taken for run in self._runs)
+        return self._taken != before or any(run.in_hand for run in self._runs)
 
     def _leave_to_others(self, stream: Stream[Any], error: StoreRefused) -> None:
         """An app may declare streams that its workers only emit to."""
@@ -128,9 +134,9 @@ def _sweep(stream: Stream[Any]) -> None:
         log.info("stream %r: deleted %d blobs to which nothing refers", stream.name, done.deleted)
 
 
-async def janitor_loop(app: RStream, worker: str) -> None:
+async def janitor_loop(app: RStream, worker: str, runs: Sequence[ConsumerRun]) -> None:
     """Runs until cancelled."""
-    janitor = Janitor(app, worker)
+    janitor = Janitor(app, worker, runs)
     while True:
         busy = True
         try:

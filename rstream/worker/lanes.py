@@ -21,7 +21,7 @@ class Lanes:
     """First in, first out. Handlers that never wait need one slot: an idle one is woken where no other will look for
     what comes in, and the next one when that waits for its handler; never all for one entry.
 
-    forming: the batch that is being filled.
+    forming: the batch that is being filled · paused: nothing is taken.
     """
 
     def __init__(self, gate: Gate | None = None) -> None:
@@ -31,6 +31,7 @@ class Lanes:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._looking = False  # a slot looks here again before it waits for anything
         self.forming: list[Fetched] = []
+        self.paused = False
         self.gate = gate or Gate()
         self.gate.lanes.append(self)
 
@@ -40,7 +41,7 @@ class Lanes:
 
     @property
     def suspects(self) -> int:
-        return len(self._suspects)
+        return 0 if self.paused else len(self._suspects)
 
     def put(self, entries: Sequence[Fetched]) -> None:
         if entries and entries[0].source is None:  # a read brings nothing else
@@ -72,7 +73,24 @@ class Lanes:
                 self._looking = True
                 return
 
+    def pause(self, on: bool) -> None:
+        """Give nothing to slots, or do again. What a batch that is being filled has goes back; no suspect waits for
+        quiet.
+        """
+        self.paused = on
+        if on:
+            forming = self.formed()
+            self.gate.handed -= len(forming)
+            for entry in reversed(forming):
+                self._lane(entry).appendleft(entry)
+            for suspect, _ in self._suspects:
+                self.gate.calm(suspect)
+            self.gate.wake()
+        self.wake()
+
     def _next(self, like: Fetched | None) -> Fetched | None:
+        if self.paused:
+            return None
         if like is None and self._suspects and self.gate.admit(*self._suspects[0]):
             if len(self):
                 self._wake_one()  # what woke this slot may have been one of those
@@ -105,7 +123,7 @@ class Lanes:
 
     def take_more(self, first: Fetched, most: int) -> list[Fetched]:
         """Up to so many of the lane that this one came from, of those that are there."""
-        if self.gate.quiet_for is not None:
+        if self.gate.quiet_for is not None or self.paused:
             return []
         lane = self._lane(first)
         taken = [lane.popleft() for _ in range(min(most, len(lane)))]
@@ -114,7 +132,7 @@ class Lanes:
 
     async def take_like(self, first: Fetched) -> Fetched | None:
         """The next entry of the lane that this one came from, when there is one; None when no more may be begun."""
-        while self.gate.quiet_for is None:
+        while self.gate.quiet_for is None and not self.paused:
             if (entry := self._next(first)) is not None:
                 self.gate.handed += 1
                 return entry

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from typing import Any, Protocol
 
 from rstream.errors import StoreError, StoreUnavailable
 from rstream.process import clock
 from rstream.store.connect import Endpoint
 from rstream.store.deliveries import Beat, GroupOps, Tokens
 from rstream.store.link import Op, SyncLink, backoff
+from rstream.store.scripts import Call
 
 log = logging.getLogger("rstream")
 
@@ -31,7 +33,8 @@ class Lease:
 
     until: the lease surely holds up to this `clock()` · term: rises whenever the lease was lost in between · ahead:
     how many seconds Redis's clock is ahead of `clock()`, give or take a round trip · owned: in an ordered group, the
-    shards that are this worker's, never changed but replaced.
+    shards that are this worker's, never changed but replaced · hand: what it has in hand · lost: deliveries that
+    were in hand still when the keeper found the lease lost.
     """
 
     def __init__(self, ops: GroupOps, seconds: float) -> None:
@@ -40,6 +43,8 @@ class Lease:
         self.until = float("-inf")
         self.term = 0
         self.ahead = 0.0
+        self.hand: Sized = ()
+        self.lost = 0
         self.next_beat = float("-inf")
 
     @property
@@ -69,17 +74,28 @@ class Lease:
             if self.term:
                 log.warning(LAPSED, self.name, self.seconds)
             self.term += 1
+            self.lost += len(self.hand)
         self.until = sent + self.seconds
         self.next_beat = sent + self.seconds / 3
 
 
-def renew(leases: Sequence[Lease], link: SyncLink) -> dict[Lease, StoreError]:
+class Told(Protocol):
+    """What else goes along with the beats: calls that nothing depends on."""
+
+    def calls(self) -> Sequence[Call]: ...
+
+    def answered(self, replies: Sequence[Any]) -> None:
+        """Errors among them are values."""
+
+
+def renew(leases: Sequence[Lease], link: SyncLink, told: Told | None = None) -> dict[Lease, StoreError]:
     """In one round trip; those that could not be renewed, and why. In a cluster one server may be away, or one slot be
     half moved: the leases of groups that lie elsewhere must not run out for that.
     """
+    along = told.calls() if told is not None else ()
     beats, sent = [lease.beat() for lease in leases], clock()
     try:
-        replies = iter(link.exchange([call for beat in beats for call in beat.calls]))
+        replies = iter(link.exchange([*(call for beat in beats for call in beat.calls), *along]))
     except StoreError as error:
         return dict.fromkeys(leases, error)
     failed = {}
@@ -89,6 +105,8 @@ def renew(leases: Sequence[Lease], link: SyncLink) -> dict[Lease, StoreError]:
             failed[lease] = errors[0]
         else:
             lease.renewed(beat.parse(answers), sent)
+    if told is not None:
+        told.answered([*replies])
     return failed
 
 
@@ -98,11 +116,11 @@ def in_vain(name: str, what: str, within: float, error: StoreUnavailable) -> Sto
 
 
 class LeaseKeeper(threading.Thread):
-    """Renews the leases of a worker until it is stopped."""
+    """Renews the leases of a worker until it is stopped. told: what goes along."""
 
-    def __init__(self, endpoint: Endpoint, leases: list[Lease]) -> None:
+    def __init__(self, endpoint: Endpoint, leases: list[Lease], told: Told | None = None) -> None:
         super().__init__(name="rstream-lease", daemon=True)
-        self._leases = leases
+        self._leases, self._told = leases, told
         shortest = min(lease.seconds for lease in leases)
         self._link = SyncLink(endpoint, timeout=max(0.2, shortest / 4))
         self._retry_after = min(1.0, shortest / 20)
@@ -117,6 +135,8 @@ class LeaseKeeper(threading.Thread):
             self._take(lease, within, deadline)
             if self._stop_asked.is_set():
                 return
+        if self._told is not None:  # now: the first beat knows of no clock but ours
+            renew([], self._link, self._told)
         self.start()
 
     def _take(self, lease: Lease, within: float, deadline: float) -> None:
@@ -145,7 +165,7 @@ class LeaseKeeper(threading.Thread):
                 self._beat(due)
 
     def _beat(self, leases: Sequence[Lease]) -> None:
-        for lease, error in renew(leases, self._link).items():
+        for lease, error in renew(leases, self._link, self._told).items():
             lease.next_beat = clock() + self._retry_after
             if not lease.holds():
                 log.warning("group %s: the lease ran out and could not be renewed: %s", lease.ops.group, error)

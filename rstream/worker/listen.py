@@ -1,27 +1,32 @@
-"""Listens to the bell for all consumers of a worker, and notices when a stream was resharded.
+"""Listens to the bell for all consumers of a worker, and notices when a stream was resharded, a group paused, and when
+deliveries were cancelled.
 
-Cost: a blocked read every `BLOCK_MS`; a small call for all streams when one of them was resharded, and every `LOOK`.
+Cost: a blocked read every `BLOCK_MS`; a small call for all streams when one of them was resharded or a group of it
+paused, and every `LOOK`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rstream.app import RStream
 from rstream.errors import StoreError
+from rstream.event import EntryId
 from rstream.store import bell
 from rstream.store import layout as layouts
 from rstream.store.bell import Ring
-from rstream.store.link import backoff
+from rstream.store.link import backoff, both
+from rstream.store.pause import are_paused
 from rstream.worker.groups import extend
+from rstream.worker.pausing import heed_all, heed_cancelled
 from rstream.worker.run import ConsumerRun
 
 log = logging.getLogger("rstream")
 
 BLOCK_MS = 5000
-LOOK = 15.0
+LOOK = 5.0
 """Seconds after which streams are looked at unasked: a ring may get lost, with what Redis has lost."""
 
 
@@ -31,18 +36,20 @@ async def listen_loop(app: RStream, runs: Sequence[ConsumerRun]) -> None:
     after: bytes | None = None
     looked = float("-inf")
     while True:
+        cancelled: dict[Ring, list[EntryId]] = {}
         try:
             if after is None:  # what was rung before is not heard: look at once
                 after, rings = await app.link.run(bell.last(namespace)), set[Ring]()
             else:
                 heard = await app.link.run(bell.listen(namespace, after, BLOCK_MS), timeout=BLOCK_MS / 1000 + 5)
-                after, rings = heard
+                after, rings, cancelled = heard
             pauses = backoff()
         except StoreError as error:
             log.warning("the bell is not heard: %s", error)
             after, rings = None, {Ring(run.layout.name, "") for run in runs}
             await asyncio.sleep(next(pauses))
         _wake(runs, rings)
+        await _stop(runs, cancelled)
         now = asyncio.get_running_loop().time()
         followed = any(ring.group == "" for ring in rings) or any(run.layout.older for run in runs)
         if not followed and now - looked < LOOK:
@@ -61,9 +68,21 @@ def _wake(runs: Sequence[ConsumerRun], rings: set[Ring]) -> None:
             run.look_in(0)
 
 
+async def _stop(runs: Sequence[ConsumerRun], cancelled: Mapping[Ring, Sequence[EntryId]]) -> None:
+    for run in runs:
+        if ids := cancelled.get(Ring(run.layout.name, run.ops.group)):
+            try:
+                await heed_cancelled(run, ids)
+            except StoreError as error:
+                log.warning("%s: what was cancelled runs on, its outcome will be refused: %s", run.name, error)
+
+
 async def _follow_layouts(app: RStream, runs: Sequence[ConsumerRun]) -> None:
     names = sorted({run.layout.name for run in runs})
-    found = await app.link.run(layouts.generations(app.settings.namespace, names))
+    groups = [(run.layout.name, run.ops.group) for run in runs]
+    namespace = app.settings.namespace
+    found, pauses = await app.link.run(both(layouts.generations(namespace, names), are_paused(namespace, groups)))
+    heed_all(runs, pauses)
     now = dict(zip(names, found, strict=True))
     for run in runs:
         known = {*dict(run.layout.older), run.layout.generation}

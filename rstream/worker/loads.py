@@ -41,10 +41,14 @@ class Loads:
         self._bytes = 0
         self._wanted, self._freed = asyncio.Event(), asyncio.Event()
 
+    def __len__(self) -> int:
+        """Deliveries that wait for their payload."""
+        return len(self._waiting) + self._loading
+
     @property
     def aside(self) -> int:
         """Deliveries that count for nobody's room."""
-        return min(ASIDE, len(self._waiting) + self._loading)
+        return min(ASIDE, len(self))
 
     def sort_out(self, entries: Sequence[Fetched]) -> Sequence[Fetched]:
         """Take those that refer to a payload elsewhere; the others."""

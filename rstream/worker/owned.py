@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import anyio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from rstream.store.keys import Shard
 from rstream.worker.order import Place
+
+T = TypeVar("T")
 
 
 def epoch_of(token: str | None) -> int:
@@ -32,21 +32,27 @@ class Own:
         self.look = asyncio.Event()
         self.term = -1
         self.abroad: set[Place] = set()
-        self._waits: set[anyio.CancelScope] = set()
+        self._waits: set[asyncio.Timeout] = set()
 
     def has_changed(self) -> None:
         """Wake those that wait for other shards; each waits for the event that it saw when it looked which they are."""
         self.changed.set()
         self.changed = asyncio.Event()
-        for scope in self._waits:
-            scope.cancel()
+        while self._waits:
+            self._waits.pop().reschedule(0)
 
-    @contextmanager
-    def unless_changed(self) -> Iterator[None]:
-        """Leave this block when they change."""
-        with anyio.CancelScope() as scope:
-            self._waits.add(scope)
-            try:
-                yield
-            finally:
-                self._waits.remove(scope)
+    async def unless(self, changed: asyncio.Event, waiting: Coroutine[Any, Any, T]) -> T | None:
+        """What is waited for; None, and an end to it, where the shards are others before that. changed: what was seen
+        when it was looked which they are.
+        """
+        if changed.is_set():
+            waiting.close()
+            return None
+        try:
+            async with asyncio.timeout(None) as wait:
+                self._waits.add(wait)
+                return await waiting
+        except TimeoutError:
+            return None
+        finally:
+            self._waits.discard(wait)

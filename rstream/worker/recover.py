@@ -124,7 +124,7 @@ async def _take_over(run: ConsumerRun, turn: int, others: dict[Shard, Sequence[b
         run.take(found.claimed, term, sent)
     taken = sum(1 for entry in found.claimed if not (entry.source or "~").startswith("~"))
     if taken:
-        run.counts.recovered += taken
+        run.tally.recovered += taken
         log.info("%s: took over %d deliveries of silent workers", run.name, taken)
     for shard, id in found.lost:
         lost(run, shard, id)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rstream.errors import ConfigError
-from rstream.worker.counts import Counts
 
 log = logging.getLogger("rstream")
 
@@ -63,8 +62,8 @@ def draw(max_handled: int | None, max_rss_mb: float | None, share: float | None 
     )
 
 
-async def recycle_loop(limits: Limits, counts: Counts, stop: Callable[[str], None]) -> None:
-    """Call `stop` with the reason once a limit is passed."""
+async def recycle_loop(limits: Limits, handled: Callable[[], int], stop: Callable[[str], None]) -> None:
+    """Call `stop` with the reason once a limit is passed. handled: deliveries so far."""
     if limits.rss is not None and resident() > limits.rss:
         log.warning(
             "this process holds %.0f MB before it has handled anything, and its share of max_rss_mb is %.0f: "
@@ -73,7 +72,7 @@ async def recycle_loop(limits: Limits, counts: Counts, stop: Callable[[str], Non
         )  # fmt: skip
     while limits:
         await asyncio.sleep(LOOK)
-        why = limits.passed(counts.handled + counts.failed, 0.0 if limits.rss is None else resident())
+        why = limits.passed(handled(), 0.0 if limits.rss is None else resident())
         if why is not None:
             return stop(why)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
+from rstream.calling import OnLoop
 from rstream.consumer import Consumer
 from rstream.logs import Voice
 from rstream.processes import ProcessCall
@@ -14,7 +15,6 @@ from rstream.store.layout import Layout
 from rstream.store.link import Link
 from rstream.store.owners import OwnerOps, Unparked
 from rstream.worker.about import KINDS, About, log
-from rstream.worker.counts import Counts
 from rstream.worker.emit import Emitter
 from rstream.worker.gate import Gate
 from rstream.worker.hand import Hand, from_the_dead
@@ -24,11 +24,9 @@ from rstream.worker.loads import Loads
 from rstream.worker.order import Lane, Now, PerKey, Place, key_of
 from rstream.worker.outcomes import Outcomes
 from rstream.worker.owned import Own
+from rstream.worker.pace import Pace
 from rstream.worker.spans import spans_of
-
-BUFFER_SECONDS = 0.2
-"""How much handling time the buffer beyond the running deliveries should hold: a few round trips' worth."""
-BUFFER_MAX = 1000
+from rstream.worker.tally import Tally, note
 
 WORTH_READING = 250
 """Entries: an ordered group that has something to do does not read less, as long as it has no space for more."""
@@ -43,11 +41,11 @@ class ConsumerRun:
         concurrency: int,
         ops: GroupOps,
         link: Link,
-        counts: Counts,
+        tally: Tally,
         gate: Gate,
         emitter: Emitter | None = None,
     ) -> None:
-        self.consumer, self.concurrency, self.ops, self.link, self.counts = consumer, concurrency, ops, link, counts
+        self.consumer, self.concurrency, self.ops, self.link, self.tally = consumer, concurrency, ops, link, tally
         self.call = consumer.call(concurrency)
         self.decode = consumer.stream.claims.decoder(consumer.stream.codec)
         self.pool = self.call if isinstance(self.call, ProcessCall) else None
@@ -67,6 +65,7 @@ class ConsumerRun:
         self.shards = self.layout.every  # those in which there may be something to do
         gate.listeners.append(self._gate_opened)
         self.running: dict[Place, float] = {}
+        self.on_loop: dict[Place, OnLoop] = {}  # of these, those whose handlers can be cancelled
         self.filling = asyncio.Lock()
         self.plain, self.emitting = Outcomes(), Outcomes()
         self.room_made = asyncio.Event()
@@ -78,10 +77,7 @@ class ConsumerRun:
         self.intake = asyncio.Lock()  # who may bring something in
         self.reading = asyncio.Lock()  # an answer that brings something is on its way
         self.finished = False
-        # What the running handlers show before they end: how many of them take long, and whether nothing that waits
-        # for a slot moves.
-        self.slow = 0
-        self.stuck = False
+        self.pace = Pace(concurrency, self.size)
         self.busy = 0  # slots of a batch consumer that are at work
         self.taken = 0  # entries, in all
         self.came = asyncio.Event()  # since somebody began to wait for some
@@ -89,9 +85,7 @@ class ConsumerRun:
         self.adoptions_asked = 0
         self.adopted = asyncio.Event()
         self.adopted.set()
-        self.hand = Hand()
-        self._mean_seconds = float("inf")
-        self._samples = 0
+        self.hand = self.lease.hand = Hand()
 
     @property
     def layout(self) -> Layout:
@@ -194,7 +188,7 @@ class ConsumerRun:
 
     def readable(self, slot: int | None = None) -> list[Shard]:
         """The shards that this worker may read and take over from now; on a cluster, those of one slot."""
-        shards = self.shards if self.order is None else self.tokens(self.own.open)
+        shards = () if self.lanes.paused else self.shards if self.order is None else self.tokens(self.own.open)
         return [shard for shard in shards if slot is None or shard.slot == slot]
 
     def tokens(self, shards: Iterable[Shard]) -> Tokens:
@@ -223,6 +217,7 @@ class ConsumerRun:
     def let_go(self, shard: Shard, id: bytes, now: Now = "elsewhere") -> None:
         """An entry that was settled, or that this worker may not start any more."""
         place = (shard, id)
+        now = self.hand.really(place, now)
         self.hand.let_go(place)
         self.loads.let_go(place)
         if self.order is not None:
@@ -296,14 +291,9 @@ class ConsumerRun:
         """Deliveries to hold beyond those being handled: long handlers must not hoard, short ones must not wait."""
         if self.consumer.prefetch is not None:
             return self.consumer.prefetch
-        if self.stuck:
-            return 0
         if self.consumer.policy.max_attempts == 1:
             return 0  # what a dead worker had read counts as begun, and would have no attempt left
-        if self._samples < self.concurrency:
-            return 0  # those that end first are the short ones
-        calls = int(min(BUFFER_MAX, (self.concurrency - self.slow) * BUFFER_SECONDS / self._mean_seconds))
-        return min(max(BUFFER_MAX, self.size), calls * self.size)
+        return self.pace.ahead
 
     @property
     def begins_by_reading(self) -> bool:
@@ -318,13 +308,9 @@ class ConsumerRun:
         return self.concurrency * self.size
 
     def took(self, seconds: float) -> None:
-        """A call of the handler took this long. The mean follows a slower handler at once and a faster one by steps."""
-        mean = self._mean_seconds
-        if self._samples and seconds <= 2 * mean:
-            seconds = 0.9 * mean + 0.1 * seconds
-        self._mean_seconds = max(seconds, 1e-6)
-        self._samples += 1
-        self.stuck = False
+        """A call of the handler took this long."""
+        note(self.tally.handler, seconds)
+        self.pace.took(seconds)
 
     @property
     def room(self) -> int:
@@ -378,6 +364,7 @@ class ConsumerRun:
 
         begun: its attempt was.
         """
+        self.tally.unheld += not self.lease.holds()
         if begun or entry.source is not None:
             self.hand.sources[entry.shard, entry.id] = "~unsure"
         self.let_go(entry.shard, entry.id)

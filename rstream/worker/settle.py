@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 
 from rstream.errors import GroupMissing, LeaseLost, ShardSealed, StoreError, StoreUnavailable, StreamFull
-from rstream.store.deliveries import BARE, LOST, PSEUDO, Outcome, Refusal
+from rstream.store.deliveries import BARE, LOST, PSEUDO, STAYS, Outcome, Refusal
 from rstream.store.keys import Shard
 from rstream.store.link import backoff
 from rstream.worker.adopt import lost
@@ -38,15 +38,20 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
     free = bool(run.hand.returning) and any(_is_free(run, outcome) for outcome in batch)
     refused = await _send(run, batch)
     run.flushes += 1
+    if not run.lease.holds():
+        run.tally.unheld += len(batch)
     acked = []
     for outcome in batch:
         place = outcome[:2]
         if outcome.c == BARE and place not in refused:
             acked.append(place)
             continue
+        if place not in refused:
+            run.tally.ends(outcome, place not in run.hand.returning)
         run.let_go(*place, _now(run, outcome) if place not in refused else "elsewhere")
         if outcome.kind == "retry":
             run.look_in(int(outcome.a) / 1000)
+    run.tally.settled["ack"] += len(acked)
     run.let_all_go(acked)
     if free or (
         run.order is not None and any(_others_wait(run, shard) for shard in {outcome.shard for outcome in batch})
@@ -56,7 +61,7 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
 
 def _now(run: ConsumerRun, outcome: Outcome) -> Now:
     """What has become of an entry by this outcome."""
-    if outcome.kind in ("ack", "dead", "lost"):
+    if outcome.kind not in STAYS:
         return "ended"
     if outcome.kind == "retry" and run.consumer.on_retry == "skip":
         return "passed"
@@ -85,7 +90,7 @@ async def _send(run: ConsumerRun, batch: list[Outcome], *, resent: bool = False)
         try:
             if sealed:
                 batch, sealed = await _moved(run, batch), False
-            refusals = await run.link.run(replace(run.ops.settle(batch), replicas=run.replicas))
+            refusals = await run.link.run(replace(run.ops.settle(batch, again=resent), replicas=run.replicas))
         except GroupMissing as error:
             if len(parts := _by_shard(batch)) > 1:  # the others need not be lost with it
                 return {place for part in parts for place in await _send(run, part, resent=True)}
@@ -143,7 +148,9 @@ async def _moved(run: ConsumerRun, batch: list[Outcome]) -> list[Outcome]:
 
 
 def _tell(run: ConsumerRun, refusal: Refusal) -> None:
-    run.counts.refused += 1
+    if run.hand.is_cancelled(refusal.outcome[:2]):
+        return  # that was said
+    run.tally.fenced += 1
     outcome = refusal.outcome
     if refusal.owner == run.ops.worker:
         run.adopt()  # another delivery of it is this worker's, which it does not have in hand
@@ -158,5 +165,4 @@ def _tell(run: ConsumerRun, refusal: Refusal) -> None:
 
 def _looks_done(refusal: Refusal) -> bool:
     """Whether an earlier sending of this outcome did it, and only its answer was lost."""
-    kind = refusal.outcome.kind
-    return refusal.owner == "" if kind in ("ack", "dead", "lost") else refusal.owner in PSEUDO
+    return refusal.owner in PSEUDO if refusal.outcome.kind in STAYS else refusal.owner == ""

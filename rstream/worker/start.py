@@ -114,7 +114,7 @@ async def _begin(run: ConsumerRun, entries: list[Fetched]) -> list[Fetched]:
 
 
 def _refused(run: ConsumerRun, entry: Fetched) -> None:
-    run.counts.refused += 1
+    run.tally.astray += 1
     where = entry.shard.entry_id(entry.id)
     refused = LeaseLost(f"entry {where} was taken over by another worker before it was started here")
     told = {"rstream": run.about(entry)}
@@ -151,16 +151,17 @@ def _never_started(entry: Fetched) -> bool:
 def _unpack(run: ConsumerRun, entry: Fetched, attempt: int) -> tuple[Any, Delivery | None]:
     """The event, and its delivery where somebody will want it. Raises `EntryInvalid`."""
     flat = entry.flat
+    key: bytes | None
     if len(flat) == 6 and flat[0] == b"e" and flat[2] == b"k" and flat[4] == b"i":  # as rstream writes most
-        payload, headers = flat[1], None
+        payload, key, headers = flat[1], flat[3], None
     else:
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         if b"e" not in fields:
             raise EntryInvalid("undecodable", f"it has no field 'e', only {[*fields][:5]}: rstream did not write it")
-        payload, headers = fields[b"e"], unpack_headers(fields.get(b"h"))
+        payload, key, headers = fields[b"e"], fields.get(b"k"), unpack_headers(fields.get(b"h"))
     if not run.tells and attempt == 1:
-        return run.decode(payload), None
-    return run.decode(payload), _delivery(run, entry, attempt, headers)
+        return run.decode(payload, key), None
+    return run.decode(payload, key), _delivery(run, entry, attempt, headers)
 
 
 def _delivery(run: ConsumerRun, entry: Fetched, attempt: int, headers: dict[str, str] | None) -> Delivery:
@@ -182,7 +183,7 @@ def _fields(
 ) -> tuple[Any, ...]:
     """What a delivery says, in the order of its fields. owned, term: the lease's when it was started."""
     fields = dict(zip(entry.flat[::2], entry.flat[1::2], strict=True))
-    key = fields.get(b"k")
+    key, stream = fields.get(b"k"), run.consumer.stream
     return (
         entry.shard.entry_id(entry.id),
         run.layout.name,
@@ -193,7 +194,7 @@ def _fields(
         attempt,
         run.ops.worker,
         epoch_of(owned.get(entry.shard)),
-        StoredMemo(run.consumer.stream.app, run.lease, term, run.ops, entry.shard, entry.id, attempt),
+        StoredMemo(stream.app, run.lease, term, run.ops, entry.shard, entry.id, attempt, stream.claims.seal),
     )
 
 
@@ -231,10 +232,9 @@ async def _drop_doubles(run: ConsumerRun, started: list[Started]) -> list[Starte
         if id in (None, each.entry.id):
             first.append(each)
         else:
-            run.counts.skipped += 1
             where, told = each.entry.shard.entry_id(each.entry.id), {"rstream": run.about(each.entry)}
             text = "%s: entry %s was not started: its %s has succeeded already, by entry %s"
             first_one = each.entry.shard.entry_id(id)
             run.voice.say("skipped", logging.INFO, text, run.name, where, run.consumer.once, first_one, extra=told)
-            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "ack"))
+            run.settle(Outcome(each.entry.shard, each.entry.id, each.attempt, "skipped"))
     return first

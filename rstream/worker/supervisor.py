@@ -12,17 +12,21 @@ import logging
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 log = logging.getLogger("rstream")
 
 PARENT, CHECK_ONLY = "RSTREAM_SUPERVISOR", "RSTREAM_CHECK_ONLY"
 """Set for children: the supervisor's pid; and that they shall only see whether the app and its groups load."""
+NUMBER, PIPE = "RSTREAM_PROCESS", "RSTREAM_METRICS_PIPE"
+"""Also: which of several they are; and the descriptor on which they are asked how they are."""
 RECYCLED = 79
 """Exit code of a child that ended well, before its time: start another. (The first one after those of sysexits.h.)"""
 FIRST_DELAY, LONGEST_DELAY, LONG_LIFE = 1.0, 30.0, 60.0
@@ -34,14 +38,23 @@ PR_SET_PDEATHSIG = 1
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
 
-def supervise(arguments: Sequence[str], processes: int) -> int:
+class Desk(Protocol):
+    """Where the processes say how they are. Numbered from 1."""
+
+    def begins(self, number: int) -> socket.socket:
+        """What a process that is about to be started inherits, and is told of by PIPE."""
+
+    def ended(self, number: int) -> None: ...
+
+
+def supervise(arguments: Sequence[str], processes: int, desk: Desk | None = None) -> int:
     """Run `rstream ARGUMENTS` in many processes until all have ended; the exit code."""
     command = [sys.executable, "-m", "rstream", *arguments]
     environ = _environ() | {CHECK_ONLY: "1"}
     check = subprocess.run(command, stdin=subprocess.DEVNULL, env=environ, check=False)
     if check.returncode:  # it said why; starting it again and again would not help
         return check.returncode if check.returncode > 0 else 128 - check.returncode
-    return Supervisor(command, processes).run()
+    return Supervisor(command, processes, desk).run()
 
 
 def _environ() -> dict[str, str]:
@@ -63,8 +76,8 @@ class Child:
 class Supervisor:
     """Keeps `processes` children that run `command`."""
 
-    def __init__(self, command: Sequence[str], processes: int) -> None:
-        self._command = list(command)
+    def __init__(self, command: Sequence[str], processes: int, desk: Desk | None = None) -> None:
+        self._command, self._desk = list(command), desk
         self._children = [Child(number) for number in range(1, processes + 1)]
         self._signals: list[int] = []
         self._stopping = False
@@ -124,13 +137,27 @@ class Supervisor:
 
     def _start(self, child: Child) -> None:
         child.restart_at, child.ended_well, child.started = None, False, time.monotonic()
-        child.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, env=_environ(), process_group=0)
+        environ, pipe = _environ(), self._desk.begins(child.number) if self._desk is not None else None
+        if len(self._children) > 1:
+            environ[NUMBER] = str(child.number)
+        if pipe is not None:
+            environ[PIPE] = str(pipe.fileno())
+        try:
+            child.process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, env=environ, process_group=0,
+                pass_fds=[] if pipe is None else [pipe.fileno()],
+            )  # fmt: skip
+        finally:
+            if pipe is not None:
+                pipe.close()
         log.info("process %d of %d started: pid %d", child.number, len(self._children), child.process.pid)
 
     def _reap(self) -> None:
         for child in self._children:
             if child.process is not None and (code := child.process.poll()) is not None:
                 child.process = None
+                if self._desk is not None:
+                    self._desk.ended(child.number)
                 # By the signal itself dies whoever had not begun to listen for it: it had nothing to finish.
                 child.ended_well = code in (0, RECYCLED) or (self._stopping and -code in FORWARDED)
                 if not child.ended_well:

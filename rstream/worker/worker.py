@@ -8,12 +8,9 @@ import logging
 import math
 import os
 import signal
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -21,57 +18,49 @@ from anyio.abc import TaskGroup
 
 from rstream.app import RStream
 from rstream.archive.run import ArchiveRun
+from rstream.blobs.meter import metered
 from rstream.calling import LEFT
 from rstream.consumer import Consumer
 from rstream.errors import ConfigError, StoreError
 from rstream.logs import told_by
 from rstream.process import clock, worker_id
-from rstream.store.deliveries import Fetched, GroupOps
+from rstream.store.connect import Endpoint
+from rstream.store.deliveries import GroupOps
+from rstream.store.keys import ARCHIVE
+from rstream.store.workers import absent
 from rstream.worker import groups
 from rstream.worker.adopt import audit_loop
 from rstream.worker.batching import batch_slot
-from rstream.worker.counts import Counts
+from rstream.worker.drained import drained
 from rstream.worker.emit import Emitter
 from rstream.worker.execute import slot
 from rstream.worker.fetch import fetch_loop
 from rstream.worker.gate import Gate
+from rstream.worker.going import leave_group, let_others_go_on
 from rstream.worker.hoard import hoard_loop
 from rstream.worker.janitor import janitor_loop
 from rstream.worker.lease import LeaseKeeper
 from rstream.worker.listen import listen_loop
 from rstream.worker.load import LOADERS, load_loop
-from rstream.worker.own import leave, own_loop, tell
+from rstream.worker.own import own_loop
 from rstream.worker.park import park_loop
-from rstream.worker.recover import PAGE, recover_loop
+from rstream.worker.pausing import begin_paused
+from rstream.worker.presence import Presenter
+from rstream.worker.recover import recover_loop
 from rstream.worker.recycle import draw, recycle_loop
 from rstream.worker.run import ConsumerRun
+from rstream.worker.sampler import Sampler
 from rstream.worker.say import say_loop, unsettled
-from rstream.worker.settle import flush, settle_loop
+from rstream.worker.settle import settle_loop
+from rstream.worker.stall import Stall
+from rstream.worker.tally import Counts, Tallies
+from rstream.worker.threads import Threads
 from rstream.worker.watchdog import Watchdog
-
-T = TypeVar("T")
 
 log = logging.getLogger("rstream")
 
 LEAVE = 2.0
 """Seconds that settling the last outcomes, and then leaving, may take each; Redis may be away."""
-
-
-class Threads(ThreadPoolExecutor):
-    """Those of `asyncio.to_thread`, for which asyncio waits at the end, however long a handler's call goes on."""
-
-    def __init__(self) -> None:
-        super().__init__(thread_name_prefix="asyncio")
-        self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        call = super().submit(fn, *args, **kwargs)
-        self._calls.add(call)
-        return call
-
-    @property
-    def at_work(self) -> bool:
-        return not all(call.done() for call in [*self._calls])
 
 
 class Worker:
@@ -98,7 +87,7 @@ class Worker:
     ) -> None:
         self.app, self.burst, self.grace = app, burst, grace
         self.id = worker_id()
-        self.counts = Counts()
+        self.tallies, self.stall = Tallies(), Stall()
         self.consumers = _chosen(app.consumers, groups)
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
@@ -107,6 +96,10 @@ class Worker:
         """Seconds within which a second signal is the first one told twice."""
         self.alone = False
         """Whether the process is there for this worker."""
+        self.process = 0
+        """Its number among those of a supervisor; 0 where it is the only one."""
+        self.phase = "is starting"
+        """For people: then it "is at work", "is ending", "has ended"."""
         self.runs: list[ConsumerRun] = []
         self._limits = draw(max_handled, max_rss_mb)
         self._concurrency = concurrency
@@ -116,6 +109,16 @@ class Worker:
         self._first_signal: float | None = None
         self._stop_asked: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """The servers that it talks with: its own, and those that it emits to."""
+        apps = {self.app: None} | {each.emits.app: None for each in self.consumers if each.emits is not None}
+        return [app.endpoint for app in apps]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts.of(self.tallies.every)
 
     def run(self, leave: Callable[[], None] | None = None) -> None:
         """Run until SIGTERM, SIGINT or `stop()`, then close the app's connections. Blocks.
@@ -156,7 +159,10 @@ class Worker:
                     if self._first_signal is not None:  # it came before there was a loop
                         self._starting.cancel()
                     self.runs = await self._prepared()
-                    keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in self.runs])
+                    told = Presenter(
+                        self.id, self.runs, self.tallies, self.stall, lambda: self.phase == "is ending", self.process
+                    )
+                    keeper = LeaseKeeper(self.app.endpoint, [run.lease for run in self.runs], told)
                     # A thread that nobody waits for at the end: it may wait for a Redis that is away.
                     begin = partial(keeper.begin, groups.START_WITHIN)
                     await anyio.to_thread.run_sync(begin, abandon_on_cancel=True)
@@ -165,12 +171,18 @@ class Worker:
                 else:
                     await self._watched()
             finally:
+                self.phase = "has ended"
                 if keeper is not None:
                     await asyncio.to_thread(keeper.stop)
+                    await self._say_goodbye()
                 for run in self.runs:
                     if run.pool is not None:
                         run.pool.close()
         log.info("worker %s ended: %s", self.id, self.counts)
+
+    async def _say_goodbye(self) -> None:
+        with anyio.move_on_after(LEAVE), suppress(StoreError):
+            await self.app.link.run(absent(self.app.settings.namespace, self.id))
 
     async def _watched(self) -> None:
         if self.alone:
@@ -193,17 +205,22 @@ class Worker:
         return self.runs
 
     async def _declared(self, consumer: Consumer, gate: Gate) -> ConsumerRun:
+        for stream in (consumer.stream, consumer.emits):
+            if stream is not None and stream.claims.seal is not None:  # without its keys nothing could be handled
+                await anyio.to_thread.run_sync(stream.claims.seal.ring.load)
         layout = await consumer.stream.layout(fresh=True)
         ops = GroupOps(layout, consumer.group, self.id, spread=self.app.endpoint.clustered)
         target = consumer.emits
         emitter = None if target is None else Emitter(target, await target.layout(), self.app.endpoint)
         slots = self._concurrency or consumer.slots
-        return ConsumerRun(consumer, slots, ops, self.app.link, self.counts, gate, emitter)
+        tally = self.tallies.of(layout.name, consumer.group)
+        return ConsumerRun(consumer, slots, ops, self.app.link, tally, gate, emitter)
 
     async def _prepare(self, run: ConsumerRun) -> None:
         if run.pool is not None:
             await run.pool.warm()
         await groups.ensure(run)
+        await begin_paused(run)
 
     async def _work(self, runs: list[ConsumerRun]) -> None:
         async with anyio.create_task_group() as settling:
@@ -212,14 +229,15 @@ class Worker:
                     settling.start_soon(settle_loop, run, run.plain)
                     settling.start_soon(settle_loop, run, run.emitting)
             async with anyio.create_task_group() as handling:
+                handling.start_soon(self.stall.watch)
                 for run in runs:
-                    with told_by(run.about):
+                    with told_by(run.about), metered(run.tally):
                         for _ in range(run.concurrency):
                             handling.start_soon(slot if run.consumer.batch is None else batch_slot, run)
                         for _ in range(LOADERS):
                             handling.start_soon(load_loop, run)
                 await self._take_in(runs)
-                await self._let_others_go_on(runs)
+                await let_others_go_on(runs, LEAVE)
                 await self._finish(runs, handling)
             for run in runs:
                 run.finished = True
@@ -234,7 +252,8 @@ class Worker:
             async with anyio.create_task_group() as leaving:
                 for run in runs:
                     with told_by(run.about):
-                        leaving.start_soon(self._leave, run)
+                        leaving.start_soon(leave_group, run)
+        await Sampler(self.app).end()
         for run in runs:
             run.voice.rest()
 
@@ -246,15 +265,18 @@ class Worker:
                 with told_by(run.about):
                     self._start_intake(run, intake)
             intake.start_soon(listen_loop, self.app, runs)
-            intake.start_soon(janitor_loop, self.app, self.id)
+            intake.start_soon(janitor_loop, self.app, self.id, runs)
             for stream in self.app.streams.values():
                 if stream.archive is not None:
-                    intake.start_soon(ArchiveRun(stream).forever)
+                    with metered(self.tallies.of(stream.name, ARCHIVE)):
+                        intake.start_soon(ArchiveRun(stream).forever)
             log.info("worker %s ready: %s", self.id, ", ".join(run.name for run in runs))
-            intake.start_soon(recycle_loop, self._limits, self.counts, self._recycle)
+            intake.start_soon(recycle_loop, self._limits, self.tallies.handled, self._recycle)
             if self.burst:
                 intake.start_soon(self._stop_when_drained, runs)
+            self.phase = "is at work"
             await self._stop_asked.wait()
+            self.phase = "is ending"
             intake.cancel_scope.cancel()
 
     def _start_intake(self, run: ConsumerRun, intake: TaskGroup) -> None:
@@ -278,32 +300,9 @@ class Worker:
                 run.resharded.clear()
                 await run.resharded.wait()
 
-    async def _let_others_go_on(self, runs: list[ConsumerRun]) -> None:
-        """Hand over what was not started, and the shards: at once, and without burning an attempt."""
-        for run in runs:
-            waiting = [*run.lanes.drain(), *run.loads.drain()]
-            run.hand_over([*waiting, *(run.order.drain() if run.order is not None else ())])
-        with anyio.move_on_after(LEAVE):
-            async with anyio.create_task_group() as leaving:
-                for run in runs:
-                    if run.order is not None:
-                        with told_by(run.about):
-                            leaving.start_soon(leave, run)
-
     async def _stop_when_drained(self, runs: list[ConsumerRun]) -> None:
-        """What one group was found to be drained of may have been emitted to another, found drained before. So all have
-        to be in one round, in which nothing was in hand and nothing came in.
-        """
-        quiet = False
-        while not quiet:
-            before, idle = sum(run.taken for run in runs), not any(run.in_hand for run in runs)
-            for run in runs:
-                run.drained.clear()
-                run.own.has_changed()  # look again now
-            for run in runs:
-                await run.drained.wait()
-            quiet = idle and before == sum(run.taken for run in runs)
         assert self._stop_asked is not None
+        await drained(runs)
         self._stop_asked.set()
 
     def _recycle(self, why: str) -> None:
@@ -331,20 +330,6 @@ class Worker:
                     if scope.deadline == math.inf and not any(other.running for other in runs):
                         scope.deadline = anyio.current_time() + self.grace
         handling.cancel_scope.cancel()
-
-    async def _leave(self, run: ConsumerRun) -> None:
-        """Settle what is left, hand over what a cancelled read may have brought, and go."""
-        try:
-            for shard in run.layout.every:
-                mine = await run.link.run(run.ops.mine(shard, "-", PAGE))
-                run.hand_over(
-                    [Fetched(shard, id, (), count, run.hand.source((shard, id), count)) for id, count, _ in mine]
-                )
-            await flush(run, run.plain)
-            await run.link.run(run.ops.leave())
-            await tell(run)
-        except StoreError as error:
-            log.warning("%s: left without saying so, others take over after the lease: %s", run.name, error)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

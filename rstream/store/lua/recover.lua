@@ -11,8 +11,8 @@
 -- told of may not have come yet, and whoever lives would look dead. For those that are given Redis then waits.
 --
 -- KEYS    per shard: S (stream), S:retry:<group> (zset id -> due), S:owner:<group> (string), S:parked:<group> (set; with
---         ":<key>" behind it, the zset of each), S:lost (hash, see lose.lua); and with a lease S:alive:<group>:<name> (string) of the worker itself,
---         and of the others that are judged
+--         ":<key>" behind it, the zset of each), S:lost (hash, see lose.lua), S:done (hash, see add.lua); and
+--         with a lease S:alive:<group>:<name> (string) of the worker itself, and of the others that are judged
 -- ARGV[1] group
 -- ARGV[2] worker  the one that takes over
 -- ARGV[3] limit   entries in all
@@ -30,6 +30,7 @@
 --         over on the way
 -- include: padded
 -- include: lose
+-- include: add
 local group, worker, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local lease, budget = tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
@@ -137,6 +138,15 @@ local function write_down(shard, record)
   if ranges[1] then lose(record, group, ranges, '') end
 end
 
+-- What came after so many from workers: what pseudo-consumers had, nobody died of.
+local function count_taken(before, record)
+  local taken = 0
+  for n = before + 1, #claimed do
+    if string.sub(claimed[n][4], 1, 1) ~= '~' then taken = taken + 1 end
+  end
+  if taken > 0 then add(record, group, {redelivered = taken}) end
+end
+
 local at, shard = 1, 0
 while at <= #KEYS do
   local key, retries, owner, parked = KEYS[at], KEYS[at + 1], KEYS[at + 2], KEYS[at + 3]
@@ -146,7 +156,11 @@ while at <= #KEYS do
     held_by(shard, key, '~released', true)
     held_by(shard, key, '~again', false)
     if token == '' then put_aside(shard, key, parked) end
-    if lease > 0 then silent_workers(shard, key, retries, judged(key, at + 5, at + 4 + others)) end
+    if lease > 0 then
+      local before = #claimed
+      silent_workers(shard, key, retries, judged(key, at + 6, at + 5 + others))
+      count_taken(before, KEYS[at + 5])
+    end
     write_down(shard, KEYS[at + 4])
     local first = redis.call('ZRANGE', retries, 0, 0, 'WITHSCORES')
     if first[2] then
@@ -154,6 +168,6 @@ while at <= #KEYS do
       if next_due < 0 or wait < next_due then next_due = wait end
     end
   end
-  at, shard = at + 5 + others, shard + 1
+  at, shard = at + 6 + others, shard + 1
 end
 return {claimed, lost, next_due, passed_over}

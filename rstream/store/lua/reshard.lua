@@ -4,14 +4,16 @@
 -- (allow-oom: what was begun can be ended also when memory is full.)
 --
 -- KEYS[1] ns:stream:<name>  hash: generation, shards:<g>; retired:<g> (shards of a generation that is being removed);
---                           gone:<g> (of one that was: what was done in it is still remembered there)
+--                           gone:<g> (of one that was: what was done in it is still remembered there);
+--                           done:<kind>:<group>, done:added: totals of all that are gone, see totals.py
 -- ARGV[1] step:
 --           look
 --           plan    the next generation, with so many shards, unless one is planned already, or there are as many now
 --           flip    write to this generation, if it is planned and the one before is written to
 --           retire  nobody shall look at this generation any more, if it is an older one
---           forget  nothing is left of this generation
+--           forget  nothing is left of this generation; what it had counted is added to the totals, once
 -- ARGV[2] shards, or generation
+-- ARGV[3...] what it had counted: name, number, ...
 -- returns {generation, 1 if something was changed, {g, shards, ...}, {g, shards, ...} of those being removed}; {} where
 --         there is no such stream
 -- cost    O(fields)
@@ -36,6 +38,7 @@ elseif step == 'forget' then
   if shards then
     redis.call('HSET', key, 'gone:' .. given, shards)
     changed = redis.call('HDEL', key, 'retired:' .. given)
+    for n = 3, #ARGV, 2 do redis.call('HINCRBY', key, 'done:' .. ARGV[n], ARGV[n + 1]) end
   end
 end
 

@@ -7,6 +7,8 @@
 -- KEYS[2] S:sealed  string
 -- KEYS[3] S:size    hash
 -- KEYS[4] S:marks   zset
+-- KEYS[5] S:done    hash: stays for as long as the seal, and learns how many entries there were ever: until the totals
+--                   of the stream have them, and for whoever has not heard that they do
 -- ARGV[1] remove    1 = if it is empty, remove it; 0 = only look
 -- ARGV[2] ttl       ms, of the seal
 -- ARGV[3...]        groups of the stream, for a shard whose stream was deleted
@@ -29,6 +31,12 @@ if redis.call('EXISTS', key) == 1 then
   end
 end
 if ARGV[1] == '1' then
+  if redis.call('EXISTS', key) == 1 then
+    local info, raw = {}, redis.call('XINFO', 'STREAM', key)
+    for n = 1, #raw, 2 do info[raw[n]] = raw[n + 1] end
+    redis.call('HSET', KEYS[5], 'added', info['entries-added'])
+  end
+  redis.call('PEXPIRE', KEYS[5], ARGV[2])
   if redis.call('PEXPIRE', KEYS[2], ARGV[2]) == 0 then redis.call('SET', KEYS[2], '0 0-0', 'PX', ARGV[2]) end
   for from = 1, #names, 1000 do redis.call('UNLINK', unpack(names, from, math.min(from + 999, #names))) end
 end
