@@ -16,16 +16,7 @@ from rstream.errors import StoreError
 from rstream.event import EntryId
 from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
-from rstream.store.log import (
-    FIELDS,
-    FLUSH_BYTES,
-    FLUSH_ENTRIES,
-    Record,
-    place_of,
-    records_of,
-    weight_of,
-    weights_of,
-)
+from rstream.store.record import FIELDS, FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, records_of, weight_of, weights_of
 
 S = TypeVar("S")
 
