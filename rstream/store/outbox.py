@@ -27,8 +27,8 @@ from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.parcel import Parcel
-from rstream.store.record import FIELDS, FLUSH_BYTES, FLUSH_ENTRIES
+from rstream.store.parcel import FIELDS, Parcel
+from rstream.store.record import FLUSH_BYTES, FLUSH_ENTRIES
 from rstream.store.scripts import PUBLISH, Call
 
 WRITE_BYTES = 1024 * 1024

@@ -32,22 +32,10 @@ class Record(NamedTuple):
     headers: bytes
 
 
-FIELDS = len(Record._fields)
-
-
 def weight_of(record: Record | Parts) -> int:
     """Bytes; a little more than what it counts as where there are limits."""
     payload, key, event_id, headers = record
     return len(payload) + len(key) + len(event_id) + len(headers) + 48
-
-
-def weights_of(flat: Sequence[bytes]) -> int:
-    """Of all of them, the parts of one after those of the other."""
-    return sum(map(len, flat)) + 48 * (len(flat) // FIELDS)
-
-
-def records_of(flat: Sequence[bytes]) -> list[Record]:
-    return [*map(Record._make, zip(*[iter(flat)] * FIELDS, strict=True))]
 
 
 def place_of(layout: Layout, record: Record) -> Shard:

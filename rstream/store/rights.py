@@ -33,7 +33,7 @@ LOOKING = (
     *("stats", "totals", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes"),
     *("roster", "pending", "entry"),
 )
-ADMIN_SCRIPTS = frozenset({"redrive", "reset", "remove", "again", "give", "cancel"})
+ADMIN_SCRIPTS = frozenset({"redrive", "reset", "remove", "again", "give", "cancel", "pause"})
 """What no worker does by itself."""
 PLAIN: Mapping[str, tuple[str, ...]] = {
     "publish": ("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD"),
