@@ -39,8 +39,8 @@ PLAIN: Mapping[str, tuple[str, ...]] = {
         *("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),
     ),
     "look": (
-        *("EVALSHA", "SCRIPT LOAD", "GET", "HGET", "HGETALL", "SMEMBERS", "XRANGE", "XREVRANGE", "XINFO GROUPS"),
-        *("ZMSCORE",),
+        *("EVALSHA", "SCRIPT LOAD", "GET", "HGET", "HGETALL", "HMGET", "SMEMBERS", "XRANGE", "XREVRANGE", "XINFO GROUPS"),
+        *("ZMSCORE", "TIME"),
     ),
 }
 """What is called without a script, by what it is for."""
@@ -123,6 +123,7 @@ def _workers(namespace: str, stream: str, shard: Shard) -> dict[str, Arg]:
         f"{namespace}:members:*": keys.members(namespace, stream, "g"),
         f"{namespace}:seen:*": keys.seen(namespace, stream),
         f"{namespace}:janitor:*": keys.janitor(namespace, stream),
+        f"{namespace}:history:*": keys.history(namespace, stream),
         f"{namespace}:bell": keys.bell(namespace),
         f"{namespace}:worker:*": keys.worker(namespace, "w"),
         f"{namespace}:workers": keys.workers(namespace),
