@@ -13,7 +13,7 @@ from rstream.errors import ConfigError, UnknownStream
 from rstream.perloop import PerLoop
 from rstream.retention import Retention
 from rstream.schema import SchemaCodec, describe
-from rstream.settings import Durability, Settings
+from rstream.settings import Durability, Mode, Settings
 from rstream.store import layout as layouts
 from rstream.store.connect import Endpoint
 from rstream.store.link import Link, SyncLink
@@ -37,7 +37,9 @@ class RStream:
     `Blob` fields above `blob_threshold` bytes (32 KiB) are kept, "s3://bucket/prefix?endpoint=…" or
     "file:///directory"; default RSTREAM_BLOBS, else nowhere · durability: "replicated" has `publish` return when a
     replica has the events, too (default RSTREAM_DURABILITY, else "local") · encrypt: the keys with which the payloads
-    of its streams are encrypted, where they do not say otherwise. Connects when first used. Raises `ConfigError`.
+    of its streams are encrypted, where they do not say otherwise · tracing: where OpenTelemetry is set up, whether a
+    handler's span is a child of the publisher's ("parent"), only linked to it ("link"), or there is none ("off");
+    default RSTREAM_TRACING, else "parent". Connects when first used. Raises `ConfigError`.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class RStream:
         blobs: str | None = None,
         blob_threshold: int | None = None,
         encrypt: Keyring | None = None,
+        tracing: Mode | None = None,
     ) -> None:
         self.settings = Settings.load(
             url=url,
@@ -62,6 +65,7 @@ class RStream:
             durability=durability,
             blobs=blobs,
             blob_threshold=blob_threshold,
+            tracing=tracing,
         )
         if self.settings.blobs is not None:
             from rstream.blobs import check_url
@@ -120,10 +124,15 @@ class RStream:
                 f"no stream {name!r} in namespace {self.settings.namespace!r} at {self.endpoint.label}: "
                 + (f"there are {', '.join(known)}" if known else "there are none yet; the first publish declares one")
             )
+        self.streams[name] = self._as_stored(layout)
+        return self.streams[name]
+
+    def _as_stored(self, layout: layouts.Layout) -> Stream[Any]:
+        assert layout.schema is not None
         ring = self._ring_for_stored() if layout.encrypted else None
-        stream = Stream(self, name, SchemaCodec(layout.schema), layout.schema, layout.key, layout.shards, encrypt=ring)
+        codec = SchemaCodec(layout.schema)
+        stream = Stream(self, layout.name, codec, layout.schema, layout.key, layout.shards, encrypt=ring)
         stream.adopt(layout)
-        self.streams[name] = stream
         return stream
 
     def _ring_for_stored(self) -> Keyring:

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rstream import logs
+from rstream import logs, tracing
 from rstream.batch import Batch
 from rstream.blobs.meter import Notes, Spent, metered
 from rstream.calling import AGAIN_AFTER, Answer, Handler
@@ -52,9 +52,10 @@ class Reply(NamedTuple):
 
 
 class Around(NamedTuple):
-    """What a request brings along for what surrounds its handler. fields: of its log lines."""
+    """What a request brings along for what surrounds its handler. fields: of its log lines · trace: its context."""
 
     fields: logs.Fields
+    trace: dict[str, str]
 
 
 def serve(pipe: Connection, module: str, name: str, start_method: str, logging: tuple[str, str] | None) -> None:
@@ -158,6 +159,7 @@ def _work(handler: Any, request: bytes) -> Reply:
 
 def _called(handler: Handler, event: Any, given: Delivery | Batch | None, around: Around) -> Any:
     logs.telling.set(lambda _: around.fields)
+    tracing.go_on(around.trace)
     result = handler(event) if given is None else handler(event, given)
     return asyncio.run(_itself(result)) if inspect.isawaitable(result) else result
 

@@ -132,7 +132,13 @@ def new_event_ids(count: int) -> list[bytes]:
 
 def new_event_id() -> bytes:
     """One of these."""
-    return (time.time_ns() // 1_000_000).to_bytes(6, "big") + _ending()
+    while True:
+        try:
+            ending = _spare.pop()  # atomic: no two threads get the same
+        except IndexError:
+            _spare.extend(_endings(SPARE))
+        else:
+            return (time.time_ns() // 1_000_000).to_bytes(6, "big") + ending
 
 
 def _endings(count: int) -> list[bytes]:
@@ -144,18 +150,10 @@ def _endings(count: int) -> list[bytes]:
     return [ends[at : at + 10] for at in range(0, 10 * count, 10)]
 
 
-def _ending() -> bytes:
-    while True:
-        try:
-            return _spare.pop()  # atomic: no two threads get the same
-        except IndexError:
-            _spare.extend(_endings(SPARE))
-
-
 _VERSION = bytes(byte & 0x0F | 0x70 for byte in range(256))
 _VARIANT = bytes(byte & 0x3F | 0x80 for byte in range(256))
 
-SPARE = 64
+SPARE = 512
 _spare: list[bytes] = []
 """Made in advance: asking the kernel takes longer than all the rest of a lone id."""
 

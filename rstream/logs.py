@@ -196,6 +196,7 @@ class Voice:
     def __init__(self, log: logging.Logger, name: str, kinds: Mapping[str, str], most: int = MOST) -> None:
         """name: whose lines they are · kinds: what happened to those that are only counted, by kind."""
         self._log, self._name, self._kinds, self._most = log, name, kinds, most
+        self.each = log.isEnabledFor(logging.DEBUG)  # whether also what ended well is told
         self._since = dict.fromkeys(kinds, float("-inf"))
         self._said = dict.fromkeys(kinds, 0)
 

@@ -17,13 +17,14 @@ class PerLoop(Generic[T]):
 
     def get(self, make: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
-        if loop not in self._held:
-            # In place: meanwhile, threads with loops of their own put in and take out what is theirs.
-            for held in list(self._held):
-                if held.is_closed():
-                    self._held.pop(held, None)
-            self._held[loop] = make()
-        return self._held[loop]
+        if (mine := self._held.get(loop)) is not None:
+            return mine
+        # In place: meanwhile, threads with loops of their own put in and take out what is theirs.
+        for held in list(self._held):
+            if held.is_closed():
+                self._held.pop(held, None)
+        self._held[loop] = mine = make()
+        return mine
 
     def pop(self) -> T | None:
         """Take out what belongs to the running loop."""

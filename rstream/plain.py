@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import repeat
+from operator import itemgetter
 from types import NoneType
 from typing import Any
 
@@ -25,6 +27,7 @@ class Plain:
 
     def __init__(self, fields: Mapping[str, frozenset[type]]) -> None:
         self._names, self._allowed = (*fields,), (*fields.values(),)
+        self._values = itemgetter(*fields) if len(fields) > 1 else partial(_values, self._names)
         self._known: set[tuple[type, ...]] = set()
 
     @classmethod
@@ -41,17 +44,23 @@ class Plain:
 
     def fits(self, values: Mapping[str, Any]) -> bool:
         """Whether they are those of an instance that validation could have made, as far as its serializer looks."""
-        if tuple(values) != self._names:  # some are not there, or something was cached beside them
+        if len(values) != len(self._names):  # some are not there, or something was cached beside them
             return False
-        types = tuple(map(type, values.values()))
+        try:
+            types = tuple(map(type, self._values(values)))
+        except KeyError:
+            return False
         return types in self._known or self._learned(types)
 
     def all_fit(self, several: Sequence[dict[str, Any]]) -> bool:
         """The same of many."""
-        types = set(map(tuple, map(partial(map, type), map(dict.values, several))))
-        return set(map(tuple, several)) <= {self._names} and all(
-            each in self._known or self._learned(each) for each in types
-        )
+        if set(map(len, several)) - {len(self._names)}:
+            return False
+        try:
+            types = set(map(tuple, map(map, repeat(type), map(self._values, several))))
+        except KeyError:
+            return False
+        return all(each in self._known or self._learned(each) for each in types)
 
     def _learned(self, types: tuple[type, ...]) -> bool:
         if len(types) != len(self._allowed) or not all(map(frozenset.__contains__, self._allowed, types)):
@@ -59,6 +68,11 @@ class Plain:
         if len(self._known) < SHAPES:
             self._known.add(types)
         return True
+
+
+def _values(names: Sequence[str], of: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an `itemgetter` of several names gives, for any number of them."""
+    return tuple([of[name] for name in names])
 
 
 def _unwrapped(schema: Any) -> Mapping[str, Any] | None:

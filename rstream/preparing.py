@@ -12,9 +12,9 @@ from rstream.codec import ModelCodec, key_bytes, key_bytes_of_all, pack_headers
 from rstream.errors import EventInvalid
 from rstream.event import new_event_id, new_event_ids
 from rstream.reference import Uploads
-from rstream.store.keys import Shard
+from rstream.store.keys import Shard, hash_of
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_ENTRIES, Record
+from rstream.store.record import FLUSH_ENTRIES, Parts, Record
 
 if TYPE_CHECKING:
     from rstream.stream import Stream
@@ -39,6 +39,21 @@ def by_shard(
     for shard, parts in zip(places, zip(payloads, keys, ids, repeat(headers)), strict=True):
         records[shard].append(_record(parts))
     return records
+
+
+def flat_by_shard(
+    places: Sequence[Shard], payloads: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], headers: bytes
+) -> dict[Shard, list[bytes]]:
+    """The parts of the records of each shard, one record after the other, in the order of the events."""
+    flat: dict[Shard, list[bytes]] = {shard: [] for shard in dict.fromkeys(places)}
+    for shard, payload, key, id in zip(places, payloads, keys, ids, strict=True):
+        flat[shard] += (payload, key, id, headers)
+    return flat
+
+
+def flattened(records: Mapping[Shard, Sequence[Record]]) -> dict[Shard, list[bytes]]:
+    """The same, of records that are made."""
+    return {shard: [*chain.from_iterable(batch)] for shard, batch in records.items()}
 
 
 class Preparing(Generic[E]):
@@ -73,9 +88,9 @@ class Preparing(Generic[E]):
         events: Iterable[E | Mapping[str, Any]],
         key: str | None,
         headers: Mapping[str, str] | None,
-    ) -> tuple[Iterator[dict[Shard, list[Record]]], list[Shard]]:
-        """As `all`, where there is no blob store: all are encoded, and their records made when they are asked for,
-        so many at a time that each shard gets about one flush of them.
+    ) -> tuple[Iterator[dict[Shard, list[bytes]]], list[Shard]]:
+        """As `all`, where there is no blob store: all are encoded, and their records made (flat) when they are asked
+        for, so many at a time that each shard gets about one flush of them.
         """
         packed = pack_headers(headers)
         payloads, keys = self._encode(layout, events, key, None)
@@ -83,7 +98,7 @@ class Preparing(Generic[E]):
         parts = [slice(at, at + size) for at in range(0, len(payloads), size)]
         places = [self._places(layout, keys[part]) for part in parts]
         groups = (
-            by_shard(mine, payloads[part], keys[part], new_event_ids(len(mine)), packed)
+            flat_by_shard(mine, payloads[part], keys[part], new_event_ids(len(mine)), packed)
             for part, mine in zip(parts, places, strict=True)
         )
         return groups, [*chain.from_iterable(places)]
@@ -147,15 +162,18 @@ class Preparing(Generic[E]):
 
     def one(
         self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[Shard, Record]:
+    ) -> tuple[Shard, Parts]:
         """As `all`, for a new event where there is no blob store."""
-        version = layout.version
-        if key is not None and self._stream.key is not None:
+        field = self._stream.key
+        if key is not None and field is not None:
             raise self._has_key()
         given = b"" if key is None else key_bytes(key, "key")
-        payload, raw = self._encode_one(event, version, given, None)
-        (shard,) = self._places(layout, (raw,))
-        return shard, _record((payload, raw, new_event_id(), pack_headers(headers) if headers else b""))
+        payload, raw = self._encode_one(event, layout.version, given, None)
+        if raw:
+            shard = layout.current[hash_of(raw) * layout.shards >> 32]
+        else:
+            (shard,) = self._places(layout, (raw,))
+        return shard, (payload, raw, new_event_id(), pack_headers(headers) if headers else b"")
 
     def _has_key(self) -> EventInvalid:
         return EventInvalid(

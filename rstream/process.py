@@ -17,6 +17,20 @@ clock: Callable[[], float] = partial(time.clock_gettime, _CLOCK)
 """Seconds on the clock that leases are measured by; never the wall clock. (Asked for every entry: no def.)"""
 
 
+forks = 0
+"""How often the processes that led to this one were forked from each other since this module was loaded: who finds
+another number than it noted is a copy of who noted it. (Asking for the pid is a system call.)"""
+
+
+def _forked() -> None:
+    global forks
+    forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 def worker_id() -> str:
     """Unique per start and never reused: host-pid-random."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from rstream import logs
+from rstream import logs, tracing
 from rstream.batch import Batch
 from rstream.blobs.meter import METER
 from rstream.calling import Answer, Handler, name_of, takes_two
@@ -215,7 +215,7 @@ class _Child:
     def ask(self, event: Any, given: Delivery | Batch | None, timeout: float | None, answers: bool) -> Answer:
         """Raises `_Gone`."""
         try:
-            request = dumps((event, given, timeout, answers, Around(logs.current())))
+            request = dumps((event, given, timeout, answers, Around(logs.current(), tracing.carried())))
         except Exception as error:
             return Answer(error=ConfigError(f"the event cannot be sent to another process: {one_line(error)}"))
         reply = self._exchange(request)

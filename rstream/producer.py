@@ -1,40 +1,29 @@
-"""Drives an `Outbox`: gathers concurrent publishes into flushes, one write in flight, exact through broken lines and
-through reshardings. Where a shard is full it makes room, or waits for it as long as the callers do; where one is
-nearly full of what is not processed, it sends less often there.
+"""Publishes events to one stream, from one event loop: gathers concurrent publishes into flushes.
 
-A lone publish goes out at once; gathering waits for the reply before it or the next loop tick, never for a timer.
+There are two outboxes, for the lower and the upper half of the keys' hashes, each with a producer id and numbers of its
+own and a write of its own in flight: while Redis works for one of them, this process works for the other. A key keeps
+its half through any resharding, so its order does not depend on what the other half does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-import os
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 
-from rstream.errors import PublishUncertain, StoreError
+from rstream import process
+from rstream.courier import Courier, Target
+from rstream.errors import StoreError
 from rstream.event import EntryId
 from rstream.process import clock
-from rstream.store.keys import Shard
+from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
-from rstream.store.link import Link, Op
-from rstream.store.log import Record, weight_of
-from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel
-from rstream.store.steps import drive
+from rstream.store.link import Link
+from rstream.store.parcel import Parcel, by_half
+from rstream.store.record import Parts, weight_of
 
 Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
 """Each parcel with the ids of its records, or its error."""
-
-
-class Target(Protocol):
-    """A stream, as far as its producers know it."""
-
-    def declaration(self) -> Op[Layout]: ...
-    def adopt(self, layout: Layout) -> None: ...
 
 
 class Producer:
@@ -48,16 +37,17 @@ class Producer:
         self._renew(layout)
 
     def _renew(self, layout: Layout) -> None:
-        self._outbox = Outbox(layout)
-        self._flushing = self._crowded = False
-        self._flusher: asyncio.Task[None] | None = None
+        self.couriers = [
+            Courier(self._target, layout, self._link, self._timeout, self._replicas) for _ in range(outboxes(layout))
+        ]
+        if len(self.couriers) == 2:
+            self.couriers[0].other, self.couriers[1].other = self.couriers[1], self.couriers[0]
         self._adding, self._queue = asyncio.Lock(), 0
-        self._added = asyncio.Event()
-        self._pid = os.getpid()
+        self._forks = process.forks
 
-    async def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
-        """Publish records to their shards, or to those that followed them; a group after the other, each made while the
-        server works on those before it. Once one fails, no further one is sent.
+    async def send(self, groups: Iterable[Mapping[Shard, Sequence[bytes]]]) -> Sent:
+        """Publish records (flat, as a `Parcel` has them) to their shards, or to those that followed them; a group after
+        the other, each made while the server works on those before it. Once one fails, no further one is sent.
         """
         loop = self._begin()
         until = clock() + self._full_wait
@@ -84,7 +74,7 @@ class Producer:
                         break
                     new = [p for shard, batch in shards.items() for p in Parcel.pack(shard, batch, make, until)]
                     parcels += new
-                    self._add(new, loop)
+                    self._add(new)
             except BaseException:
                 for promise in promises:
                     promise.cancel()
@@ -102,137 +92,42 @@ class Producer:
         finally:
             self._queue -= 1
 
-    async def send_one(self, shard: Shard, record: Record) -> EntryId:
-        """As `send`, for one: its id."""
-        loop = self._begin()
-        promise: asyncio.Future[Sequence[EntryId]] = loop.create_future()
-        parcel = Parcel(shard, (record,), promise, weight_of(record), clock() + self._full_wait)
+    def send_one(self, shard: Shard, record: Parts) -> Awaitable[Sequence[EntryId]]:
+        """As `send`, for one: a sequence of its id alone. (Not a coroutine: one more takes time for each event.)"""
+        promise: asyncio.Future[Sequence[EntryId]] = self._begin().create_future()
+        until = clock() + self._full_wait if self._full_wait else 0.0
+        parcel = Parcel(shard, record, promise, weight_of(record), until)
         if self._queue:
-            async with self._turn():
-                self._add((parcel,), loop)
-        elif self._flushing or self._crowded or (op := self._outbox.take_alone(parcel, self._replicas)) is None:
-            self._add((parcel,), loop)
-        else:
-            self._flushing = True
-            self._post(op)
-        return (await promise)[0]
+            return self._send_in_turn(parcel, promise)
+        self._courier(shard, record).add_one(parcel)
+        return promise
+
+    async def _send_in_turn(self, parcel: Parcel, promise: asyncio.Future[Sequence[EntryId]]) -> Sequence[EntryId]:
+        async with self._turn():
+            self._add((parcel,))
+        return await promise
 
     def _begin(self) -> asyncio.AbstractEventLoop:
-        if self._pid != os.getpid():
-            self._renew(self._outbox.layout)  # see SyncProducer
+        if self._forks != process.forks:
+            self._renew(self.couriers[0].outbox.layout)  # see SyncProducer
         return asyncio.get_running_loop()
 
-    def _add(self, parcels: Sequence[Parcel], loop: asyncio.AbstractEventLoop) -> None:
-        self._outbox.add(parcels)
-        if not self._flushing:
-            self._flushing = True
-            if self._crowded:  # with what others add in this turn
-                loop.call_soon(self._post)
-            else:
-                self._post()
-        elif self._flusher is not None:
-            self._added.set()
+    def _courier(self, shard: Shard, record: Parts) -> Courier:
+        if len(self.couriers) == 1:
+            return self.couriers[0]
+        return self.couriers[half_of(record[1]) if shard.half is None else shard.half]
 
-    # Flushes follow each other without a task as long as nothing is in their way: one that has to be waited for, or
-    # that somebody has to do something about, is taken over by a task.
+    def _add(self, parcels: Sequence[Parcel]) -> None:
+        for courier, mine in zip(self.couriers, by_half(parcels, len(self.couriers)), strict=True):
+            if mine:
+                courier.add(mine)
 
-    def _post(self, op: Op[None] | None = None) -> None:
-        """Send this, or what is there, if that is possible at once."""
-        try:
-            if op is None:
-                op = self._outbox.take(self._replicas)
-                self._crowded = self._outbox.taken > 1
-            if op is not None and self._link.post(op, partial(self._came, op, clock())):
-                return
-        except Exception as error:
-            self._outbox.fail(error)
-            op = None
-        self._take_over(op)
 
-    def _came(self, op: Op[None], begun: float, replies: list[Any] | Coroutine[Any, Any, list[Any]]) -> None:
-        if not isinstance(replies, list):
-            self._take_over(op, replies, clock() - begun)
-            return
-        try:
-            op.parse(replies)
-        except Exception as error:
-            self._outbox.fail(error)
-        if self._outbox.troubled:
-            self._take_over()
-        elif self._outbox.pause() is None:
-            self._flushing = False
-        else:
-            self._post()
-
-    def _take_over(
-        self, op: Op[None] | None = None, begun: Coroutine[Any, Any, list[Any]] | None = None, passed: float = 0.0
-    ) -> None:
-        # In nobody's context: it writes for all, and what it logs is not about the delivery of whoever came first.
-        nobody, work = contextvars.Context(), self._flush(op, begun, passed)
-        self._flusher = asyncio.get_running_loop().create_task(work, context=nobody)
-        self._flusher.add_done_callback(self._ended)
-
-    def _ended(self, flusher: asyncio.Task[None]) -> None:
-        """One that is cancelled before it has begun, with all other tasks of the loop, did not even tell anybody."""
-        if flusher.cancelled() and self._flusher is flusher:
-            self._outbox.fail(PublishUncertain("publish was interrupted: CancelledError"))
-            self._flushing, self._flusher = False, None
-
-    async def _flush(self, op: Op[None] | None, begun: Coroutine[Any, Any, list[Any]] | None, passed: float) -> None:
-        """Send this, then what there is, until nothing is left. begun, passed: `op` was sent already, that many seconds
-        ago.
-        """
-        outbox = self._outbox
-        try:
-            while True:
-                try:
-                    if op is not None:
-                        await self._link.run(op, within=self._timeout - passed, begun=begun)
-                    if outbox.needs:
-                        await self._make_room()
-                    if (refused := outbox.refused) is not None:
-                        await self._follow(refused)
-                    op = begun = None
-                    if (pause := outbox.pause()) is None:
-                        return
-                    if (op := outbox.take(self._replicas)) is None:
-                        await self._wait(pause)
-                except Exception as error:
-                    outbox.fail(error)
-                    op = begun = None
-                except BaseException as error:  # the loop is ending
-                    outbox.fail(PublishUncertain(f"publish was interrupted: {type(error).__name__}"))
-                    raise
-                passed = 0.0
-        finally:
-            if outbox is self._outbox:
-                self._flushing, self._flusher = False, None
-
-    async def _wait(self, seconds: float) -> None:
-        """Until something may go out that had to wait, or something else is to be sent."""
-        self._added.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._added.wait(), seconds)
-
-    async def _make_room(self) -> None:
-        from rstream.store.room import make_room
-
-        outbox = self._outbox
-        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless)
-        outbox.resend(await drive(self._link, steps, self._timeout))
-
-    async def _follow(self, refused: Shard) -> None:
-        """The stream was resharded: go over to what it is now, with all that is held."""
-        from rstream.store.reshard import follow
-
-        try:
-            steps = follow(self._target.declaration(), refused, self._timeout)
-            layout = await drive(self._link, steps, self._timeout)
-        except StoreError as error:
-            error.sent = False  # what was refused was not added
-            raise
-        self._target.adopt(layout)
-        self._outbox.go_on(layout)
+def outboxes(layout: Layout) -> int:
+    """How many a producer has, for as long as it lives: one where there is one shard, which then keeps the order of all
+    its events, not only those of a key.
+    """
+    return 1 if layout.shards == 1 else 2
 
 
 def ids_of(sent: Sent, places: Sequence[Shard]) -> list[EntryId]:

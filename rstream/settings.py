@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rstream.errors import ConfigError
 
 Durability = Literal["local", "replicated"]
+Mode = Literal["parent", "link", "off"]
+"""How the span of a handler is tied to who published: as its child, by a link alone (then it begins a trace of its
+own), or there are no spans and no context travels."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
@@ -22,7 +25,7 @@ class Settings(BaseModel):
     for room in a full stream ·
     max_event_bytes: encoded size above which `publish` raises `EventTooLarge`, where there is no blob store ·
     blobs: URL of that · blob_threshold: size above which an encoded event, or a `Blob`, goes there · durability:
-    "local": published is what the master has; "replicated": what a replica has, too.
+    "local": published is what the master has; "replicated": what a replica has, too · tracing: see `rstream.tracing`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +35,7 @@ class Settings(BaseModel):
     publish_timeout: float = Field(default=30.0, gt=0, le=300)
     full_wait: float = Field(default=0.0, ge=0, le=300)
     durability: Durability = "local"
+    tracing: Mode = "parent"
     max_event_bytes: int = Field(default=1024 * 1024, gt=0, le=64 * 1024 * 1024)
     blobs: str | None = Field(default=None, repr=False)
     blob_threshold: int = Field(default=32 * 1024, ge=64, le=64 * 1024 * 1024)
@@ -48,11 +52,11 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ, **given: object) -> Settings:
-        """What was given, then RSTREAM_URL, RSTREAM_NAMESPACE, RSTREAM_DURABILITY and RSTREAM_BLOBS, then the defaults.
-        Raises `ConfigError`.
+        """What was given, then RSTREAM_URL, RSTREAM_NAMESPACE, RSTREAM_DURABILITY, RSTREAM_BLOBS and RSTREAM_TRACING,
+        then the defaults. Raises `ConfigError`.
         """
         values: dict[str, object] = {}
-        for name in ("url", "namespace", "durability", "blobs"):
+        for name in ("url", "namespace", "durability", "blobs", "tracing"):
             if environ.get(f"RSTREAM_{name.upper()}"):
                 values[name] = environ[f"RSTREAM_{name.upper()}"]
         values |= {name: value for name, value in given.items() if value is not None}

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
+from rstream import tracing
 from rstream.blobs.claims import Claims
 from rstream.codec import Codec, ModelCodec
 from rstream.consumer import Consumer, Options
@@ -19,7 +20,7 @@ from rstream.errors import ConfigError
 from rstream.event import Entry, EntryId
 from rstream.perloop import PerLoop
 from rstream.position import Position
-from rstream.preparing import Preparing
+from rstream.preparing import Preparing, flattened
 from rstream.producer import Producer, ids_of
 from rstream.queue import Queue
 from rstream.reference import Uploads
@@ -29,9 +30,11 @@ from rstream.store import layout as layouts
 from rstream.store.keys import Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
-from rstream.store.log import Record, read
+from rstream.store.log import read
+from rstream.store.record import Record
 from rstream.store.steps import Steps, drive, flow
 from rstream.syncstream import SyncStream
+from rstream.tracing import Carried
 from rstream.upgrades import Hook
 
 if TYPE_CHECKING:
@@ -252,16 +255,21 @@ class Stream(Generic[E]):
         `key` is for streams that have no key field. Raises `EventInvalid`, `EventTooLarge`, `KeyMissing` (nothing
         was sent), `BlobError`, `MemoryFull`, `StreamFull` (nothing was added), `StoreUnavailable`, `PublishUncertain`.
         """
+        if type(headers) is not Carried and (spans := tracing.active(self.app.settings.tracing)) is not None:
+            with spans.sending(self.name, self.app.endpoint.label, headers) as sending:
+                id = await self.publish(event, key=key, headers=sending.headers)
+                sending.sent([id])
+                return id
         if self._layout is None or self.claims.source is not None:
-            return (await self.publish_many([event], key=key, headers=headers))[0]
-        return await self._producer(self._layout).send_one(*self.preparing.one(self._layout, event, key, headers))
+            many = headers if type(headers) is Carried else Carried(headers or {})
+            return (await self.publish_many([event], key=key, headers=many))[0]
+        shard, record = self.preparing.one(self._layout, event, key, headers)
+        return (await self._producers.get(self._make_producer).send_one(shard, record))[0]
 
-    def _producer(self, layout: Layout) -> Producer:
-        def make() -> Producer:
-            settings = self.app.settings
-            return Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
-
-        return self._producers.get(make)
+    def _make_producer(self) -> Producer:
+        settings, layout = self.app.settings, self._layout
+        assert layout is not None
+        return Producer(self, layout, self.app.link, settings.publish_timeout, settings.replicas, self._full_wait)
 
     def _let_go(self) -> None:
         """The link for this event loop is closed. Whoever goes on publishing gets a new one."""
@@ -278,22 +286,27 @@ class Stream(Generic[E]):
 
         When Redis fails in the midst, the error's `published` lists what surely was added.
         """
+        if type(headers) is not Carried and (spans := tracing.active(self.app.settings.tracing)) is not None:
+            with spans.sending(self.name, self.app.endpoint.label, headers, batch=True) as sending:
+                ids = await self.publish_many(events, key=key, headers=sending.headers)
+                sending.sent(ids)
+                return ids
         layout = self._layout or await self.layout()
         uploads = self.claims.uploads()
         if uploads is None:
             groups, places = self.preparing.groups(layout, events, key, headers)
-            return ids_of(await self._producer(layout).send(groups), places)
+            return ids_of(await self._producers.get(self._make_producer).send(groups), places)
         events = [*events]  # they may be encoded twice
 
         def make(uploads: Uploads | None) -> tuple[dict[Shard, list[Record]], list[Shard]]:
             return self.preparing.all(layout, events, key, headers, uploads=uploads)
 
         records, places = made = make(uploads)
-        producer = self._producer(layout)
+        producer = self._producers.get(self._make_producer)
         if uploads.waiting or uploads.unread or self._queues.get(Queue).busy:
             storing = self.claims.store(uploads, made, make)
             records, places = await self._queues.get(Queue).pass_through(records, storing)
-        return ids_of(await producer.send((records,)), places)
+        return ids_of(await producer.send((flattened(records),)), places)
 
     def prepare(
         self,
@@ -301,9 +314,10 @@ class Stream(Generic[E]):
         events: Iterable[E | Mapping[str, Any]],
         ids: Sequence[bytes] | None = None,
         uploads: Uploads | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[dict[Shard, list[Record]], list[Shard]]:
         """As `Preparing.all`."""
-        return self.preparing.all(layout, events, ids=ids, uploads=uploads)
+        return self.preparing.all(layout, events, headers=headers, ids=ids, uploads=uploads)
 
     # -- reading ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`producer.py` for threads: whoever gets the lock flushes for everybody. What is said there holds here."""
+"""`producer.py` for threads: whoever gets an outbox's lock flushes for everybody. What is said there holds here."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
-from rstream.errors import PublishUncertain, StoreError
+from rstream.courier import Target
 from rstream.event import EntryId
 from rstream.process import clock
-from rstream.producer import Sent, Target
-from rstream.store.keys import Shard
+from rstream.producer import Sent, outboxes
+from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
-from rstream.store.link import Op, SyncLink
-from rstream.store.log import Record, weight_of
-from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel, Slip
-from rstream.store.steps import drive_sync
+from rstream.store.link import SyncLink
+from rstream.store.parcel import Parcel, Promise, Slip, by_half
+from rstream.store.record import Parts, weight_of
+from rstream.synccourier import SyncCourier
 
 NAP = 0.05
 """Seconds after which a thread looks again whether another one has sent what it waits for."""
@@ -39,16 +38,19 @@ class SyncProducer:
         self._renew(layout)
 
     def _renew(self, layout: Layout) -> None:
-        self._outbox = Outbox(layout)
-        self._adding, self._flushing = threading.Lock(), threading.Lock()
+        self.couriers = [
+            SyncCourier(self._target, layout, self._link, self._timeout, self._replicas)
+            for _ in range(outboxes(layout))
+        ]
         self._inside: set[int] = set()  # the threads that are publishing
         self._pid = os.getpid()
 
-    def send(self, groups: Iterable[Mapping[Shard, Sequence[Record]]]) -> Sent:
+    def send(self, groups: Iterable[Mapping[Shard, Sequence[bytes]]]) -> Sent:
         """As `Producer.send`."""
         self._begin()
         until, coming = clock() + self._full_wait, iter(groups)
         parcels: list[Parcel] = []
+        shares = [_Share(courier) for courier in self.couriers]
         left: deque[Slip] = deque()
         failed = False
 
@@ -63,14 +65,14 @@ class SyncProducer:
             new = [parcel for shard, batch in shards.items() for parcel in Parcel.pack(shard, batch, Slip, until)]
             parcels.extend(new)
             left.extend(cast("Slip", parcel.promise) for parcel in new)
-            with self._adding:
-                self._outbox.add(new)
+            for share, mine in zip(shares, by_half(new, len(shares)), strict=True):
+                share.add(mine)
             return True
 
         try:
             self._inside.add(threading.get_ident())
             while more() or left:
-                self._carry(left, more)
+                _carry(shares, more)
         except BaseException as error:
             _abandon(left, error)
             raise
@@ -79,18 +81,19 @@ class SyncProducer:
         slips = [cast("Slip", parcel.promise) for parcel in parcels]
         return [(parcel, slip.error or slip.result) for parcel, slip in zip(parcels, slips, strict=True)]
 
-    def send_one(self, shard: Shard, record: Record) -> EntryId:
+    def send_one(self, shard: Shard, record: Parts) -> EntryId:
         """As `send`, for one: its id."""
         self._begin()
         slip = Slip()
-        parcel = Parcel(shard, (record,), slip, weight_of(record), clock() + self._full_wait)
+        until = clock() + self._full_wait if self._full_wait else 0.0
+        parcel = Parcel(shard, record, slip, weight_of(record), until)
+        courier = self._courier(shard, record)
         try:
             self._inside.add(threading.get_ident())
-            if not self._send_alone(parcel):
-                with self._adding:
-                    self._outbox.add((parcel,))
-            if not slip.done():
-                self._carry((slip,))
+            if not courier.send_alone(parcel):
+                courier.add((parcel,))
+            while not slip.done():
+                _carry_one(courier, slip)
         except BaseException as error:
             _abandon((slip,), error)
             raise
@@ -100,8 +103,13 @@ class SyncProducer:
             raise slip.error
         return cast("EntryId", slip.result[0])
 
+    def _courier(self, shard: Shard, record: Parts) -> SyncCourier:
+        if len(self.couriers) == 1:
+            return self.couriers[0]
+        return self.couriers[half_of(record[1]) if shard.half is None else shard.half]
+
     def _begin(self) -> None:
-        """A forked child that went on with the parent's producer id and numbers would have its events taken for
+        """A forked child that went on with the parent's producer ids and numbers would have its events taken for
         resends. One of its threads sees to it: what the others have begun by then must not be forgotten.
 
         Raises `RuntimeError`, as Python's own writers do, where the thread would wait for itself.
@@ -114,78 +122,73 @@ class SyncProducer:
         if self._pid != os.getpid():
             with _renewing:
                 if self._pid != os.getpid():
-                    self._renew(self._outbox.layout)
+                    self._renew(self.couriers[0].outbox.layout)
 
-    def _send_alone(self, parcel: Parcel) -> bool:
-        """Send it now; whether that was possible, for nobody else sends, or has something to be sent."""
-        if not self._flushing.acquire(blocking=False):
-            return False
+
+class _Share:
+    """What one courier has to carry of a publish."""
+
+    def __init__(self, courier: SyncCourier) -> None:
+        self.courier = courier
+        self._left: deque[Promise] = deque()
+
+    def add(self, parcels: Sequence[Parcel]) -> None:
+        self._left.extend(parcel.promise for parcel in parcels)
+        self.courier.add(parcels)
+
+    def through(self) -> bool:
+        while self._left and self._left[0].done():
+            self._left.popleft()
+        return not self._left
+
+
+def _carry(shares: Sequence[_Share], more: Callable[[], bool]) -> None:
+    """Flush until all is through, for one courier while the server works for the other; `more` adds to it meanwhile."""
+    begun: deque[SyncCourier] = deque()  # whose locks are ours
+    try:
+        while True:
+            pause, busy = NAP, None
+            for courier in [share.courier for share in shares if not share.through()]:
+                if courier in begun:
+                    continue
+                if not courier.carrying.acquire(blocking=False):
+                    busy = courier
+                    continue
+                begun.append(courier)
+                if (wait := courier.begin()) is not None:
+                    begun.pop().carrying.release()
+                    pause = min(pause, wait)
+            made = any(share.courier.idle for share in shares) and more()
+            if begun:
+                begun[0].finish()
+                begun.popleft().carrying.release()
+            elif made:
+                continue
+            elif all(share.through() for share in shares):
+                return
+            elif busy is not None:
+                with busy.carrying:  # until another thread has sent something
+                    pass
+            else:
+                time.sleep(pause)  # without a lock: what others have to send may go out now
+    except BaseException as error:
+        for courier in begun:
+            courier.abandon(error)
+            courier.carrying.release()
+        raise
+
+
+def _carry_one(courier: SyncCourier, slip: Slip) -> None:
+    """A flush that may have it in it."""
+    with courier.carrying:
         try:
-            with self._adding:
-                op = self._outbox.take_alone(parcel, self._replicas)
-            if op is not None:
-                self._flush(op)
-            return op is not None
-        finally:
-            self._flushing.release()
-
-    def _carry(self, slips: Collection[Slip], more: Callable[[], object] | None = None) -> None:
-        """Flush until they are through. more: called while the server works."""
-        while not all(slip.done() for slip in slips):
-            pause = 0.0
-            with self._flushing:
-                if not all(slip.done() for slip in slips):
-                    pause = self._flush_once(more)
-            if pause:  # without the lock: what others have to send may go out now
-                time.sleep(pause)
-
-    def _flush_once(self, meanwhile: Callable[[], object] | None = None) -> float:
-        """Seconds to wait before there is more to flush."""
-        with self._adding:
-            op = self._outbox.take(self._replicas)
-            if op is None:
-                return min(NAP, self._outbox.pause() or 0.0)
-        self._flush(op, meanwhile)
-        return 0.0
-
-    def _flush(self, op: Op[None], meanwhile: Callable[[], object] | None = None) -> None:
-        """What was taken; it needs the lock."""
-        try:
-            self._link.run(op, within=self._timeout, meanwhile=meanwhile)
-            if self._outbox.troubled:
-                if self._outbox.needs:
-                    self._make_room()
-                if (refused := self._outbox.refused) is not None:
-                    self._follow(refused)
+            wait = None if slip.done() else courier.begin()
+            courier.finish()
         except BaseException as error:
-            uncertain = PublishUncertain(f"publish was interrupted: {type(error).__name__}")
-            with self._adding:
-                self._outbox.fail(error if isinstance(error, Exception) else uncertain)
-            if not isinstance(error, Exception):
-                raise
-
-    def _make_room(self) -> None:
-        from rstream.store.room import make_room
-
-        outbox = self._outbox
-        steps = make_room(outbox.layout, outbox.needs, outbox.hopeless)
-        errors = drive_sync(self._link, steps, self._timeout)
-        with self._adding:
-            outbox.resend(errors)
-
-    def _follow(self, refused: Shard) -> None:
-        """As `Producer._follow`."""
-        from rstream.store.reshard import follow
-
-        try:
-            steps = follow(self._target.declaration(), refused, self._timeout)
-            layout = drive_sync(self._link, steps, self._timeout)
-        except StoreError as error:
-            error.sent = False
+            courier.abandon(error)
             raise
-        self._target.adopt(layout)
-        with self._adding:
-            self._outbox.go_on(layout)
+    if wait:
+        time.sleep(min(NAP, wait))
 
 
 def _abandon(slips: Iterable[Slip], error: BaseException) -> None:

@@ -6,13 +6,16 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from rstream import tracing
 from rstream.event import Entry, EntryId
 from rstream.position import Position
+from rstream.preparing import flattened
 from rstream.producer import ids_of
 from rstream.store.layout import Layout
 from rstream.store.log import read
 from rstream.store.steps import drive_sync, flow_sync
 from rstream.syncproducer import SyncProducer
+from rstream.tracing import Carried
 
 if TYPE_CHECKING:
     from rstream.deadletter import SyncDeadLetters
@@ -60,8 +63,14 @@ class SyncStream(Generic[E]):
     ) -> EntryId:
         """As `Stream.publish`."""
         stream = self._stream
+        if type(headers) is not Carried and (spans := tracing.active(stream.app.settings.tracing)) is not None:
+            with spans.sending(stream.name, stream.app.endpoint.label, headers) as sending:
+                id = self.publish(event, key=key, headers=sending.headers)
+                sending.sent([id])
+                return id
         if stream._layout is None or stream.claims.source is not None:
-            return self.publish_many([event], key=key, headers=headers)[0]
+            many = headers if type(headers) is Carried else Carried(headers or {})
+            return self.publish_many([event], key=key, headers=many)[0]
         return self._made(stream._layout).send_one(*stream.preparing.one(stream._layout, event, key, headers))
 
     def publish_many(
@@ -72,6 +81,12 @@ class SyncStream(Generic[E]):
         headers: Mapping[str, str] | None = None,
     ) -> list[EntryId]:
         """As `Stream.publish_many`."""
+        stream = self._stream
+        if type(headers) is not Carried and (spans := tracing.active(stream.app.settings.tracing)) is not None:
+            with spans.sending(stream.name, stream.app.endpoint.label, headers, batch=True) as sending:
+                ids = self.publish_many(events, key=key, headers=sending.headers)
+                sending.sent(ids)
+                return ids
         layout = self.layout()
         claims = self._stream.claims
         uploads = claims.uploads(at_once=True)
@@ -80,7 +95,7 @@ class SyncStream(Generic[E]):
             return ids_of(self._made(layout).send(groups), places)
         records, places = self._stream.preparing.all(layout, events, key, headers, uploads=uploads)
         claims.store_sync(uploads)
-        return ids_of(self._made(layout).send((records,)), places)
+        return ids_of(self._made(layout).send((flattened(records),)), places)
 
     def _made(self, layout: Layout) -> SyncProducer:
         if self._producer is None:

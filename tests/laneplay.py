@@ -304,7 +304,7 @@ class Play:
     def check(self) -> None:
         """What holds always."""
         lanes = list(self.order._lanes.values())
-        waiting = [each for lane in lanes for _, each in lane.waiting]
+        waiting = [each for lane in lanes for each in lane.waiting or ()]
         assert self.order.backlog == len(waiting)
         assert self.order.size == sum(len(each.flat[1]) for each in waiting)
         assert all(count >= 0 for count in self.order.outside.values())

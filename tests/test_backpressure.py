@@ -306,7 +306,7 @@ async def test_who_drops_slows_nobody(app: RStream) -> None:
     await stream.publish_many(some(90))
     for n in range(90, 150):
         await stream.publish(Item(key="k", n=n))
-    assert not stream._producers.get(lambda: pytest.fail("none"))._outbox._hold
+    assert not any(courier.outbox._hold for courier in stream._producers.get(lambda: pytest.fail("none")).couriers)
 
 
 async def test_drop_by_bytes_goes_through_flushes_larger_than_its_margin(app: RStream) -> None:
@@ -571,8 +571,10 @@ async def test_a_stream_is_resharded_while_it_is_full(app: RStream, monkeypatch:
         seen.setdefault(event.key, []).append(event.n)
 
     Group(app, stream, "g")
-    publishing = [asyncio.create_task(stream.publish(Item(key=f"k{n % 9}", n=n))) for n in range(1500)]
-    await eventually_async(lambda: sum(task.done() for task in publishing) >= 150)
+    await stream.publish_many([Item(key=f"k{n % 9}", n=n) for n in range(150)])
+    publishing = [asyncio.create_task(stream.publish(Item(key=f"k{n % 9}", n=n))) for n in range(150, 1500)]
+    couriers = stream._producers.get(lambda: pytest.fail("none")).couriers
+    await eventually_async(lambda: all(courier.outbox._hold for courier in couriers))  # both shards are full
     await stream.reshard(4)
     async with working(app):
         await asyncio.gather(*publishing)

@@ -21,7 +21,7 @@ from rstream.blobs.s3 import LARGE
 from rstream.blobs.shelf import Shelf, shelf
 from rstream.errors import BlobUnavailable, ConfigError
 from rstream.reference import Reference
-from rstream.store.log import Record
+from rstream.store.record import Record
 from tests.handlers import Media
 from tests.objects import Objects
 from tests.servers import Server
@@ -194,7 +194,7 @@ async def test_a_reference_of_an_impossible_size(app: RStream, folder: Path, siz
     await scans.publish(Scan(who="a", n=1, pixels=noise()))
     (file,) = files(folder)
     wrong = msgpack.packb([1, Reference(file.name, size, int(file.parent.name)).packed, []])
-    await scans._producers.get(None).send([{(await scans.layout()).current[0]: [Record(wrong, b"a", b"", b"")]}])
+    await scans._producers.get(None).send([{(await scans.layout()).current[0]: Record(wrong, b"a", b"", b"")}])
     await scans.publish(Scan(who="a", n=2, pixels=noise()))
     await drain(app)
     assert got == [1, 2]

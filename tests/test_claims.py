@@ -17,7 +17,7 @@ from rstream import Batch, Blob, Delivery, Event, RetryPolicy, RStream
 from rstream.blobs import Directory
 from rstream.errors import BlobError, BlobMissing, BlobUnavailable, EntryInvalid, EventInvalid, EventTooLarge
 from rstream.replay import Replay, replay
-from rstream.store.log import Record
+from rstream.store.record import Record
 from tests.handlers import Media, sizes
 from tests.objects import Objects
 from tests.servers import Server
@@ -313,7 +313,7 @@ async def test_a_broken_reference_is_undecodable(app: RStream) -> None:
     scans, got = consumers(app)
     layout = await scans.layout()
     for payload in (b"\x93", b"\x93\x01\x02\x03", b"\x93\x01\xc7\x02\x42ab\x90"):
-        records = {layout.current[0]: [Record(payload, b"a", b"", b"")]}
+        records = {layout.current[0]: Record(payload, b"a", b"", b"")}
         await scans.publish(Scan(who="a"))
         await scans._producers.get(None).send([records])
     await drain(app)

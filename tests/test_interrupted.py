@@ -137,7 +137,7 @@ def test_threads_of_a_forked_child_that_begin_at_once_all_come_through(
 ) -> None:
     seen = app.stream("seen", Seen, key="device", shards=2)
     seen.sync.publish(Seen(device="parent", n=0))
-    monkeypatch.setattr("rstream.syncproducer.Outbox", slowly)
+    monkeypatch.setattr("rstream.synccourier.Outbox", slowly)
     for _ in range(ROUNDS):
         pid = os.fork()
         if pid == 0:

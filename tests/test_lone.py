@@ -22,7 +22,7 @@ def declare(app: RStream) -> Stream[Seen]:
 
 def parcel_of(stream: Stream[Seen], n: int, device: str = "a") -> Parcel:
     shard, record = stream.preparing.one(stream.sync.layout(), Seen(device=device, n=n), None, None)
-    return Parcel(shard, (record,), Slip(), 100)
+    return Parcel(shard, record, Slip(), 100)
 
 
 def numbers(stream: Stream[Seen]) -> list[int]:

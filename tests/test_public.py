@@ -77,7 +77,9 @@ PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions",
 USED_BY_ALL = PYDANTIC | {"anyio", "sniffio", "idna", "msgpack", "xxhash"}
 """What declaring a stream and its consumers imports: no client of Redis, no blob store's, no server, no CLI."""
 
-RARE = [f"rstream.{name}" for name in ("archive", "cli", "deadletter", "export", "replay", "reset", "worker")]
+RARE = [
+    f"rstream.{name}" for name in ("archive", "cli", "dashboard", "deadletter", "export", "replay", "reset", "worker")
+]
 RARE += [f"rstream.store.{name}" for name in ("embedded", "reshard", "room", "stats", "trim", "weigh")]
 
 

@@ -87,9 +87,9 @@ async def test_concurrent_publishes_are_gathered_into_few_calls(
         ids = await asyncio.gather(*(seen.publish(Seen(device=f"d{n}", n=n)) for n in range(500)))
         calls = raw.info("commandstats")["cmdstat_evalsha"]["calls"] - before
         assert len(set(ids)) == 500
-        # The first goes out at once, then one flush per shard; other tests of this process share the server, but do
-        # not run meanwhile.
-        assert calls <= 5
+        # The first of each half goes out at once, then one flush per shard; other tests of this process share the
+        # server, but do not run meanwhile.
+        assert calls <= 6
 
 
 async def test_a_producers_order_per_key_holds_for_concurrent_publishes(server: Server, namespace: str) -> None:

@@ -17,13 +17,14 @@ import redis
 
 from rstream import Delivery, EntryId, Event, RStream, Stream
 from rstream.errors import ConfigError, MemoryFull, PublishUncertain, ShardSealed, StoreUnavailable, UnknownStream
+from rstream.preparing import flattened
 from rstream.replay import Replay
 from rstream.store import reshard as resharding
 from rstream.store.keys import Shard
 from rstream.store.link import Op
-from rstream.store.log import place_of
 from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel
+from rstream.store.parcel import Parcel, records_of
+from rstream.store.record import place_of
 from rstream.store.reshard import Resharding
 from rstream.store.steps import Steps
 from tests.proxy import ChaosProxy
@@ -458,14 +459,14 @@ def test_a_flush_that_was_applied_before_the_seal_gets_its_first_answer(app: RSt
 
 
 def parcels_of(stream: Stream[Any], some: list[Seen]) -> list[Parcel]:
-    records, _ = stream.prepare(stream.sync.layout(), some)
+    records = flattened(stream.prepare(stream.sync.layout(), some)[0])
     return [p for shard, batch in records.items() for p in Parcel.pack(shard, batch, concurrent.futures.Future)]
 
 
 def ids(parcel: Parcel) -> list[EntryId]:
     assert isinstance(parcel.promise, concurrent.futures.Future)
     found = parcel.promise.result(0)
-    assert isinstance(found, list) and len(found) == len(parcel.records)
+    assert isinstance(found, list | tuple) and len(found) == parcel.count
     return found
 
 
@@ -482,7 +483,7 @@ def test_who_has_the_older_layout_goes_where_the_newer_one_says(app: RStream) ->
     app.sync_link.run(op)
     assert outbox.refused is None and outbox.take() is None
     for parcel in stale:
-        for id, record in zip(ids(parcel), parcel.records, strict=True):
+        for id, record in zip(ids(parcel), records_of(parcel.flat), strict=True):
             assert (id.generation, id.shard) == (3, place_of(new, record).number)
     check_order(seen, 50)
 
@@ -502,7 +503,7 @@ def test_of_a_parcel_that_was_cut_up_the_error_tells_what_was_published(app: RSt
     op.parse([b"5-0", MemoryFull("full"), b"6-0", MemoryFull("full")])
     with pytest.raises(MemoryFull) as caught:
         ids(parcel)
-    added = [place_of(seen.sync.layout(), record).number for record in parcel.records]
+    added = [place_of(seen.sync.layout(), record).number for record in records_of(parcel.flat)]
     shards = [id.shard for id in caught.value.published]
     assert sorted(shards) == sorted(number for number in added if number in set(shards)) and len(set(shards)) == 2
 

@@ -16,7 +16,7 @@ from rstream.event import derived_event_id, new_event_ids
 from rstream.store import reshard as resharding
 from rstream.store.deliveries import Emit, GroupOps, Outcome
 from rstream.store.keys import Shard
-from rstream.store.log import Record, new_ones, place_of, publish_once
+from rstream.store.record import Record, new_ones, place_of, publish_once
 from rstream.worker import groups
 from tests.fleets import Cluster
 from tests.servers import Server
@@ -226,11 +226,11 @@ async def test_a_worker_that_meets_a_removed_shard_looks_what_the_stream_is_now(
     assert (await source.reshard(5, progress=quiet)).removed == (1,)
     assert run.layout.older == ((1, 4),)  # nobody told it
     assert await groups.heal(run, GroupMissing("gone"))
-    assert (run.layout.older, run.counts.resets) == ((), 0)
+    assert (run.layout.older, run.tally.resets) == ((), 0)
     assert not raw.exists(*(shard.stream for shard in old))
     raw.xgroup_destroy(run.layout.current[1].stream, "g")  # this is another thing
     assert await groups.heal(run, GroupMissing("gone"))
-    assert run.counts.resets == 1 and raw.xinfo_groups(run.layout.current[1].stream)
+    assert run.tally.resets == 1 and raw.xinfo_groups(run.layout.current[1].stream)
 
 
 async def test_an_old_shard_that_was_lost_is_told_and_left_out(

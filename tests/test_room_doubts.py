@@ -72,7 +72,7 @@ def test_what_was_cancelled_while_it_was_held_back_is_left_out(namespace: str) -
     shard = layout.current[0]
     record = (b"payload", b"k", b"", b"")
     futures: list[Future[list[EntryId]]] = [Future(), Future()]
-    gave_up, waits = (Parcel(shard, [record], future, 7, clock() + 60) for future in futures)
+    gave_up, waits = (Parcel(shard, record, future, 7, clock() + 60) for future in futures)
     outbox = Outbox(layout)
     outbox.add([gave_up])
     for _ in range(2):  # the second time it is held back for a while

@@ -19,7 +19,7 @@ from rstream.store import layout as layouts
 from rstream.store.deliveries import Emit, Fetched, GroupOps, Outcome, bare_ack
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.log import Record
+from rstream.store.record import Record
 from rstream.store.remove import remove
 from rstream.store.steps import drive_sync
 from rstream.store.totals import KINDS, GroupTotals, Totals, totals

@@ -27,6 +27,7 @@ COMMANDS = {
     "schema": ("rstream.cli.schema", "Show the schema of a stream, or check a model against it."),
     "groups": ("rstream.cli.groups", "Show how far the groups of a stream are, or have one read again."),
     "workers": ("rstream.cli.workers", "Show who works, on what, and who has fallen silent."),
+    "top": ("rstream.cli.top", "Watch all groups, live: who is behind, and what holds them."),
     "pending": ("rstream.cli.pending", "Who holds what of a group, since when, and what it waits for."),
     "show": ("rstream.cli.show", "Show one entry in full, and how every group stands to it."),
     "pause": ("rstream.cli.pause", "Have the workers of a group begin nothing new."),
@@ -38,6 +39,7 @@ COMMANDS = {
     "acl": ("rstream.cli.acl", "Print the least rights in Redis of a producer, worker, dashboard or admin."),
     "blobs": ("rstream.cli.blobs", "Delete what is in the blob store and nothing refers to."),
     "archive": ("rstream.cli.archive", "Keep the entries of streams in the blob store, and check them."),
+    "dashboard": ("rstream.cli.dashboard", "All of it in a browser: what lags, who has it, what was lost; and act."),
     "dead": ("rstream.cli.dead", "Look at dead letters, redrive or discard them."),
 }
 

@@ -39,11 +39,11 @@ def _remember(context: click.Context, option: click.Parameter, value: str | None
         context.find_root().meta[f"rstream.{option.name}"] = value
 
 
-def stored_app() -> RStream:
+def stored_app(*, publish_timeout: float | None = None) -> RStream:
     """An app that declares nothing: it knows the streams that are stored. Raises `ConfigError`."""
     from rstream.app import RStream
 
-    return RStream()
+    return RStream(publish_timeout=publish_timeout)
 
 
 def declared_app(spec: str) -> RStream:

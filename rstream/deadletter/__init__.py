@@ -51,6 +51,13 @@ class DeadLetters(Generic[E]):
             async for _ in claims.opened([letter.entry for letter in letters]):
                 yield letters.popleft()
 
+    async def heads(self, **filters: Unpack[Filters]) -> AsyncIterator[Head]:
+        """As `read`, without payloads and tracebacks: they stay in Redis."""
+        app = self.stream.app
+        async for some in flow(app.link, plans.heads(await self._ops(), filters), app.settings.publish_timeout):
+            for head in some:
+                yield head
+
     async def count(self) -> dict[str, int]:
         """How many there are of each reason, the most frequent first."""
         return await self._drive(plans.count(await self._ops()))

@@ -29,7 +29,7 @@ PATIENCE = 1.0
 """Seconds that Redis has to answer a probe: whoever asks waits only a few."""
 
 FRESH = 0.5
-"""Seconds for which a verdict stands: however often it is asked for, Redis is not."""
+"""Seconds for which Redis's answer stands: however often a worker is asked, Redis is not."""
 
 
 def snapshot(worker: Worker) -> Snapshot:
@@ -42,7 +42,7 @@ def snapshot(worker: Worker) -> Snapshot:
         found |= _stored(tally)
     for run in [*worker.runs]:
         labels = (run.layout.name, run.ops.group)
-        found["rstream_lease_lost_total", *labels] = run.lease.lost
+        found["rstream_lease_lost_total", *labels] = run.lease.lost + run.tally.unheld
         found["rstream_in_flight", *labels] = in_flight(run)
         found["rstream_buffered", *labels] = buffered(run)
         if run.order is not None:
@@ -92,16 +92,10 @@ class Readiness:
     def __init__(self, worker: Worker) -> None:
         self._worker, self._link = worker, SyncLink(worker.app.endpoint, timeout=PATIENCE)
         self._lock = threading.Lock()
-        self._verdict: list[Check] = []
+        self._answer: list[Check] = []
         self._until = float("-inf")
 
     def __call__(self) -> list[Check]:
-        with self._lock:
-            if clock() >= self._until:
-                self._verdict, self._until = self._look(), clock() + FRESH
-            return self._verdict
-
-    def _look(self) -> list[Check]:
         worker, runs = self._worker, [*self._worker.runs]
         if worker.phase != "is at work":
             return [Check("worker", False, f"{worker.id} {worker.phase}")]
@@ -110,10 +104,18 @@ class Readiness:
             Check("worker", True, f"{worker.id} is at work"),
             Check("loop", stalled < STALLED, f"blocked for {stalled:.1f} s" if stalled > 0.2 else "it turns"),
             _leases(runs),
-            *self._groups(runs),
+            *self._asked(runs),
         ]
 
-    def _groups(self, runs: list[ConsumerRun]) -> list[Check]:
+    def _asked(self, runs: list[ConsumerRun]) -> list[Check]:
+        """What Redis says, or said a moment ago."""
+        with self._lock:
+            if clock() >= self._until:
+                self._answer = self._ask(runs)
+                self._until = clock() + FRESH
+            return self._answer
+
+    def _ask(self, runs: list[ConsumerRun]) -> list[Check]:
         try:
             looks: list[Any] = self._link.run(together([run.owners.look(run.layout.current) for run in runs]))
         except StoreError as error:

@@ -64,6 +64,7 @@ class _Life:
         self._socket.setblocking(True)
         self._ledger, self._said = ledger, said
         self.heard: float | None = None
+        self.over = False
         self.verdict: list[Check] = []
         self._asked: dict[Kind, int] = {"m": 0, "r": 0}
         self._answered: dict[Kind, int] = {"m": 0, "r": 0}
@@ -130,8 +131,10 @@ class Processes:
         if life is not None:
             life.end()
             with self._said:
+                life.over = True
                 del self._lives[number]
                 self._ledgers[number].ended()
+                self._said.notify_all()
 
     def _ask(self, kind: Kind, patience: float) -> None:
         """Returns when all have answered, or the patience is over. One question at a time: the next is a newer one."""
@@ -139,7 +142,8 @@ class Processes:
             lives = [*self._lives.values()]
             for life in lives:
                 life.ask(kind)
-            self._said.wait_for(lambda: all(life.has_answered(kind) for life in lives if life.heard), patience)
+            asked = [life for life in lives if life.heard is not None]
+            self._said.wait_for(lambda: all(life.over or life.has_answered(kind) for life in asked), patience)
 
     def collect(self) -> Iterable[Family]:
         self._ask("m", PATIENCE)

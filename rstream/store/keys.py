@@ -77,6 +77,11 @@ def number_of(key: str | bytes, shards: int) -> int:
     return hash_of(key if isinstance(key, bytes) else key.encode()) * shards >> 32
 
 
+def half_of(key: bytes) -> int:
+    """Whether its hash is in the lower (0) or the upper half (1), which no resharding changes. b"" is in the lower."""
+    return hash_of(key) >> 31 if key else 0
+
+
 def slot_of(key: Arg) -> int:
     """The slot of a key in a Redis Cluster, as CLUSTER KEYSLOT: CRC16 (XMODEM) of its hash tag, if it has one."""
     raw = key if isinstance(key, bytes) else str(key).encode()
@@ -122,7 +127,7 @@ def tag(namespace: str, number: int, count: int) -> str:
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
     """One of the `count` shards of a generation, and its keys. There is one object for each in a process: `shard` makes
-    it, so that `==` and hashing cost nothing. slot: on a cluster.
+    it, so that `==` and hashing cost nothing. slot: on a cluster · half: see `half_of`; None where it has keys of both.
     """
 
     generation: int
@@ -130,6 +135,7 @@ class Shard:
     count: int
     stream: str
     slot: int
+    half: int | None
 
     def __str__(self) -> str:
         return f"{self.generation}.{self.number}"
@@ -206,7 +212,8 @@ class Shard:
 @cache
 def shard(namespace: str, stream: str, generation: int, number: int, count: int) -> Shard:
     name = f"{{{tag(namespace, number, count)}}}:{stream}:{generation}"
-    return Shard(generation, number, count, name, slot_of(name))
+    half = None if 2 * number + 1 == count else int(2 * number >= count)
+    return Shard(generation, number, count, name, slot_of(name), half)
 
 
 def by_slot(shards: Sequence[Shard]) -> list[list[Shard]]:

@@ -92,7 +92,7 @@ class Layout:
 
     def writes(self, shard: Shard) -> bool:
         """Whether a shard of the stream, as anybody knows it, is one that is written to."""
-        return (shard.generation, shard.count) == (self.generation, self.shards)
+        return shard.generation == self.generation and shard.count == self.shards
 
 
 COMPARED = 2**31

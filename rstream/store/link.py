@@ -23,7 +23,7 @@ from rstream.store.connect import Endpoint
 from rstream.store.line import amiss
 from rstream.store.lines import ClusterLines, Lines
 from rstream.store.scripts import Call
-from rstream.store.sync_lines import SyncClusterLines, SyncLines
+from rstream.store.sync_lines import Posted, SyncClusterLines, SyncLines
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -241,20 +241,25 @@ class SyncLink:
         self._timeout = timeout or endpoint.patience
         self._lines = SyncClusterLines(endpoint, timeout) if endpoint.clustered else SyncLines(endpoint, timeout)
 
-    def run(self, op: Op[T], *, within: float = 0.0, meanwhile: Callable[[], object] | None = None) -> T:
-        """As `Link.run`. meanwhile: is called once, between writing and reading; in a cluster before."""
+    def run(self, op: Op[T], *, within: float = 0.0, begun: Posted | None = None) -> T:
+        """As `Link.run`. begun: what `post` gave."""
         if isinstance(op, Aside):
             done: T = op.parse([call.result() for call in op.begin()])
             return done
         effort = _Effort(op, self.endpoint, within, self._timeout)
         while True:
             try:
-                once, meanwhile = meanwhile, None
-                calls = effort.calls
-                return effort.result(self._lines.exchange(calls, meanwhile=once) if once else self.exchange(calls))
+                first, begun = begun, None
+                return effort.result(first.replies() if first else self.exchange(effort.calls))
             except StoreError as error:
                 delay = effort.failed(error)
             time.sleep(delay)
+
+    def post(self, op: Op[Any]) -> Posted | None:
+        """Send `op` now, and do not wait for the replies: `run` does, which has to be given this for `begun`. None:
+        nothing was sent.
+        """
+        return None if op.replicas else self._lines.post(op.calls)
 
     def exchange(self, calls: Sequence[Call]) -> list[Any]:
         """As `Link.exchange`."""

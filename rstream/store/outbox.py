@@ -1,8 +1,8 @@
 """What a producer has yet to send. Publishing is exact: a flush that is sent twice is applied once.
 
-A producer numbers its flushes per shard and has one write in flight; Redis remembers the last number beside the
-entries. So a resend gets the first answer back, and a packet that arrives late is refused. Where a stream is
-resharded, what its shards refuse goes to those of the new generation, in order and before anything newer.
+An outbox has a producer id of its own, numbers its flushes per shard, and has one write in flight; Redis remembers the
+last number beside the entries. So a resend gets the first answer back, and a packet that arrives late is refused. Where
+a stream is resharded, what its shards refuse goes to those of the new generation, in order and before anything newer.
 
 What a full shard refuses is sent again, with the same number, and what is behind it waits; so does what goes to a shard
 that is nearly full. The other shards go on.
@@ -15,7 +15,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, overload
 
 import msgpack
@@ -27,8 +27,8 @@ from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES
-from rstream.store.parcel import Parcel
+from rstream.store.parcel import FIELDS, Parcel
+from rstream.store.record import FLUSH_BYTES, FLUSH_ENTRIES
 from rstream.store.scripts import PUBLISH, Call
 
 WRITE_BYTES = 1024 * 1024
@@ -61,7 +61,7 @@ class _Flush:
 
     @property
     def count(self) -> int:
-        return sum([len(parcel.records) for parcel in self.parcels])
+        return sum([len(parcel.flat) for parcel in self.parcels]) // FIELDS
 
     def wanted(self) -> bool:
         """Leaves out what nobody waits for any more, if no packet of it is under way: then it may be another one under
@@ -73,7 +73,7 @@ class _Flush:
 
     def call(self, producer: str, *, limited: bool) -> Call:
         # Redis's cmsgpack knows the old raw strings only, hence use_bin_type=False.
-        flat = [*chain.from_iterable(chain.from_iterable([parcel.records for parcel in self.parcels]))]
+        flat = self.parcels[0].flat if len(self.parcels) == 1 else [*chain(*[parcel.flat for parcel in self.parcels])]
         packed, shard = _packer(use_bin_type=False, buf_size=self.size + 1024).pack(flat), self.shard
         if limited:
             return PUBLISH((shard.stream, shard.seq(producer), shard.size, shard.marks), self.seq, SEQ_TTL_MS, packed)
@@ -105,7 +105,8 @@ class _Calls(Sequence[Call]):
 
 @dataclass
 class Outbox:
-    """What a producer has yet to send, per shard of one layout. No I/O: `take` gives an Op, its driver sends it.
+    """What a producer has yet to send (all of it, or that of one half of the keys), per shard of one layout. No I/O:
+    `take` gives an Op, its driver sends it.
 
     A producer id is never shared: whoever forks makes a new Outbox. Where a shard took nothing, for it is sealed or not
     there, it is `refused`: the driver finds out what has become of the stream, and then calls `go_on`. Where a shard is
@@ -126,14 +127,16 @@ class Outbox:
     def add(self, parcels: Iterable[Parcel]) -> None:
         """Also such as another layout has them: nothing goes to a newer generation before what is held is refused."""
         for parcel in parcels:
-            self._put(parcel)
+            self.put(parcel)
 
-    def _put(self, parcel: Parcel) -> None:
-        for piece in (parcel,) if self.layout.writes(parcel.shard) else parcel.cut(self.layout):
-            if piece.shard in self._waiting:
-                self._waiting[piece.shard].append(piece)
-            else:
-                self._waiting[piece.shard] = deque((piece,))
+    def put(self, parcel: Parcel) -> None:
+        """As `add`, for one."""
+        if not self.layout.writes(parcel.shard):
+            self.add(parcel.cut(self.layout))
+        elif (waiting := self._waiting.get(parcel.shard)) is not None:
+            waiting.append(parcel)
+        else:
+            self._waiting[parcel.shard] = deque((parcel,))
 
     def take(self, replicas: int = 0) -> Op[None] | None:
         """One flush of every shard that has something waiting, in one write, which so many replicas have to confirm.
@@ -196,19 +199,14 @@ class Outbox:
 
     def _cut(self, shard: Shard) -> _Flush | None:
         """What nobody waits for any more, a publish that was cancelled, is left out."""
-        waiting = self._waiting.pop(shard)
-        parcels: list[Parcel] = []
-        count = size = 0
-        while waiting:
-            parcel = waiting[0]
-            if not parcel.promise.done():
-                count, size = count + len(parcel.records), size + parcel.size
-                if parcels and (count > FLUSH_ENTRIES or size > FLUSH_BYTES):
-                    break
-                parcels.append(parcel)
-            waiting.popleft()
-        if waiting:
-            self._waiting[shard] = waiting  # at the end again: shards take turns
+        parcels = [parcel for parcel in self._waiting.pop(shard) if not parcel.promise.done()]
+        count = sum([len(parcel.flat) for parcel in parcels])
+        if count > FIELDS * FLUSH_ENTRIES or sum([parcel.size for parcel in parcels]) > FLUSH_BYTES:
+            fitting = _fitting(parcels)
+            self._waiting[shard] = deque(parcels[fitting:])  # at the end again: shards take turns
+            del parcels[fitting:]
+            if not self._waiting[shard]:
+                del self._waiting[shard]
         return self._numbered(shard, parcels) if parcels else None
 
     def _numbered(self, shard: Shard, parcels: list[Parcel]) -> _Flush:
@@ -322,7 +320,7 @@ class Outbox:
         held = [*first, *(parcel for waiting in self._waiting.values() for parcel in waiting)]
         self.layout, self._waiting = layout, {}
         for parcel in held:
-            self._put(parcel)
+            self.put(parcel)
 
     def fail(self, error: BaseException) -> None:
         """The Op raised: its callers learn it, and so does everybody still waiting (order would break)."""
@@ -344,13 +342,28 @@ def _known(error: BaseException, sent: bool) -> BaseException:
     return twin
 
 
+def _fitting(parcels: Sequence[Parcel]) -> int:
+    """How many of them make one flush."""
+    counts = accumulate([len(parcel.flat) for parcel in parcels])
+    sizes = accumulate([parcel.size for parcel in parcels])
+    for n, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        if n and (count > FIELDS * FLUSH_ENTRIES or size > FLUSH_BYTES):
+            return n
+    return len(parcels)
+
+
 def _answer(flush: _Flush, reply: bytes) -> None:
     """Redis's answer is the id of the first entry; the others follow it."""
     ms, seq = rank_of(reply)
     ids = entry_ids(ms, seq, flush.count, flush.shard.generation, flush.shard.number)
+    if len(ids) == len(flush.parcels):
+        for parcel, id in zip(flush.parcels, ids, strict=True):
+            if not parcel.promise.done():
+                parcel.promise.set_result((id,))
+        return
     at = 0
     for parcel in flush.parcels:
-        start, at = at, at + len(parcel.records)
+        start, at = at, at + len(parcel.flat) // FIELDS
         if not parcel.promise.done():
             parcel.promise.set_result(ids[start:at])
 

@@ -5,15 +5,32 @@ Where the stream is resharded meanwhile, a parcel is cut up; its caller does not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 
 from rstream.errors import StoreError
 from rstream.event import EntryId
-from rstream.store.keys import Shard
+from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of, weights_of
+from rstream.store.record import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of
+
+S = TypeVar("S")
+
+FIELDS = len(Record._fields)
+
+
+def weights_of(flat: Sequence[bytes]) -> int:
+    """What `weight_of` says of records, all together: their parts, those of one after those of the other."""
+    return sum(map(len, flat)) + 48 * (len(flat) // FIELDS)
+
+
+def records_of(flat: Sequence[bytes]) -> list[Record]:
+    """The same, each by itself."""
+    return [*map(Record._make, zip(*[iter(flat)] * FIELDS, strict=True))]
 
 
 class Promise(Protocol):
@@ -46,58 +63,86 @@ class Slip:
 
 @dataclass(slots=True)
 class Parcel:
-    """Records that go to one shard together; `promise` gets the EntryId of each. until: when to give up waiting for
-    room, by the process's clock.
+    """Records that go to one shard together; `promise` gets the EntryId of each. flat: payload, key, event id, headers
+    of the first, those of the second, and so on (objects of their own for each would keep the garbage collector busy) ·
+    size: `weights_of` them · until: when to give up waiting for room, by the process's clock.
     """
 
     shard: Shard
-    records: Sequence[Record]
+    flat: Sequence[bytes]
     promise: Promise
     size: int
     until: float = 0.0
 
     @classmethod
     def pack(
-        cls, shard: Shard, records: Iterable[Record], promise: Callable[[], Promise], until: float = 0.0
+        cls, shard: Shard, flat: Sequence[bytes], promise: Callable[[], Promise], until: float = 0.0
     ) -> list[Parcel]:
         """Cut records into parcels of at most one flush each."""
-        records = [*records]
         parcels: list[Parcel] = []
-        for at in range(0, len(records), FLUSH_ENTRIES):
-            batch = records[at : at + FLUSH_ENTRIES]
-            if (size := weights_of(batch)) <= FLUSH_BYTES or len(batch) == 1:
+        for at in range(0, len(flat), FIELDS * FLUSH_ENTRIES):
+            batch = flat[at : at + FIELDS * FLUSH_ENTRIES]
+            if (size := weights_of(batch)) <= FLUSH_BYTES or len(batch) == FIELDS:
                 parcels.append(cls(shard, batch, promise(), size, until))
             else:
                 parcels += cls._cut_up(shard, batch, promise, until)
         return parcels
 
     @classmethod
-    def _cut_up(
-        cls, shard: Shard, records: Sequence[Record], promise: Callable[[], Promise], until: float
-    ) -> list[Parcel]:
+    def _cut_up(cls, shard: Shard, flat: Sequence[bytes], promise: Callable[[], Promise], until: float) -> list[Parcel]:
         """What is too large for one."""
         parcels: list[Parcel] = []
-        batch: list[Record] = []
+        batch: list[bytes] = []
         size = 0
-        for record in records:
+        for record in records_of(flat):
             weight = weight_of(record)
             if batch and size + weight > FLUSH_BYTES:
                 parcels.append(cls(shard, batch, promise(), size, until))
                 batch, size = [], 0
-            batch.append(record)
+            batch += record
             size += weight
         parcels.append(cls(shard, batch, promise(), size, until))
         return parcels
 
+    @property
+    def count(self) -> int:
+        return len(self.flat) // FIELDS
+
     def cut(self, layout: Layout) -> Iterator[Parcel]:
         """The same records for the shards of another layout; the promise is kept when all of them are through."""
-        by_shard: dict[Shard, list[int]] = {}
-        for n, record in enumerate(self.records):
-            by_shard.setdefault(place_of(layout, record), []).append(n)
-        whole = _Whole(self.promise, len(self.records), len(by_shard))
-        for shard, places in by_shard.items():
-            records = [self.records[n] for n in places]
-            yield Parcel(shard, records, _Piece(whole, places), weights_of(records), self.until)
+        for shard, piece in self._sorted_by(partial(place_of, layout)):
+            yield replace(piece, shard=shard)
+
+    def halves(self) -> Iterator[tuple[int, Parcel]]:
+        """The same records by the half of the hashes that their keys are in."""
+        if (half := self.shard.half) is not None:
+            yield half, self
+        else:
+            yield from self._sorted_by(lambda record: half_of(record.key))
+
+    def _sorted_by(self, sort: Callable[[Record], S]) -> Iterator[tuple[S, Parcel]]:
+        records = records_of(self.flat)
+        sorts = [*map(sort, records)]
+        kinds = dict.fromkeys(sorts)
+        if len(kinds) == 1:
+            yield sorts[0], self
+            return
+        whole = _Whole(self.promise, len(sorts), len(kinds))
+        for kind in kinds:
+            places = [n for n, each in enumerate(sorts) if each == kind]
+            flat = [*chain.from_iterable([records[n] for n in places])]
+            yield kind, Parcel(self.shard, flat, _Piece(whole, places), weights_of(flat), self.until)
+
+
+def by_half(parcels: Sequence[Parcel], outboxes: int) -> list[Sequence[Parcel]]:
+    """What goes to each of one or two outboxes."""
+    if outboxes == 1:
+        return [parcels]
+    halves: tuple[list[Parcel], list[Parcel]] = ([], [])
+    for parcel in parcels:
+        for half, piece in parcel.halves():
+            halves[half].append(piece)
+    return [*halves]
 
 
 class _Whole:
@@ -107,10 +152,13 @@ class _Whole:
         self.promise, self.open = promise, pieces
         self.ids: list[EntryId | None] = [None] * count
         self.error: BaseException | None = None
+        self._counting = threading.Lock()  # of two halves, each may be sent by another thread
 
     def end_piece(self) -> None:
-        self.open -= 1
-        if self.open or self.promise.done():
+        with self._counting:
+            self.open -= 1
+            left = self.open
+        if left or self.promise.done():
             return
         if self.error is None:
             self.promise.set_result(self.ids)

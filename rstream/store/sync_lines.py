@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rstream.errors import StoreError, StoreUnavailable
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     import redis
 
 
+class Posted:
+    """Calls that are on their way. Either has to be called: `replies` waits for the replies, as `exchange` gives them;
+    `drop` has them belong to nobody.
+    """
+
+    def __init__(self, replies: Callable[[], list[Any]], drop: Callable[[], None]) -> None:
+        self.replies, self.drop = replies, drop
+
+
 class SyncLines:
     """As `Lines`. timeout: seconds to wait for a reply (default: the endpoint's)."""
 
@@ -30,18 +40,19 @@ class SyncLines:
         self._pid = os.getpid()
         self._lost = 0
 
-    def exchange(
-        self, calls: Sequence[Call], timeout: float | None = None, meanwhile: Callable[[], object] | None = None
-    ) -> list[Any]:
-        """As `Lines.exchange`. meanwhile: is called between writing and reading."""
-        connection = self.send(calls)
-        if meanwhile is not None:
-            try:
-                meanwhile()
-            except BaseException:  # a signal: what would still come belongs to nobody
-                connection.close()
-                raise
-        replies = self.receive(connection, calls, timeout)
+    def exchange(self, calls: Sequence[Call], timeout: float | None = None) -> list[Any]:
+        """As `Lines.exchange`."""
+        return self._told(self.receive(self.send(calls), calls, timeout))
+
+    def post(self, calls: Sequence[Call]) -> Posted:
+        """The first half of `exchange`."""
+        try:
+            connection = self.send(calls)
+        except StoreError as error:
+            return Posted(partial(_raise, error), lambda: None)
+        return Posted(lambda: self._told(self.receive(connection, calls)), connection.close)
+
+    def _told(self, replies: list[Any]) -> list[Any]:
         return self._endpoint.meanings(replies) if amiss(replies) else replies
 
     def send(self, calls: Sequence[Call]) -> Wire:
@@ -158,16 +169,27 @@ class SyncClusterLines:
         self._atlas = Atlas(endpoint)
         self._nodes: dict[Address, SyncLines] = {}
 
-    def exchange(self, calls: Sequence[Call], meanwhile: Callable[[], object] | None = None) -> list[Any]:
+    def exchange(self, calls: Sequence[Call]) -> list[Any]:
         """As `ClusterLines.exchange`: everything is written first, so that the nodes work at the same time."""
-        if meanwhile is not None:
-            meanwhile()
         if self._atlas.doubted:
             self._survey()
         way = Round(calls, self._atlas, self._endpoint)
-        while parts := way.parts():
-            for part, answer in zip(parts, self._exchange(parts), strict=True):
+        return self._finish(way, (parts := way.parts()), self._send_all(parts))
+
+    def post(self, calls: Sequence[Call]) -> Posted | None:
+        """The first half of `exchange`, where nothing has to be asked before."""
+        if self._atlas.doubted:
+            return None
+        way = Round(calls, self._atlas, self._endpoint)
+        sent = self._send_all(parts := way.parts())
+        return Posted(lambda: self._finish(way, parts, sent), lambda: _close(sent))
+
+    def _finish(self, way: Round, parts: list[Part], sent: list[_Sent | StoreError]) -> list[Any]:
+        while parts:
+            for part, answer in zip(parts, _receive_all(parts, sent), strict=True):
                 way.take(part, answer)
+            parts = way.parts()
+            sent = self._send_all(parts)
         return way.replies()
 
     def masters(self) -> dict[Address, SyncLines]:
@@ -179,20 +201,15 @@ class SyncClusterLines:
     def owner(self, slot: int) -> Address | None:
         return self._atlas.topology.owner(slot)
 
-    def _exchange(self, parts: list[Part]) -> list[list[Any] | StoreError]:
-        answers: list[list[Any] | StoreError] = []
+    def _send_all(self, parts: list[Part]) -> list[_Sent | StoreError]:
         sent: list[_Sent | StoreError] = []
         try:
             for part in parts:
                 sent.append(self._send(part))
-            for part, each in zip(parts, sent, strict=True):
-                answers.append(each if isinstance(each, StoreError) else _receive(part, *each))
         except BaseException:  # a signal: what would still come belongs to nobody
-            for each in sent[len(answers) :]:
-                if not isinstance(each, StoreError):
-                    each[1].close()
+            _close(sent)
             raise
-        return answers
+        return sent
 
     def _send(self, part: Part) -> _Sent | StoreError:
         lines = self._node(part.address)
@@ -227,6 +244,27 @@ class SyncClusterLines:
         """Close all idle connections."""
         for lines in list(self._nodes.values()):
             lines.close()
+
+
+def _receive_all(parts: list[Part], sent: list[_Sent | StoreError]) -> list[list[Any] | StoreError]:
+    answers: list[list[Any] | StoreError] = []
+    try:
+        for part, each in zip(parts, sent, strict=True):
+            answers.append(each if isinstance(each, StoreError) else _receive(part, *each))
+    except BaseException:
+        _close(sent[len(answers) :])
+        raise
+    return answers
+
+
+def _close(sent: list[_Sent | StoreError]) -> None:
+    for each in sent:
+        if not isinstance(each, StoreError):
+            each[1].close()
+
+
+def _raise(error: StoreError) -> list[Any]:
+    raise error
 
 
 def _receive(part: Part, lines: SyncLines, connection: Wire) -> list[Any] | StoreError:

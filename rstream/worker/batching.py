@@ -19,10 +19,12 @@ from rstream.process import clock
 from rstream.reference import Uploads
 from rstream.retry import Retry
 from rstream.store.deliveries import Fetched, Outcome
+from rstream.tracing import Processing
 from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.execute import ack_of, acked
 from rstream.worker.run import ConsumerRun
+from rstream.worker.say import tell_each
 from rstream.worker.start import Started, delivery_of, start
 
 OTHER_KEYS = 0.01
@@ -144,6 +146,13 @@ class Bisection:
         if not self._called:
             self._called = True
             self._begin(items)
+        if run.spans is None:
+            return await self._call(items)
+        with run.spans.of_batch([each.entry for each in items]) as span:
+            await self._call(items, span)
+
+    async def _call(self, items: list[Started], span: Processing | None = None) -> None:
+        run = self._run
         batch = Batch([delivery_of(run, each) for each in items] if run.tells else ())
         place = (items[0].entry.shard, items[0].entry.id)
         subject.set([each.entry for each in items])
@@ -163,9 +172,15 @@ class Bisection:
             run.tally.batched -= len(items)
             self._took = clock() - began
             run.took(self._took)
+            if run.voice.each:
+                tell_each(run, f"{len(items)} entries", self._took)
         if error is None:
-            await self._settle(list(zip(items, outcomes, strict=True)))
+            failed = await self._settle(list(zip(items, outcomes, strict=True)))
+            if span is not None and failed:
+                span.ended(failed=failed)
             return
+        if span is not None:
+            span.failed(error)
         for index, failure in batch.failures.items():
             self._fail(items[index], failure)
         if rest := [each for index, each in enumerate(items) if index not in batch.failures]:
@@ -184,7 +199,8 @@ class Bisection:
         del self._open[id(each)]
         return False
 
-    async def _settle(self, answered: list[tuple[Started, object]]) -> None:
+    async def _settle(self, answered: list[tuple[Started, object]]) -> int:
+        """How many failed."""
         emitter = self._run.emitter
         uploads = None if emitter is None else emitter.uploads()
         acks, emits, failed = made = self._acked(answered, uploads)
@@ -201,6 +217,7 @@ class Bisection:
             self._any_success = True
             self._run.tally.handled += 1
             self._end(each, ack)
+        return len(failed)
 
     def _acked(self, answered: list[tuple[Started, object]], uploads: Uploads | None) -> Acked:
         acks, emits, failed = Acked([], [], [])

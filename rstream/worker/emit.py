@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from rstream import tracing
 from rstream.delivery import Delivery
 from rstream.errors import (
     EventTooLarge,
@@ -31,7 +32,7 @@ from rstream.store.deliveries import Emit, Outcome
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import backoff, together
-from rstream.store.log import Record, new_ones, place_of, publish_once, weight_of
+from rstream.store.record import Record, new_ones, place_of, publish_once, weight_of
 from rstream.store.reshard import follow
 from rstream.store.room import make_room
 from rstream.store.steps import drive
@@ -71,7 +72,8 @@ class Emitter:
         events = result if isinstance(result, list | tuple) else [result]
         name = delivery.idempotency_key
         ids = [derived_event_id(delivery.event_id, name, number) for number in range(len(events))]
-        records, _ = self._target.prepare(self._layout, events, ids=ids, uploads=uploads)
+        headers = tracing.carried(self._target.app.settings.tracing)
+        records, _ = self._target.prepare(self._layout, events, ids=ids, uploads=uploads, headers=headers)
         size = sum(len(record.payload) for batch in records.values() for record in batch)
         if len(events) > MAX_EVENTS or size > MAX_BYTES:
             raise EventTooLarge(

@@ -13,9 +13,12 @@ from rstream.logs import subject
 from rstream.process import clock
 from rstream.reference import Uploads
 from rstream.store.deliveries import Fetched, Outcome, bare_ack
+from rstream.tracing import Processing
 from rstream.worker import failures
 from rstream.worker.emit import Records
 from rstream.worker.run import ConsumerRun
+from rstream.worker.say import tell_each
+from rstream.worker.spans import Spans
 from rstream.worker.start import Started, delivery_of, start, start_fresh
 
 TURN_SECONDS = 0.002
@@ -62,6 +65,8 @@ async def _ask_and_call(run: ConsumerRun, entry: Fetched) -> None:
 
 
 def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
+    if run.spans is not None:
+        return _call_in_span(run, run.spans, started)
     place = started.entry[:2]
     began = run.running[place] = clock()
     run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
@@ -69,13 +74,30 @@ def _call(run: ConsumerRun, started: Started) -> Awaitable[None] | None:
     if run.emitter is not None or not isinstance(answer, Answer) or answer.error is not None:
         return _end(run, started, began, answer)
     del run.running[place]
-    run.took(clock() - began)
+    took = clock() - began
+    run.took(took)
+    if run.voice.each:
+        tell_each(run, f"entry {started.entry.shard.entry_id(started.entry.id)}", took)
     run.tally.handled += 1
     run.settle(ack_of(run, started))
     return None
 
 
-async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer | Awaitable[Answer]) -> None:
+async def _call_in_span(run: ConsumerRun, spans: Spans, started: Started) -> None:
+    with spans.of_one(started.entry, started.attempt) as span:
+        began = run.running[started.entry[:2]] = clock()
+        run.tally.begins(started.entry, started.attempt, began + run.lease.ahead)
+        answer = run.call(started.event, started.given)
+        await _end(run, started, began, answer, span)
+
+
+async def _end(
+    run: ConsumerRun,
+    started: Started,
+    began: float,
+    answer: Answer | Awaitable[Answer],
+    span: Processing | None = None,
+) -> None:
     entry = started.entry
     try:
         try:
@@ -83,17 +105,28 @@ async def _end(run: ConsumerRun, started: Started, began: float, answer: Answer 
         finally:
             del run.running[entry[:2]]
             run.took(clock() - began)
+            if run.voice.each:
+                tell_each(run, f"entry {entry.shard.entry_id(entry.id)}", clock() - began)
         if run.hand.is_cancelled(entry[:2]):
+            if span is not None:
+                span.ended(outcome="cancelled")
             return run.let_go(entry.shard, entry.id)
         if error is None:
-            return run.settle(await _emitted(run, started, result))
+            outcome = await _emitted(run, started, result)
+            if span is not None:
+                span.ended(outcome=outcome.kind)
+            return run.settle(outcome)
     except asyncio.CancelledError:
         # The grace is over. The attempt counts, and somebody else may start the next at once.
         run.settle(Outcome(entry.shard, entry.id, started.attempt, "retry", 0))
         raise
     except Exception as raised:
         error = raised
-    run.settle(failures.judge(run, entry, delivery_of(run, started), error, clock() - began))
+    outcome = failures.judge(run, entry, delivery_of(run, started), error, clock() - began)
+    if span is not None:
+        span.failed(error)
+        span.ended(outcome=outcome.kind)
+    run.settle(outcome)
 
 
 async def _waited(run: ConsumerRun, entry: Fetched, answer: Awaitable[Answer]) -> Answer:

@@ -52,7 +52,8 @@ async def fetch_loop(run: ConsumerRun, slot: int | None, burst: bool) -> None:
             pauses = backoff()
         except GroupMissing as error:
             quiet = 0
-            if not await heal(run, error):
+            # Nothing but this makes the group: what was cut short is looked for in vain before, and that comes first.
+            while not await heal(run, error):  # noqa: ASYNC110
                 await asyncio.sleep(next(pauses))
         except StoreError as error:
             quiet = 0

@@ -33,8 +33,8 @@ class Lease:
 
     until: the lease surely holds up to this `clock()` · term: rises whenever the lease was lost in between · ahead:
     how many seconds Redis's clock is ahead of `clock()`, give or take a round trip · owned: in an ordered group, the
-    shards that are this worker's, never changed but replaced · hand: what it has in hand · lost: deliveries that it had
-    in hand when the lease was found lost.
+    shards that are this worker's, never changed but replaced · hand: what it has in hand · lost: deliveries that
+    were in hand still when the keeper found the lease lost.
     """
 
     def __init__(self, ops: GroupOps, seconds: float) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from rstream.store.deliveries import Fetched
@@ -30,42 +29,36 @@ pending, in a later attempt or for somebody else, and its key waits · Redis kee
 """
 
 
-@dataclass(slots=True, eq=False)
 class Lane:
     """One key of one shard.
 
     current: the entry that was handed out · waiting: entries in hand, by id · elsewhere: ids pending, but not in hand,
     sorted · aside, number: the first id that is put aside in Redis, and about how many are · leaving: ids on their way
-    there · coming: some are asked back · arrived: ids that got there since · moves: rises with every start.
+    there · arrived: where some are asked back, the ids that got there since · moves: rises with every start.
+
+    Most lanes are made for one entry and go with it: what is None for most is made when it is wanted.
     """
 
-    shard: Shard
-    key: bytes
-    current: bytes | None = None
-    waiting: list[tuple[Rank, Fetched]] = field(default_factory=list)
-    elsewhere: list[Rank] = field(default_factory=list)
+    waiting: list[Fetched] | None = None
+    elsewhere: list[Rank] | None = None
+    leaving: set[Rank] | None = None
+    arrived: set[Rank] | None = None
     aside: Rank | None = None
-    number: int = 0
-    leaving: set[Rank] = field(default_factory=set)
-    coming: bool = False
-    arrived: set[Rank] = field(default_factory=set)
-    moves: int = 0
+    number = moves = 0
+
+    def __init__(self, shard: Shard, key: bytes, current: bytes | None = None) -> None:
+        self.shard, self.key, self.current = shard, key, current
 
     @property
     def idle(self) -> bool:
         return not (self.current or self.waiting or self.elsewhere or self.aside or self.leaving)
 
     @property
-    def plain(self) -> bool:
-        """Whether all that is known of it is what was handed out, and what waits."""
-        return not (self.elsewhere or self.aside or self.leaving)
-
-    @property
     def wants_back(self) -> bool:
         """Whether what is put aside could start now."""
-        if self.aside is None or self.current or self.leaving or self.coming:
+        if self.aside is None or self.current or self.leaving or self.arrived is not None:
             return False
-        if self.waiting and self.waiting[0][0] < self.aside:
+        if self.waiting and rank_of(self.waiting[0].id) < self.aside:
             return False
         return not self.elsewhere or self.aside < self.elsewhere[0]
 
@@ -74,7 +67,7 @@ class Lane:
         """Whether the first that waits is the first there is."""
         if self.current or not self.waiting:
             return False
-        rank = self.waiting[0][0]
+        rank = rank_of(self.waiting[0].id)
         return not (self.elsewhere and self.elsewhere[0] < rank) and (self.aside is None or rank < self.aside)
 
 
@@ -110,6 +103,8 @@ class PerKey:
             elif (lane := lanes.get((entry.shard, key))) is None:
                 lanes[entry.shard, key] = self._current[entry[:2]] = Lane(entry.shard, key, entry.id)
                 ready.append(entry)
+            elif lane.current is not None and not lane.elsewhere and lane.aside is None:
+                self._wait(lane, entry)
             elif (first := self._line_up(lane, entry)) is not None:
                 ready.append(first)
         return ready
@@ -122,19 +117,23 @@ class PerKey:
             self._leave(lane, rank, entry)
             self.overflow.append(entry)
             return None
-        self._wait(lane, rank, entry)
+        self._wait(lane, entry)
         return self._advance(lane) if lane.current is None else None
 
     def _found(self, lane: Lane, rank: Rank, id: bytes) -> None:
         if self._elsewhere.pop((lane.shard, id), None) is not None:
             self.outside[lane.shard] -= 1
+            assert lane.elsewhere is not None
             del lane.elsewhere[bisect_left(lane.elsewhere, rank)]
 
-    def _wait(self, lane: Lane, rank: Rank, entry: Fetched) -> None:
-        if not lane.waiting or lane.waiting[-1][0] < rank:
-            lane.waiting.append((rank, entry))
+    def _wait(self, lane: Lane, entry: Fetched) -> None:
+        waiting = lane.waiting
+        if waiting is None:
+            lane.waiting = [entry]
+        elif not waiting or _after(entry.id, waiting[-1].id):
+            waiting.append(entry)
         else:
-            insort(lane.waiting, (rank, entry), key=_by_rank)
+            insort(waiting, entry, key=_rank)
         self.backlog += 1
         self.size += _size(entry)
 
@@ -150,7 +149,8 @@ class PerKey:
         return entry
 
     def _hand_out(self, lane: Lane) -> Fetched:
-        _, entry = lane.waiting.pop(0)
+        assert lane.waiting is not None
+        entry = lane.waiting.pop(0)
         self.backlog -= 1
         self.size -= _size(entry)
         lane.current = entry.id
@@ -171,13 +171,14 @@ class PerKey:
         if lane is None:
             return None
         rank = rank_of(id)
-        lane.leaving.discard(rank)
+        if lane.leaving is not None:
+            lane.leaving.discard(rank)
         self._found(lane, rank, id)
         if now == "elsewhere":
             self._miss(lane, id)
         elif now == "aside":
             lane.aside = min(rank, lane.aside or rank)
-            if lane.coming:
+            if lane.arrived is not None:
                 lane.arrived.add(rank)
             self._count(lane, lane.number + 1)
         return self._advance(lane)
@@ -191,7 +192,13 @@ class PerKey:
                 entry = self.let_go(*place, "ended")
             else:
                 lane.current = None
-                entry = self._hand_out(lane) if lane.waiting and lane.plain else self._advance(lane)
+                if lane.elsewhere or lane.aside or lane.leaving:
+                    entry = self._advance(lane)
+                elif lane.waiting:
+                    entry = self._hand_out(lane)
+                else:
+                    del self._lanes[lane.shard, lane.key]
+                    continue
             if entry is not None:
                 follow.append(entry)
         return follow
@@ -207,6 +214,8 @@ class PerKey:
         if (lane.shard, id) not in self._elsewhere:
             self._elsewhere[lane.shard, id] = lane
             self.outside[lane.shard] = self.outside.get(lane.shard, 0) + 1
+            if lane.elsewhere is None:
+                lane.elsewhere = []
             insort(lane.elsewhere, rank_of(id))
 
     @property
@@ -231,22 +240,26 @@ class PerKey:
         then lets it go. Where that is nothing, because there are too many such lanes, it is all that waits in them.
         """
         still = [lane for lane, number in moves.items() if lane.moves == number and lane.waiting and self.knows(lane)]
-        keep = KEEP if any(len(lane.waiting) > KEEP for lane in still) else 0
+        keep = KEEP if any(len(lane.waiting or ()) > KEEP for lane in still) else 0
         return [entry for lane in still for entry in self._shorten(lane, keep)]
 
     def _shorten(self, lane: Lane, keep: int) -> list[Fetched]:
-        taken = lane.waiting[keep:]
+        taken = (lane.waiting or [])[keep:]
         if not taken:
             return []
+        assert lane.waiting is not None
         del lane.waiting[keep:]
-        lane.aside = min(taken[0][0], lane.aside or taken[0][0])
-        for rank, entry in taken:
+        first = _rank(taken[0])
+        lane.aside = min(first, lane.aside or first)
+        for entry in taken:
             self.backlog -= 1
             self.size -= _size(entry)
-            self._leave(lane, rank, entry)
-        return [entry for _, entry in taken]
+            self._leave(lane, _rank(entry), entry)
+        return taken
 
     def _leave(self, lane: Lane, rank: Rank, entry: Fetched) -> None:
+        if lane.leaving is None:
+            lane.leaving = set()
         lane.leaving.add(rank)
         self._leaving[entry.shard, entry.id] = lane
 
@@ -269,7 +282,7 @@ class PerKey:
         """The hungry lanes; whoever takes them has what is put aside come back, or drops their shard."""
         asked, self.hungry = [*self.hungry], set()
         for lane in asked:
-            lane.coming, lane.arrived = True, set()
+            lane.arrived = set()
         return asked
 
     def knows(self, lane: Lane) -> bool:
@@ -280,12 +293,13 @@ class PerKey:
         back = list(entries)
         for entry in back:
             rank = rank_of(entry.id)
-            lane.arrived.discard(rank)
+            if lane.arrived is not None:
+                lane.arrived.discard(rank)
             self._found(lane, rank, entry.id)
-            self._wait(lane, rank, entry)
+            self._wait(lane, entry)
         # What has arrived since Redis answered is not among what it says is left.
-        left = {*lane.leaving, *lane.arrived} | ({rank_of(first)} if first else set())
-        lane.aside, lane.coming = min(left, default=None), False
+        left = {*(lane.leaving or ()), *(lane.arrived or ())} | ({rank_of(first)} if first else set())
+        lane.aside, lane.arrived = min(left, default=None), None
         # What somebody else put aside may have been counted twice: it is known again when none is.
         self._count(lane, max(1, lane.number - len(back) - lost) if left else 0)
         return self._advance(lane)
@@ -299,7 +313,7 @@ class PerKey:
     def drop(self, shard: Shard) -> list[Fetched]:
         """Forget a shard; the entries that wait in its lanes."""
         lanes = [lane for lane in self._lanes.values() if lane.shard is shard]
-        dropped = [entry for lane in lanes for _, entry in lane.waiting]
+        dropped = [entry for lane in lanes for entry in lane.waiting or ()]
         self.backlog -= len(dropped)
         self.size -= sum(map(_size, dropped))
         dropped += [entry for entry in self.overflow if entry.shard is shard]
@@ -308,7 +322,7 @@ class PerKey:
         self.outside.pop(shard, None)
         for lane in lanes:
             del self._lanes[shard, lane.key]
-            lane.waiting.clear()
+            lane.waiting = None
         for places in (self._current, self._leaving, self._elsewhere):
             for place in [place for place in places if place[0] is shard]:
                 del places[place]
@@ -342,8 +356,15 @@ def key_of(entry: Fetched) -> bytes | None:
     return dict(zip(flat[::2], flat[1::2], strict=True)).get(b"k")
 
 
-def _by_rank(waiting: tuple[Rank, Fetched]) -> Rank:
-    return waiting[0]
+def _rank(entry: Fetched) -> Rank:
+    return rank_of(entry.id)
+
+
+def _after(one: bytes, other: bytes) -> bool:
+    """Whether one id is behind another. (Where they are written alike, their bytes say it: that takes a third.)"""
+    if len(one) == len(other) and one.find(b"-") == other.find(b"-"):
+        return one > other
+    return rank_of(one) > rank_of(other)
 
 
 def _size(entry: Fetched) -> int:

@@ -25,7 +25,8 @@ from rstream.worker.order import Lane, Now, PerKey, Place, key_of
 from rstream.worker.outcomes import Outcomes
 from rstream.worker.owned import Own
 from rstream.worker.pace import Pace
-from rstream.worker.tally import Tally, note
+from rstream.worker.spans import spans_of
+from rstream.worker.tally import Tally
 
 WORTH_READING = 250
 """Entries: an ordered group that has something to do does not read less, as long as it has no space for more."""
@@ -53,8 +54,7 @@ class ConsumerRun:
         self.emitter = emitter
         self.owners = OwnerOps(ops)
         self.lease = Lease(ops, consumer.lease)
-        self.about = About(ops)
-        self.voice = Voice(log, self.name, KINDS)
+        self.about, self.voice, self.spans = About(ops), Voice(log, self.name, KINDS), spans_of(consumer, ops)
         # Where a failover must not take back what was accepted, no later event of a key is handled before a replica has
         # the outcome of the one before it.
         self.replicas = consumer.stream.app.settings.replicas if consumer.in_order else 0
@@ -309,7 +309,7 @@ class ConsumerRun:
 
     def took(self, seconds: float) -> None:
         """A call of the handler took this long."""
-        note(self.tally.handler, seconds)
+        self.tally.took(seconds)
         self.pace.took(seconds)
 
     @property
@@ -364,6 +364,7 @@ class ConsumerRun:
 
         begun: its attempt was.
         """
+        self.tally.unheld += not self.lease.holds()
         if begun or entry.source is not None:
             self.hand.sources[entry.shard, entry.id] = "~unsure"
         self.let_go(entry.shard, entry.id)

@@ -38,6 +38,8 @@ async def flush(run: ConsumerRun, outcomes: Outcomes) -> None:
     free = bool(run.hand.returning) and any(_is_free(run, outcome) for outcome in batch)
     refused = await _send(run, batch)
     run.flushes += 1
+    if not run.lease.holds():
+        run.tally.unheld += len(batch)
     acked = []
     for outcome in batch:
         place = outcome[:2]

@@ -54,16 +54,22 @@ if redis.pcall('EXISTS', KEYS[3] or KEYS[1] .. ':size') == 1 then
 end
 if tally and tally.full then return redis.error_reply('FULL shard ' .. KEYS[1]) end
 
-local at, first = '*', nil
+local stream, at, first = KEYS[1], '*', nil
 for n = 1, #flush, 4 do
-  local id = append(KEYS[1], at, flush[n], flush[n + 1], flush[n + 2], flush[n + 3])
+  local e, k, i, h, id = flush[n], flush[n + 1], flush[n + 2], flush[n + 3], nil
+  if first and k ~= '' and h == '' then
+    -- As append does, with an argument less, for the stream is there: what an XADD costs goes by how many it has.
+    id = redis.call('XADD', stream, at, 'e', e, 'k', k, 'i', i)
+  else
+    id = append(stream, at, e, k, i, h)
+  end
   if not id then return redis.error_reply('SEALED there is no shard ' .. KEYS[1]) end
   if not first then
     first = id
     -- Redis 7.0 reads the clock anew for every '*' in a script; fixing the milliseconds keeps ids consecutive.
     at = string.match(id, '^(%d+)') .. '-*'
   end
-  if tally then tally.add(id, weight(flush[n], flush[n + 1], flush[n + 2], flush[n + 3])) end
+  if tally then tally.add(id, weight(e, k, i, h)) end
 end
 if tally then tally.close() end
 redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. first .. ' ' .. (#flush / 4), 'PX', ARGV[2])
