@@ -8,6 +8,7 @@ import random
 from datetime import timedelta
 from typing import Any
 
+import msgpack
 import pytest
 import redis
 
@@ -20,6 +21,7 @@ from rstream.store.history import Place, Witness, look
 from rstream.store.remove import remove
 from rstream.store.scripts import SAMPLE
 from rstream.store.steps import drive_sync
+from rstream.worker.janitor import Janitor
 from tests.commands import Commands
 from tests.fleets import Cluster
 from tests.servers import Server
@@ -312,6 +314,38 @@ async def _is(found: Any, wanted: int) -> bool:
     number = await found()
     assert number <= wanted
     return bool(number == wanted)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, b"x\xff") for name in ("seq", "at", "resets", "birth", "state", "m5:g", "gone:g")),
+        ("state", msgpack.packb([1, 0, 0, {"1.0": "x"}, {}, [0, {}], [0, {}]])),
+        ("state", msgpack.packb([1, 0, 0, {}, {"g": ["x"]}, [0, {}], [0, {}]])),
+    ],
+)
+def test_whatever_somebody_writes_there_it_goes_on(app: RStream, raw: redis.Redis, field: str, value: bytes) -> None:
+    seen = declare(app)
+    seen.sync.publish_many(events(range(5)))
+    assert sampled(app, seen)
+    raw.hset(key_of(seen), field, value)
+    seen.sync.publish_many(events(range(5, 7)))
+    assert sampled(app, seen) and sampled(app, seen)
+    assert read(app, seen).published >= 7
+
+
+async def test_a_declaration_that_cannot_be_read_ends_no_worker(
+    server: Server, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with RStream(server.url, namespace=namespace) as app:
+        one, two = app.stream("one", Item), app.stream("two", Item)
+        await one.publish(Item(n=1))
+        await two.publish(Item(n=1))
+        with redis.Redis.from_url(server.url) as raw:
+            raw.hset(keys.stream(namespace, "one"), "schema:1", "{")
+            await Janitor(app, "w").look()
+        assert sum(bucket.published for bucket in await history(two)) == 1
+        assert "stream 'one': its history was not added to" in caplog.text
 
 
 async def test_a_stream_that_cannot_be_sampled_is_told_once_and_stops_nothing(
