@@ -14,6 +14,7 @@ totals.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -92,7 +93,12 @@ def unpack(packed: bytes) -> State | None:
         if version != FORMAT:
             return None
         minute, hour = (Open(number, _all_long(rows)) for number, rows in opened)
-        return State(minute, hour, resets, gone, shards, _all_long(groups))
+        totals = _all_long(groups)
+        rows = [*minute.rows.values(), *hour.rows.values(), *totals.values()]
+        numbers = [resets, gone, minute.number, hour.number, *shards.values(), *itertools.chain(*rows)]
+        if not all(isinstance(number, int) for number in numbers):
+            return None
+        return State(minute, hour, resets, gone, shards, totals)
     except (ValueError, TypeError, AttributeError, msgpack.UnpackException):
         return None
 

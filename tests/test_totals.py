@@ -140,6 +140,18 @@ def test_a_call_counts_each_kind_at_once(own_server: Server, namespace: str) -> 
         assert increments() == 5
 
 
+def test_what_cannot_be_counted_is_settled_all_the_same(bench: Bench) -> None:  # noqa: F811
+    bench.publish(4)
+    found = bench.fetch("a")
+    bench.raw.hset(bench.key.done, mapping={"acked:g": "many", "retried:g": "x"})
+    assert not bench.run(bench.ops("a").settle([bare_ack(found[0]), Outcome(bench.key, found[1].id, 1, "ack")]))
+    assert not bench.run(bench.ops("a").settle([Outcome(bench.key, found[2].id, 1, "retry", 60_000)]))
+    bench.raw.delete(bench.key.done)
+    bench.raw.set(bench.key.done, "no hash")
+    assert not bench.run(bench.ops("a").settle([bare_ack(found[3])]))
+    assert [owner for owner, _ in bench.pending().values()] == [b"~retry"]
+
+
 def test_entries_that_were_dropped_are_in_the_totals(bench: Bench) -> None:  # noqa: F811
     bench.publish(10)
     assert bench.run(trim(bench.key, "", Limits(4, None), Losers(["g"], {}), dry=False)).lost == {"g": 6}

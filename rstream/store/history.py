@@ -95,7 +95,7 @@ def peek(place: Place, every_ms: int) -> Op[Peek]:
 def _peek(reply: Sequence[Any]) -> Peek:
     now, seq, birth, resets, *rest = reply
     state, names = rest or (b"", ())
-    return Peek(now, seq, birth.decode(), resets, bool(rest), state, [_text(name) for name in names])
+    return Peek(now, seq, _text(birth), resets, bool(rest), state, [_text(name) for name in names])
 
 
 Glance = tuple[Retention | StoreError | None, Peek | StoreError]

@@ -41,8 +41,19 @@ PLAIN: Mapping[str, tuple[str, ...]] = {
         *("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD", "SMEMBERS", "XREAD", "XPENDING", "GET", "XINFO GROUPS"),
     ),
     "look": (
-        *("EVALSHA", "SCRIPT LOAD", "GET", "HGET", "HGETALL", "SMEMBERS", "XRANGE", "XREVRANGE", "XINFO GROUPS"),
-        *("ZMSCORE",),
+        *(
+            "EVALSHA",
+            "SCRIPT LOAD",
+            "GET",
+            "HGET",
+            "HGETALL",
+            "HMGET",
+            "SMEMBERS",
+            "XRANGE",
+            "XREVRANGE",
+            "XINFO GROUPS",
+        ),
+        *("ZMSCORE", "TIME"),
     ),
 }
 """What is called without a script, by what it is for."""
@@ -110,6 +121,7 @@ def keys_of(use: str, layout: Layout) -> dict[str, Arg]:
         return found | {
             f"{{{namespace}:*:dead:*": shard.dead("g"),
             f"{namespace}:streams": keys.streams(namespace),
+            f"{namespace}:history:*": keys.history(namespace, layout.name),
             f"{namespace}:worker:*": keys.worker(namespace, "w"),
             f"{namespace}:workers": keys.workers(namespace),
         }
@@ -128,6 +140,7 @@ def _workers(namespace: str, stream: str, shard: Shard) -> dict[str, Arg]:
         f"{namespace}:members:*": keys.members(namespace, stream, "g"),
         f"{namespace}:seen:*": keys.seen(namespace, stream),
         f"{namespace}:janitor:*": keys.janitor(namespace, stream),
+        f"{namespace}:history:*": keys.history(namespace, stream),
         f"{namespace}:bell": keys.bell(namespace),
         f"{namespace}:worker:*": keys.worker(namespace, "w"),
         f"{namespace}:workers": keys.workers(namespace),

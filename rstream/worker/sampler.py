@@ -11,7 +11,7 @@ import logging
 import anyio
 
 from rstream.app import RStream
-from rstream.errors import StoreError
+from rstream.errors import RStreamError, StoreError, one_line
 from rstream.store.history import Peek, Place, Witness, look, sample
 from rstream.store.steps import Steps, drive
 
@@ -52,10 +52,11 @@ class Sampler:
         try:
             await drive(self._app.link, steps, 0.0)
             self._told.pop(stream, None)
-        except StoreError as error:  # nothing is lost by that: the next sample has it
-            self._tell(stream, error)
+        except (RStreamError, LookupError, ValueError) as error:  # also a declaration that cannot be read
+            self._tell(stream, error)  # nothing is lost by that: the next sample has it
 
-    def _tell(self, stream: str, error: StoreError) -> None:
-        if self._told.get(stream) != str(error):
-            log.warning("stream %r: its history was not added to: %s", stream, error)
-        self._told[stream] = str(error)
+    def _tell(self, stream: str, error: Exception) -> None:
+        text = one_line(error)
+        if self._told.get(stream) != text:
+            log.warning("stream %r: its history was not added to: %s", stream, text)
+        self._told[stream] = text

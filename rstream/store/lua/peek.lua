@@ -9,8 +9,8 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local seq, birth, resets, at = unpack(redis.call('HMGET', KEYS[1], 'seq', 'birth', 'resets', 'at'))
-local told = {now, tonumber(seq or 0), birth or '', tonumber(resets or 0)}
-local since = at and now - at
+local told = {now, tonumber(seq) or 0, birth or '', tonumber(resets) or 0}
+local since = tonumber(at) and now - at
 if since and since >= 0 and since < tonumber(ARGV[1]) then return told end
 told[5], told[6] = redis.call('HGET', KEYS[1], 'state') or '', redis.call('HKEYS', KEYS[1])
 return told

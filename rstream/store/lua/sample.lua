@@ -15,7 +15,7 @@
 -- returns 1, or 0 where it was somebody else's turn (nothing was changed)
 -- cost    O(fields that are written and go)
 local key = KEYS[1]
-if tonumber(redis.call('HGET', key, 'seq') or 0) ~= tonumber(ARGV[1]) then return 0 end
+if (tonumber(redis.call('HGET', key, 'seq')) or 0) ~= tonumber(ARGV[1]) then return 0 end
 redis.call('HSETNX', key, 'birth', ARGV[2])
 redis.call('HSET', key, 'seq', ARGV[1] + 1, 'at', ARGV[3], 'resets', ARGV[4])
 if ARGV[5] ~= '' then redis.call('HSET', key, 'state', ARGV[5]) end
