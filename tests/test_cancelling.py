@@ -21,6 +21,7 @@ from rstream.event import EntryId
 from rstream.operate import cancel, pause, pending, resume, show
 from rstream.store.deliveries import GroupOps, Outcome
 from rstream.store.keys import Shard
+from tests.commands import Commands
 from tests.fleets import Cluster
 from tests.servers import Server
 from tests.test_worker import working
@@ -399,3 +400,42 @@ async def test_on_a_cluster(cluster: Cluster, namespace: str) -> None:
             assert {each.verdict for each in await cancel(items, "g", ids[:20])} == {"cancelled"}
             await eventually_async(lambda: sorted(stopped) == [*range(20)])
             assert await left(items) == 10
+
+
+@pytest.mark.timeout(120)
+def test_a_handler_in_a_process_runs_on_and_nothing_of_it_counts(rs: Commands, one_server: Server) -> None:
+    rs.write(
+        "shop.py",
+        """
+import pathlib, time
+from rstream import Event, RStream
+
+app = RStream()
+
+class Note(Event):
+    text: str
+
+notes = app.stream("notes", Note, shards=2)
+
+@notes.consumer("slow", run_in="process", concurrency=1)
+def slow(note: Note) -> None:
+    with pathlib.Path("handled.txt").open("a") as file:
+        file.write(f"begin {note.text}\\n")
+    while not pathlib.Path("go.txt").exists():
+        time.sleep(0.01)
+    with pathlib.Path("handled.txt").open("a") as file:
+        file.write(f"end {note.text}\\n")
+""",
+    )
+    with rs.started("worker", "shop:app") as worker:
+        eventually(lambda: " ready: " in worker.err, 60)
+        (id,) = rs.ok("publish", "notes", "--json", '{"text": "a"}').split()
+        eventually(lambda: rs.handled == ["begin a"])
+        assert "cancelled. Worker" in rs.ok("cancel", "notes", id, "--group", "slow")
+        eventually(lambda: "was cancelled by hand" in worker.err)
+        rs.write("go.txt", "")
+        rs.ok("publish", "notes", "--json", '{"text": "b"}')
+        eventually(lambda: rs.handled == ["begin a", "end a", "begin b", "end b"])
+        worker.process.terminate()
+        assert worker.ended(30) == 0
+        assert "handled 1," in worker.err and "LeaseLost" not in worker.err

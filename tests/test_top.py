@@ -162,7 +162,7 @@ def test_pausing_and_cancelling_ask_first(rs: Commands, orders: Stream[Order]) -
         screen.press("p")
         screen.shows("y = yes")
         screen.press("y")
-        screen.shows("orders/billing is paused", "⏸", "p resume")
+        screen.shows("orders/billing is paused", "|| orders/billing", "p resume")
         assert "billing is paused" in rs.run("groups", "orders").stderr
         screen.press("p")
         screen.shows("resume group billing of orders?")

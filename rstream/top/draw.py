@@ -25,6 +25,7 @@ HELP = [
     "space                        look now",
     "q                            quit",
     "",
+    "|| GROUP  it is paused",
     "UNREAD  nobody was given it yet (? where Redis cannot tell)",
     "BEHIND  age of the oldest entry that is not processed",
     "PEND    given to a worker or waiting, not settled; OLDEST: its oldest",
@@ -256,7 +257,7 @@ def set_in(text: str, width: int, *, right: bool) -> str:
 def _group_cells(row: GroupRow) -> list[Cell]:
     workers = f"{row.alive}+{row.silent}" if row.silent else str(row.alive)
     idle = not row.alive and row.behind > 0 and row.paused is None
-    name = f"{row.name} ⏸" if row.paused else row.name
+    name = f"|| {row.name}" if row.paused else row.name
     return [
         Cell(name, 0, False, YELLOW if row.paused else ""),
         Cell("?" if row.unread is None else short(row.unread), 6),
