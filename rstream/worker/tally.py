@@ -25,7 +25,10 @@ Histogram = list[float]
 """How many were up to each bound, and beyond them; at last the sum of all."""
 
 OUTCOMES = ("ack", "retry", "dead", "expired", "skipped", "release")
-REASONS = ("failed", "rejected", "undecodable", "outdated", "invalid", "crashed", "blob missing", "blob altered")
+REASONS = (
+    *("failed", "rejected", "undecodable", "outdated", "invalid", "crashed"),
+    *("undecryptable", "plaintext", "blob missing", "blob altered"),
+)
 """Of dead letters."""
 
 

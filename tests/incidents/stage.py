@@ -27,6 +27,8 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 HOST = "w1"
+FLEET = "metrics:9401"
+"""Where `rstream metrics` answers."""
 FIRST_LINES, LAST_LINES = 9, 7
 """Of a log, in the page."""
 
@@ -98,6 +100,8 @@ class Stage(contextlib.ExitStack):
         if (worker := next((w for w in self.workers if w.line == line), None)) is not None:
             return self.said(_cut(worker.news()))
         if scrape := _SCRAPE.fullmatch(line):
+            if scrape["address"] == FLEET and FLEET not in self.names.values():
+                self._watch()
             address = next(real for real, name in self.names.items() if name == scrape["address"])
             with urlopen(f"http://{address}/metrics", timeout=20) as answer:
                 (self.directory / "metrics.txt").write_bytes(answer.read())
@@ -107,6 +111,14 @@ class Stage(contextlib.ExitStack):
             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return self.said(done.stdout)
+
+    def _watch(self) -> None:
+        """Start `rstream metrics`."""
+        port = free_port()
+        self.names[f"127.0.0.1:{port}"] = FLEET
+        watching = Worker(self, f"rstream metrics --port {port}")
+        self.callback(watching.kill)
+        eventually(lambda: "metrics on" in watching.log, 30)
 
     def said(self, text: str) -> str:
         worker = re.compile(re.escape(socket.gethostname()) + r"(-\d+-[0-9a-f]{8})( (?= ))?")
