@@ -145,6 +145,10 @@ def test_the_backlog_is_reckoned_back() -> None:
     stream = stream_now(GroupStats("billing", lag=3, pending=2))
     assert _backlog(found, stream, "billing", window(NOW + 180)) == [6, 2, 5]
     assert _backlog([bucket(0, 10, acked=4), bucket(1, 0, 1)], stream, "billing", window(NOW + 120)) == [None, 5]
+    empty = Bucket(datetime.fromtimestamp(NOW - 60, UTC), 60)
+    assert _backlog([empty, *found], stream, "billing", window(NOW + 180)) == [None, 6, 2, 5], (
+        "before it was written down"
+    )
     unknown = stream_now(GroupStats("billing", lag=None, pending=2))
     assert _backlog(found, unknown, "billing", window(NOW + 180)) is None
     before = replace(window(NOW + 180), until=NOW)

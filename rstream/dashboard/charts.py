@@ -160,7 +160,8 @@ def _backlog(found: Sequence[Bucket], stream: StreamNow, name: str, window: Wind
             counts = _of(bucket, name)
             left = max(0.0, left - bucket.published + sum(getattr(counts, kind) for kind in DONE))
             left = None if bucket.resets else left  # what was before is another story
-    return values[::-1]
+    begun = next((n for n, bucket in enumerate(found) if bucket), len(found))  # before, nothing was written down
+    return [None if n < begun else value for n, value in enumerate(values[::-1])]
 
 
 def _rates(found: Sequence[Bucket], window: Window, number: Callable[[Bucket], float]) -> list[float | None]:

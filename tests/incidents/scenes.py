@@ -263,6 +263,7 @@ def group_paused(stage: Stage) -> Iterator[None]:
 
 SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
     "worker-frozen": {
+        "rstream dashboard": ("needs attention",),
         "rstream top": ("GROUP", "billing"),
         "curl -s metrics": (
             'rstream_group_fenced_total{group="billing",stream="orders"} 1.0',
@@ -270,7 +271,7 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "rstream doctor": ("no-worker", "1 are with silent ones"),
         "rstream pending": ("silent", "held"),
-        "rstream workers": ("silent: has not beaten for a lease",),
+        "rstream workers": ("orders/billing",),
         "rstream worker shop:app --concurrency 2": (
             "took over 1 deliveries of silent workers",
             "begin slow, attempt 2",
@@ -288,6 +289,7 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream doctor": ("dead-letters", "it gave up 1 entries"),
     },
     "dead-letters": {
+        "rstream dashboard": ("2 entries were given up",),
         "rstream top": ("GROUP", "billing"),
         "curl -s metrics": (
             'rstream_group_dead_letters{group="billing",stream="orders"} 2.0',
@@ -300,6 +302,7 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream worker shop:app --burst --group billing": ("desk 80", "handled 2, failed 0"),
     },
     "trim-pinned": {
+        "rstream dashboard": ("audit",),
         "rstream top": ("GROUP", "billing"),
         "curl -s metrics": ('rstream_stream_trim_pinned{group="audit",stream="orders"} 1.0',),
         "rstream publish": ("is full, nothing was added", "Group 'audit' keeps it from being trimmed", "published 50"),
@@ -344,7 +347,7 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream doctor": ("blob-store", "503"),
         "rstream worker": ("for its payload: rstream.errors.BlobUnavailable", "handled 4", "handled 50000"),
         "rstream publish": ("could not put blob",),
-        "rstream pending": ("retry",),
+        "rstream pending": ("ada",),
     },
     "schema-mismatch": {
         "rstream worker shop:app": ("Order cannot read version 1: country: required, and not written", "lamp"),
@@ -358,11 +361,12 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream history": ("2,500",),
     },
     "no-worker": {
+        "rstream dashboard": ("there is something to do, and no worker is alive",),
         "rstream top": ("GROUP", "billing"),
         "curl -s metrics": ('rstream_group_workers_alive{group="billing",stream="orders"} 0.0',),
         "rstream doctor": ("no-worker", "nothing is handled"),
         "rstream groups": ("0 of 1 alive",),
-        "rstream workers": ("silent",),
+        "rstream workers": ("orders/billing",),
     },
     "delivery-old": {
         "rstream top": ("GROUP", "billing"),

@@ -84,7 +84,7 @@
     const step = plot.step * (event.ctrlKey ? Math.ceil(count / 12) : 1);
     const moves = { ArrowLeft: -step, ArrowRight: step, Home: -Infinity, End: Infinity };
     if (event.key === "Escape") { picks.delete(canvas); draw(canvas); return; }
-    if (event.key === "Enter" && pick.from !== null && form()) { form().elements.from.focus(); event.preventDefault(); return; }
+    if (event.key === "Enter" && pick.from !== null && form()) { form().elements.from.select(); event.preventDefault(); return; }
     if (!(event.key in moves)) return;
     event.preventDefault();
     const at = Math.max(plot.start, Math.min(last, pick.at + (picks.has(canvas) ? moves[event.key] : 0)));
