@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from tests.incidents.stage import Stage
@@ -33,7 +34,7 @@ def worker_frozen(stage: Stage) -> Iterator[None]:
     stage.wait(first, "begin slow")
     first.freeze()
     eventually(lambda: not stage.raw.keys("*:alive:billing:*"))
-    eventually(lambda: "silent: has not beaten" in stage.run("rstream workers"), 30)
+    eventually(lambda: re.search("^(silent|dead): ", stage.run("rstream workers"), re.M), 30)
     yield
     second = stage.work("rstream worker shop:app --concurrency 2")
     stage.wait(second, "begin slow, attempt 2")
@@ -226,13 +227,13 @@ def entries_lost(stage: Stage) -> Iterator[None]:
 def no_worker(stage: Stage) -> Iterator[None]:
     """All workers are gone."""
     stage.serve()
-    stage.shop("print(order.item)", stream=KEEPS)
+    stage.shop("print(f'begin {order.item}')\ntime.sleep(600)", stream=KEEPS)
     stage.publish(("ada", "lamp"), ("bob", "desk"), ago=300)
     first = stage.work()
-    stage.wait(first, "owns")
+    eventually(lambda: first.log.count("begin") == 2)
     first.kill()
     eventually(lambda: not stage.raw.keys("*:alive:billing:*"))
-    eventually(lambda: "silent: has not beaten" in stage.run("rstream workers"), 30)
+    eventually(lambda: re.search("^(silent|dead): ", stage.run("rstream workers"), re.M), 30)
     yield
 
 
