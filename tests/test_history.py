@@ -186,6 +186,18 @@ def test_who_remembers_tells_that_redis_lost_all_of_it_and_all_of_them_say_the_s
         again.app.sync_link.close()
 
 
+def test_who_began_it_remembers_it_at_once(own_server: Server, namespace: str) -> None:
+    """Redis may be lost before its next look."""
+    with RStream(own_server.url, namespace=namespace) as app, redis.Redis.from_url(own_server.url) as raw:
+        seen, first = declare(app), Witness()
+        seen.sync.publish_many(events(range(5)))
+        sampled(app, seen, first)
+        raw.flushall()
+        declare(RStream(own_server.url, namespace=namespace)).sync.publish_many(events(range(3)))
+        sampled(app, seen, first)
+        assert (read(app, seen).published, read(app, seen).resets) == (3, 1)
+
+
 def test_who_remembers_tells_that_redis_went_back(app: RStream, raw: redis.Redis) -> None:
     """As a replica that had not heard the last of it."""
     seen = declare(app)

@@ -26,7 +26,10 @@ SHOWN = 100
 LEFT = 20
 """Of those that cannot be redriven, so many are named."""
 
-REASONS = ("failed", "rejected", "undecodable", "outdated", "invalid", "crashed", "blob missing", "blob altered")
+REASONS = (
+    *("failed", "rejected", "undecodable", "outdated", "invalid", "crashed"),
+    *("undecryptable", "plaintext", "blob missing", "blob altered"),
+)
 FILTERS = ("reason", "since", "until", "error", "key")
 TELLING = ("error", "key")
 """Filters that tell of the event: who may not see contents may not try them out either."""

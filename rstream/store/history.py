@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import msgpack
@@ -143,8 +143,10 @@ def sample(place: Place, witness: Witness, seen: Peek) -> Steps[Looked]:
     forgotten = [name.partition(":")[2] for name in seen.fields if name.startswith("gone:")]
     done = buckets.advance(buckets.unpack(seen.state), sample_of(seen.now, found), known, forgotten)
     state = done.state.pack()
+    seen = replace(seen, birth=seen.birth or secrets.token_hex(8))
     added: bool = yield _add(place, seen, done, state, [*found.groups], [f"gone:{group}" for group in forgotten])
-    witness.seq += added
+    if added:  # who began it remembers it from then on, not only from the next look on
+        witness.birth, witness.seq = seen.birth, seen.seq + 1
     return Looked(added, state != seen.state or bool(done.closed))
 
 
@@ -165,7 +167,7 @@ def _add(
     closed = msgpack.packb([part for pair in done.closed.items() for part in pair], use_bin_type=False)
     old = buckets.outdated({*seen.fields, *done.closed}, seen.now, groups) if done.closed else []
     call = SAMPLE(
-        [place.key], seen.seq, secrets.token_hex(8), seen.now, done.resets, b"" if state == seen.state else state,
+        [place.key], seen.seq, seen.birth, seen.now, done.resets, b"" if state == seen.state else state,
         closed, FIELD_BYTES, *gone, *old,
     )  # fmt: skip
     return Op([call], lambda replies: bool(replies[0]))

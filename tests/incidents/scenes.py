@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from tests.incidents.stage import Stage
@@ -33,6 +34,7 @@ def worker_frozen(stage: Stage) -> Iterator[None]:
     stage.wait(first, "begin slow")
     first.freeze()
     eventually(lambda: not stage.raw.keys("*:alive:billing:*"))
+    eventually(lambda: re.search("^(silent|dead): ", stage.run("rstream workers"), re.M), 30)
     yield
     second = stage.work("rstream worker shop:app --concurrency 2")
     stage.wait(second, "begin slow, attempt 2")
@@ -107,13 +109,15 @@ def redis_reset(stage: Stage) -> Iterator[None]:
     stage.publish(("ada", "lamp"), ("bob", "desk"))
     worker = stage.work()
     eventually(lambda: worker.log.count("handled") == 2)
-    eventually(lambda: "billing" in stage.run("rstream history orders"))  # somebody remembers that there was one
+    eventually(lambda: stage.raw.hget("rstream:history:orders", "seq"))  # the worker remembers that there was one
     stage.server.kill()
     stage.server.start()
     eventually(lambda: stage.raw.exists("rstream:stream:orders"))
     stage.publish(("eve", "bowl"))
     stage.wait(worker, "handled bowl")
-    eventually(lambda: "handled bowl" in worker.log and "billing" in stage.run("rstream history orders"))
+    stage.wait(worker, "handled bowl")
+    eventually(lambda: stage.raw.hget("rstream:history:orders", "resets") == "1")
+    eventually(lambda: " 1 " in stage.run("rstream history orders --since 1h").splitlines()[-1])
     yield
 
 
@@ -223,12 +227,13 @@ def entries_lost(stage: Stage) -> Iterator[None]:
 def no_worker(stage: Stage) -> Iterator[None]:
     """All workers are gone."""
     stage.serve()
-    stage.shop("print(order.item)", stream=KEEPS)
+    stage.shop("print(f'begin {order.item}')\ntime.sleep(600)", stream=KEEPS)
     stage.publish(("ada", "lamp"), ("bob", "desk"), ago=300)
     first = stage.work()
-    stage.wait(first, "owns")
+    eventually(lambda: first.log.count("begin") == 2)
     first.kill()
     eventually(lambda: not stage.raw.keys("*:alive:billing:*"))
+    eventually(lambda: re.search("^(silent|dead): ", stage.run("rstream workers"), re.M), 30)
     yield
 
 
@@ -259,17 +264,24 @@ def group_paused(stage: Stage) -> Iterator[None]:
 
 SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
     "worker-frozen": {
+        "rstream dashboard": ("needs attention",),
+        "rstream top": ("GROUP", "billing"),
+        "curl -s metrics": (
+            'rstream_group_fenced_total{group="billing",stream="orders"} 1.0',
+            'rstream_group_redelivered_total{group="billing",stream="orders"} 1.0',
+        ),
         "rstream doctor": ("no-worker", "1 are with silent ones"),
         "rstream pending": ("silent", "held"),
-        "rstream workers": ("silent: has not beaten for a lease",),
+        "rstream workers": ("orders/billing",),
         "rstream worker shop:app --concurrency 2": (
             "took over 1 deliveries of silent workers",
             "begin slow, attempt 2",
         ),
         "rstream worker shop:app": ("LeaseLost: ack of entry",),
-        "curl": ('rstream_fenced_settles_total{group="billing",stream="orders"} 1.0',),
+        "curl -s w1": ('rstream_fenced_settles_total{group="billing",stream="orders"} 1.0',),
     },
     "workers-crash": {
+        "curl -s metrics": ('outcome="dead",stream="orders"} 1.0',),
         "rstream worker": (
             "ended with exit code 139",
             "set aside as crashed: every worker that ran it died, 2 of them",
@@ -278,6 +290,12 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream doctor": ("dead-letters", "it gave up 1 entries"),
     },
     "dead-letters": {
+        "rstream dashboard": ("2 entries were given up",),
+        "rstream top": ("GROUP", "billing"),
+        "curl -s metrics": (
+            'rstream_group_dead_letters{group="billing",stream="orders"} 2.0',
+            'outcome="dead",stream="orders"} 2.0',
+        ),
         "rstream doctor": ("dead-letters", "it gave up 2 entries"),
         "rstream dead list": ("failed", "KeyError: 'desk'"),
         "rstream dead show": ("Traceback (most recent call last)", "print(order.item, prices[order.item])"),
@@ -285,6 +303,9 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream worker shop:app --burst --group billing": ("desk 80", "handled 2, failed 0"),
     },
     "trim-pinned": {
+        "rstream dashboard": ("audit",),
+        "rstream top": ("GROUP", "billing"),
+        "curl -s metrics": ('rstream_stream_trim_pinned{group="audit",stream="orders"} 1.0',),
         "rstream publish": ("is full, nothing was added", "Group 'audit' keeps it from being trimmed", "published 50"),
         "rstream doctor": ("retention-pinned", "group 'audit' keeps 2 of 2 shards", "StreamFull"),
         "rstream trim": ("audit",),
@@ -295,11 +316,13 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream worker": ("it may delete whole streams",),
     },
     "redis-reset": {
+        "curl -s metrics": ('rstream_redis_resets_total{stream="orders"} 1.0',),
         "rstream worker": ("is gone from Redis", "handled bowl"),
         "rstream doctor": ("no-aof", "a restart loses everything"),
         "rstream history": ("RESETS",),
     },
     "redis-away": {
+        "curl -s metrics": ("rstream_up 0.0",),
         "rstream doctor": ("server-unreachable", "does not answer"),
         "rstream publish": ("does not answer",),
         "rstream worker": ("does not answer", "handled desk"),
@@ -309,19 +332,23 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream read": ("of tomorrow", "desk"),
     },
     "hot-key": {
+        "rstream top": ("GROUP", "billing"),
+        "curl -s metrics": ('rstream_group_lag_seconds{group="billing",stream="orders"}',),
         "rstream doctor": ("hot-shard", "times the mean of 8 shards"),
         "rstream pending": ("whale",),
         "rstream read": ('3001 "key": "whale"',),
     },
     "archiver-behind": {
+        "curl -s metrics": ('rstream_archive_lag_seconds{stream="orders"} 12',),
         "rstream doctor": ("archiver-behind", "nobody archives it"),
         "rstream archive run": ("archived 2 entries",),
     },
     "blob-store-down": {
+        "curl -s metrics": ('rstream_group_oldest_pending_seconds{group="billing",stream="orders"}',),
         "rstream doctor": ("blob-store", "503"),
         "rstream worker": ("for its payload: rstream.errors.BlobUnavailable", "handled 4", "handled 50000"),
         "rstream publish": ("could not put blob",),
-        "rstream pending": ("retry",),
+        "rstream pending": ("ada",),
     },
     "schema-mismatch": {
         "rstream worker shop:app": ("Order cannot read version 1: country: required, and not written", "lamp"),
@@ -329,21 +356,28 @@ SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
         "rstream schema check": ("does not go with what is stored", "goes with all that is stored"),
     },
     "entries-lost": {
+        "curl -s metrics": ('rstream_group_entries_lost_total{group="billing",stream="orders"} 2500.0',),
         "rstream doctor": ("dropped", "it lost 2,500 entries before it had processed them"),
         "rstream trim": ("DROPPED UNPROCESSED",),
         "rstream history": ("2,500",),
     },
     "no-worker": {
+        "rstream dashboard": ("there is something to do, and no worker is alive",),
+        "rstream top": ("GROUP", "billing"),
+        "curl -s metrics": ('rstream_group_workers_alive{group="billing",stream="orders"} 0.0',),
         "rstream doctor": ("no-worker", "nothing is handled"),
         "rstream groups": ("0 of 1 alive",),
-        "rstream workers": ("silent",),
+        "rstream workers": ("orders/billing",),
     },
     "delivery-old": {
+        "rstream top": ("GROUP", "billing"),
+        "curl -s metrics": ('rstream_group_oldest_pending_seconds{group="billing",stream="orders"} 30',),
         "rstream pending": ("held",),
         "rstream show": ("pending, held by",),
         "rstream cancel": ("cancelled",),
     },
     "group-paused": {
+        "curl -s metrics": ('rstream_group_paused{group="billing",stream="orders"} 1.0',),
         "rstream groups": ("is paused since", "the bank is down, ticket 4711"),
         "rstream doctor": ("group-paused",),
         "rstream resume": ("Group billing of stream orders goes on",),

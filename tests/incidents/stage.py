@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -27,6 +28,8 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 HOST = "w1"
+FLEET = "metrics:9401"
+"""Where `rstream metrics` answers."""
 FIRST_LINES, LAST_LINES = 9, 7
 """Of a log, in the page."""
 
@@ -97,7 +100,11 @@ class Stage(contextlib.ExitStack):
         """What a command prints, as the page has it: names of this machine are others there."""
         if (worker := next((w for w in self.workers if w.line == line), None)) is not None:
             return self.said(_cut(worker.news()))
+        if line == "rstream dashboard":
+            return self.said(self._dashboard())
         if scrape := _SCRAPE.fullmatch(line):
+            if scrape["address"] == FLEET and FLEET not in self.names.values():
+                self._watch()
             address = next(real for real, name in self.names.items() if name == scrape["address"])
             with urlopen(f"http://{address}/metrics", timeout=20) as answer:
                 (self.directory / "metrics.txt").write_bytes(answer.read())
@@ -107,6 +114,25 @@ class Stage(contextlib.ExitStack):
             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return self.said(done.stdout)
+
+    def _dashboard(self) -> str:
+        """What is on top of its first page."""
+        port = free_port()
+        shown = Worker(self, f"rstream dashboard --port {port}")
+        try:
+            page = eventually(lambda: _page(f"http://127.0.0.1:{port}/"), 40)
+        finally:
+            shown.kill()
+        lines = re.findall(r"<h1.*?</h1>|<li><span class=\"state.*?</li>", page, re.S)
+        return "\n".join(unescape(" ".join(re.sub(r"<[^>]+>", " ", line).split())) for line in lines)
+
+    def _watch(self) -> None:
+        """Start `rstream metrics`."""
+        port = free_port()
+        self.names[f"127.0.0.1:{port}"] = FLEET
+        watching = Worker(self, f"rstream metrics --port {port}")
+        self.callback(watching.kill)
+        eventually(lambda: "metrics on" in watching.log, 30)
 
     def said(self, text: str) -> str:
         worker = re.compile(re.escape(socket.gethostname()) + r"(-\d+-[0-9a-f]{8})( (?= ))?")
@@ -197,17 +223,25 @@ class Worker:
         self.process.wait(30)
 
 
+def _page(url: str) -> str:
+    with contextlib.suppress(OSError), urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())
+    return ""
+
+
 _STACKS = ("Thread 0x", "Current thread", "  File ", "Extension modules", "\n")
 _SCRAPE = re.compile(r"curl -s (?P<address>[\w:]+)/metrics \| grep (?P<grep>.*)")
 """Done without curl, which is not everywhere."""
 
 
 def _cut(text: str) -> str:
-    """The beginning and the end of what is long."""
+    """The beginning and the end of what is long; of what lies between, what is no news goes first."""
     lines = text.splitlines(keepends=True)
+    if len(lines) > FIRST_LINES + LAST_LINES:
+        lines = lines[:4] + [line for line in lines[4:] if " INFO " not in line or "took over" in line]
     left = len(lines) - FIRST_LINES - LAST_LINES
     if left < 2:
-        return text
+        return "".join(lines)
     return "".join([*lines[:FIRST_LINES], f"[… {left} lines]\n", *lines[-LAST_LINES:]])
 
 
