@@ -17,6 +17,7 @@ from rstream import EntryId
 from rstream.dashboard.live import EVERY, Shared
 from tests.commands import Commands, Order
 from tests.dashboards import OPERATOR, VIEWER, Dashboard, csrf, dashboard, shop, text
+from tests.fleets import Cluster
 from tests.orders import member, publish
 from tests.servers import Server
 from tests.waiting import eventually
@@ -86,7 +87,7 @@ def test_one_screen_tells_what_lags_and_who_has_it(rs: Commands, client: httpx.C
     told = text(page)
     assert "1 of 2 groups needs attention" in told
     assert "no worker" in told
-    assert f"w1 has {oldest} and gives no sign of life: others take it over" in told
+    assert f"w1 has {oldest} and gives no sign of life: the next worker that starts takes it over" in told
     assert f"{billing.group} " in told
     assert "/s/orders/g/billing" in page.text
     assert f"/s/orders/e/{oldest}" in page.text
@@ -256,6 +257,33 @@ def test_redis_lost_everything(rs: Commands, own_server: Server) -> None:
         eventually(lambda: client.get("/s/orders").status_code == 404)
         assert client.get(f"/s/orders/e/{id}").status_code == 404
         assert orders.app.sync_link.exchange([("DBSIZE",)]) == [0]
+
+
+def test_on_a_cluster(rs: Commands, cluster: Cluster) -> None:
+    """Keys of many slots: every page, and what it does."""
+    rs.env["RSTREAM_URL"] = cluster.url
+    letter, *_ = dead(rs, "ada", "bob", "cid", "dan")
+    with shop(rs) as orders:
+        id = orders.sync.publish(Order(customer="ada", total=2))
+    group = "/s/orders/g/billing"
+    with dashboard(rs) as board, board.client() as client:
+        for path in (
+            "/",
+            "/workers",
+            "/s/orders",
+            group,
+            f"{group}/dead",
+            f"{group}/dead/{letter}",
+            f"/s/orders/e/{id}",
+        ):
+            assert client.get(path).status_code == 200, path
+        token = {"csrf": csrf(client.get(group))}
+        client.post(f"{group}/pause", data=token)
+        assert "by dashboard operator" in text(client.get(group))
+        done = client.post(f"{group}/dead/do", data={**token, "verb": "redrive", "until": "now"})
+        assert "Redriven: 4 dead letters" in text(done)
+        plan = client.post("/s/orders/replay/plan", data={**token, "from": "1h ago", "to": "now", "group": "billing"})
+        assert "Left alone: pending 4" in text(plan)
 
 
 # -- under the least rights in Redis --------------------------------------------------------------------------------

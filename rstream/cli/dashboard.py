@@ -44,6 +44,10 @@ def dashboard(
       RSTREAM_DASHBOARD_TOKEN=$(openssl rand -hex 20) rstream dashboard --host 0.0.0.0
       ssh -L 8400:localhost:8400 server    # and then http://localhost:8400
     """
+    if read_only and token:
+        raise click.UsageError(
+            "--read-only, and a token for those who act: leave out one, or give --viewer-token alone"
+        )
     from rstream.errors import ConfigError
     from rstream.logs import to_stderr
 

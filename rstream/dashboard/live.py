@@ -53,6 +53,7 @@ class Shared:
         if task is None or (task.done() and self._clock() >= good_until[0]):
             good_until = [0.0]
             task = asyncio.create_task(self._look(look, every or self._every, good_until))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may be gone
             self._answers[name] = task, good_until
         self._answers.move_to_end(name)
         while len(self._answers) > KEPT:
