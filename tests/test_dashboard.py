@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import html
 import re
 import shlex
 import signal
@@ -15,6 +16,7 @@ import redis
 
 from rstream import EntryId
 from rstream.dashboard.live import EVERY, Shared
+from rstream.store import stats
 from tests.commands import Commands, Order
 from tests.dashboards import OPERATOR, VIEWER, Dashboard, csrf, dashboard, shop, text
 from tests.fleets import Cluster
@@ -220,6 +222,62 @@ def test_what_cannot_be_done_is_said(rs: Commands, client: httpx.Client) -> None
         == 400
     )
     assert client.post("/s/orders/g/billing/dead/plan", data={"csrf": token, "verb": "redrive"}).status_code == 400
+
+
+def test_a_long_list_is_paged_through(rs: Commands, client: httpx.Client) -> None:
+    with shop(rs) as orders:
+        publish(orders, 130)
+        member(orders, "billing", "w1")
+        shards = orders.sync.layout().every
+        calls = [("XREADGROUP", "GROUP", "billing", "w1", "STREAMS", shard.stream, ">") for shard in shards]
+        orders.app.sync_link.exchange(calls)
+        ids = sorted(str(entry.id) for entry in orders.sync.read())
+    seen, path = [], "/s/orders/g/billing"
+    for _ in range(3):
+        page = client.get(path)
+        seen += re.findall(r'<tr id="pending-([^"]+)"', page.text)
+        found = re.search(r'href="([^"]+)">The next', page.text)
+        path = html.unescape(found[1]) if found else ""
+    assert (sorted(seen), path) == (ids, "")
+
+
+def test_many_dead_letters_are_paged_through(rs: Commands, client: httpx.Client) -> None:
+    letters = dead(rs, *(f"c{n}" for n in range(150)))
+    seen, path = list[str](), "/s/orders/g/billing/dead"
+    for _ in range(2):
+        page = client.get(path)
+        seen += re.findall(r'<tr id="letter-([^"]+)"', page.text)
+        found = re.search(r'href="([^"]+)">Those that died later', page.text)
+        path = html.unescape(found[1]) if found else ""
+    assert (seen, path) == ([str(id) for id in letters], "")
+
+
+def test_a_replay_is_seen_to_run_and_is_stopped(rs: Commands, client: httpx.Client) -> None:
+    with shop(rs) as orders:
+        publish(orders, 30)
+        billing = member(orders)
+        for shard in orders.sync.layout().every:
+            orders.app.sync_link.exchange([("XGROUP", "SETID", shard.stream, billing.group, "$")])
+    token = csrf(client.get("/s/orders/replay"))
+    window = {"csrf": token, "from": "1h ago", "to": "now", "group": "billing", "rate": "2/s", "key": "", "where": ""}
+    plan = client.post("/s/orders/replay/plan", data=window)
+    assert "handle 30 entries once more" in text(plan)
+    assert re.search("Takes at least 1[45] s by rate", text(plan)), text(plan)
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', plan.text))
+    assert client.post("/s/orders/replay/run", data=fields).url.path == "/replays"
+    eventually(lambda: re.search(r"running .* % [1-9]", text(client.get("/replays"))))
+    again = client.post("/s/orders/replay/run", data=fields)  # pressed twice
+    eventually(lambda: "is running already" in text(client.get("/replays")))
+    assert again.status_code == 200
+    client.post("/replays/1/stop", data={"csrf": token})
+    page = eventually(lambda: "stopped" in text(found := client.get("/replays")) and found)
+    command = re.search(r"<code>rstream (replay orders [^<]+)</code>", page.text)
+    assert command
+    with shop(rs) as orders:
+        given = orders.app.sync_link.run(stats.group_stats(orders.sync.layout()))[0].pending
+        assert 0 < given < 30
+        rs.ok(*shlex.split(html.unescape(command[1]).replace("--rate 2/s", "")))  # goes on, each once
+        assert orders.app.sync_link.run(stats.group_stats(orders.sync.layout()))[0].pending == 30
 
 
 # -- Redis comes and goes --------------------------------------------------------------------------------------------

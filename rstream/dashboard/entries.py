@@ -36,17 +36,19 @@ async def group_page(site: Site, request: Request, *, reveal: bool) -> Response:
     fleet, stream, group = await site.group(request)
     opened, window = site.watch.opened(stream), Window.of(request.query_params, fleet.now)
 
+    after = EntryId.parse(behind) if (behind := request.query_params.get("after", "").strip()) else None
+
     async def look() -> PendingPage:
-        return await operate.pending(opened, group.name, limit=SHOWN)
+        return await operate.pending(opened, group.name, limit=SHOWN, after=after)
 
     page = PendingPage([], False)
     if group.name != ARCHIVE and group.pending:
-        page = await site.watch.shared.get(("pending", stream.name, group.name), look)
+        page = await site.watch.shared.get(("pending", stream.name, group.name, after), look)
     plots = await charts(site.watch, stream, group.name, window)
     return site.page(
         request, "group.html", live=not reveal, fleet=fleet, stream=stream, row=row_of(fleet, stream, group),
-        lost=stream.lost(group.name), pending=page.entries, more=page.more, states=STATES, plots=plots, window=window,
-        reveal=reveal,
+        lost=stream.lost(group.name), pending=page.entries, more=page.more, after=after, states=STATES, plots=plots,
+        window=window, reveal=reveal,
     )  # fmt: skip
 
 

@@ -62,10 +62,12 @@ async def listed(site: Site, request: Request, given: Mapping[str, str], *, reve
         found = await site.watch.shared.get(("letters", *name, *chosen.items()), look) if group.dead else []
     except PositionError as error:
         problem = str(error)
+    page = f"/s/{stream.name}/g/{group.name}/dead"
     return site.page(
         request, "dead.html", live=not reveal, fleet=fleet, stream=stream, group=group, letters=found[:SHOWN],
         more=len(found) > SHOWN, counts=counts, chosen=chosen, reasons=REASONS, reveal=reveal, problem=problem,
-        back=f"/s/{stream.name}/g/{group.name}/dead?{urlencode(chosen)}",
+        later=f"{page}?{urlencode({**chosen, 'since': found[SHOWN].id})}" if len(found) > SHOWN else "",
+        back=f"{page}?{urlencode(chosen)}",
     )  # fmt: skip
 
 
