@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 4
 
-.PHONY: demo test torture lint bench bench-quick clean
+.PHONY: demo test torture lint runbook bench bench-quick clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rstream needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
@@ -20,6 +20,9 @@ test: $(VENV)/.installed   ## lint, types and the whole suite against real serve
 
 torture: $(VENV)/.installed   ## the long runs
 	$(BIN)/python -m pytest -n $(JOBS) -m torture
+
+runbook: $(VENV)/.installed   ## stage every incident of docs/runbook, and write what commands print into its page
+	$(BIN)/python -m tests.incidents
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -14,7 +14,7 @@ from rstream.event import new_event_id, new_event_ids
 from rstream.reference import Uploads
 from rstream.store.keys import Shard, hash_of
 from rstream.store.layout import Layout
-from rstream.store.log import FLUSH_ENTRIES, Record
+from rstream.store.record import FLUSH_ENTRIES, Parts, Record
 
 if TYPE_CHECKING:
     from rstream.stream import Stream
@@ -162,7 +162,7 @@ class Preparing(Generic[E]):
 
     def one(
         self, layout: Layout, event: E | Mapping[str, Any], key: str | None, headers: Mapping[str, str] | None
-    ) -> tuple[Shard, Record]:
+    ) -> tuple[Shard, Parts]:
         """As `all`, for a new event where there is no blob store."""
         field = self._stream.key
         if key is not None and field is not None:
@@ -173,7 +173,7 @@ class Preparing(Generic[E]):
             shard = layout.current[hash_of(raw) * layout.shards >> 32]
         else:
             (shard,) = self._places(layout, (raw,))
-        return shard, _record((payload, raw, new_event_id(), pack_headers(headers) if headers else b""))
+        return shard, (payload, raw, new_event_id(), pack_headers(headers) if headers else b"")
 
     def _has_key(self) -> EventInvalid:
         return EventInvalid(

@@ -19,8 +19,8 @@ from rstream.process import clock
 from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
 from rstream.store.link import Link
-from rstream.store.log import Record, weight_of
 from rstream.store.parcel import Parcel, by_half
+from rstream.store.record import Parts, weight_of
 
 Sent = list[tuple[Parcel, Sequence[EntryId] | BaseException]]
 """Each parcel with the ids of its records, or its error."""
@@ -92,7 +92,7 @@ class Producer:
         finally:
             self._queue -= 1
 
-    def send_one(self, shard: Shard, record: Record) -> Awaitable[Sequence[EntryId]]:
+    def send_one(self, shard: Shard, record: Parts) -> Awaitable[Sequence[EntryId]]:
         """As `send`, for one: a sequence of its id alone. (Not a coroutine: one more takes time for each event.)"""
         promise: asyncio.Future[Sequence[EntryId]] = self._begin().create_future()
         until = clock() + self._full_wait if self._full_wait else 0.0
@@ -112,10 +112,10 @@ class Producer:
             self._renew(self.couriers[0].outbox.layout)  # see SyncProducer
         return asyncio.get_running_loop()
 
-    def _courier(self, shard: Shard, record: Record) -> Courier:
+    def _courier(self, shard: Shard, record: Parts) -> Courier:
         if len(self.couriers) == 1:
             return self.couriers[0]
-        return self.couriers[half_of(record.key) if shard.half is None else shard.half]
+        return self.couriers[half_of(record[1]) if shard.half is None else shard.half]
 
     def _add(self, parcels: Sequence[Parcel]) -> None:
         for courier, mine in zip(self.couriers, by_half(parcels, len(self.couriers)), strict=True):

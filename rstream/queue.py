@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import TypeVar
 
 from rstream.store.keys import Shard
-from rstream.store.log import Record
+from rstream.store.record import Record
 
 T = TypeVar("T")
 

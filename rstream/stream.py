@@ -30,7 +30,8 @@ from rstream.store import layout as layouts
 from rstream.store.keys import Shard
 from rstream.store.layout import MAX_SHARDS, Layout
 from rstream.store.link import Op
-from rstream.store.log import Record, read
+from rstream.store.log import read
+from rstream.store.record import Record
 from rstream.store.steps import Steps, drive, flow
 from rstream.syncstream import SyncStream
 from rstream.tracing import Carried

@@ -16,8 +16,8 @@ from rstream.producer import Sent, outboxes
 from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
 from rstream.store.link import SyncLink
-from rstream.store.log import Record, weight_of
 from rstream.store.parcel import Parcel, Promise, Slip, by_half
+from rstream.store.record import Parts, weight_of
 from rstream.synccourier import SyncCourier
 
 NAP = 0.05
@@ -81,7 +81,7 @@ class SyncProducer:
         slips = [cast("Slip", parcel.promise) for parcel in parcels]
         return [(parcel, slip.error or slip.result) for parcel, slip in zip(parcels, slips, strict=True)]
 
-    def send_one(self, shard: Shard, record: Record) -> EntryId:
+    def send_one(self, shard: Shard, record: Parts) -> EntryId:
         """As `send`, for one: its id."""
         self._begin()
         slip = Slip()
@@ -103,10 +103,10 @@ class SyncProducer:
             raise slip.error
         return cast("EntryId", slip.result[0])
 
-    def _courier(self, shard: Shard, record: Record) -> SyncCourier:
+    def _courier(self, shard: Shard, record: Parts) -> SyncCourier:
         if len(self.couriers) == 1:
             return self.couriers[0]
-        return self.couriers[half_of(record.key) if shard.half is None else shard.half]
+        return self.couriers[half_of(record[1]) if shard.half is None else shard.half]
 
     def _begin(self) -> None:
         """A forked child that went on with the parent's producer ids and numbers would have its events taken for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ import redis
 from rstream import Delivery, Event, Reject, Retention, RetryPolicy, RStream, Stream
 from rstream.archive.run import ArchiveRun
 from rstream.errors import StoreRefused
-from rstream.store import keys, roles, scripts
+from rstream.store import keys, rights, roles, scripts
 from rstream.store.rights import called_by
 from rstream.worker.janitor import Janitor
 from tests.commands import Commands
@@ -326,6 +327,21 @@ async def test_what_an_admin_does(world: World) -> None:
         refused(world, rs.env["RSTREAM_URL"], *everything(world, shard))
 
 
+@pytest.mark.parametrize(("role", "levels"), [("producer", {"note"}), ("worker", {"note"}), ("admin", set[str]())])
+async def test_the_doctor_finds_that_who_has_these_rights_lacks_none(
+    world: World, role: roles.Role, levels: set[str]
+) -> None:
+    """Run by such a user, who may look as well."""
+    await shop(world)
+    url = world.url(role, "--stream", "*")
+    look = [*(f"~{world.namespace}:*", f"~{{{world.namespace}:*"), *(roles._allowed(each) for each in roles.READ)]
+    world.raw.execute_command("ACL", "SETUSER", world.users[-1], *map(roles._allowed, roles.ASK), f"({' '.join(look)})")
+    world.rs.env |= {"RSTREAM_URL": url, "RSTREAM_NAMESPACE": world.namespace}
+    found = [each for each in json.loads(world.rs.run("doctor", "--json").stdout) if each["code"] == "rights"]
+    found = [each for each in found if each["level"] != "ok"]
+    assert {each["level"] for each in found} == levels, found
+
+
 # -- the command
 
 
@@ -375,11 +391,11 @@ def test_a_user_who_is_changed_keeps_its_password_and_loses_what_it_could_do(wor
 
 def test_the_table_lags_behind_no_script() -> None:
     admin, worker = {*roles.administering()}, {*roles.working()}
-    assert {script.name for script in scripts.EVERY} >= roles.ADMIN_SCRIPTS - {"cancel"}
+    assert {script.name for script in scripts.EVERY} >= rights.ADMIN_SCRIPTS - {"cancel"}
     for script in scripts.EVERY:
         needed = called_by(script) - {*roles.CONNECTION}
         assert needed <= admin, script.name
-        if script.name not in roles.ADMIN_SCRIPTS:
+        if script.name not in rights.ADMIN_SCRIPTS:
             assert needed <= worker, script.name
         if "flags=no-writes" in script.source.partition("\n")[0]:
             assert needed <= {*roles.READ}, f"{script.name}: a dashboard may not"

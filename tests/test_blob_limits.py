@@ -21,7 +21,7 @@ from rstream.blobs.s3 import LARGE
 from rstream.blobs.shelf import Shelf, shelf
 from rstream.errors import BlobUnavailable, ConfigError
 from rstream.reference import Reference
-from rstream.store.log import Record
+from rstream.store.record import Record
 from tests.handlers import Media
 from tests.objects import Objects
 from tests.servers import Server

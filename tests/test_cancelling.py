@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 
 from rstream import Batch, Delivery, Event, RetryPolicy, RStream, Stream
 from rstream.errors import ConfigError, LeaseLost, PositionError

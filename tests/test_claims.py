@@ -17,7 +17,7 @@ from rstream import Batch, Blob, Delivery, Event, RetryPolicy, RStream
 from rstream.blobs import Directory
 from rstream.errors import BlobError, BlobMissing, BlobUnavailable, EntryInvalid, EventInvalid, EventTooLarge
 from rstream.replay import Replay, replay
-from rstream.store.log import Record
+from rstream.store.record import Record
 from tests.handlers import Media, sizes
 from tests.objects import Objects
 from tests.servers import Server

@@ -73,6 +73,7 @@ def test_without_keys_it_is_said_which_one_is_missing(forged: Commands) -> None:
     assert f"!! undecryptable: the payload {told}" in first
     assert "!! plaintext: the payload is not encrypted" in second and '"customer": "eve"' in second
     assert forged.run("export", "orders").returncode == 1
+    assert told in forged.ok("show", "orders", first.split()[0])
     (letter,) = rows(forged.ok("dead", "show", "orders", "--group", "billing", "--reason", "failed", "--json"))
     assert letter["event"] is None and told in str(letter["problem"])
     refused = forged.run("publish", "orders", "--json", '{"customer": "bob", "total": 3}')
@@ -85,16 +86,20 @@ def test_with_keys_all_is_shown(forged: Commands) -> None:
     first, second = rows(forged.ok("read", "orders", "--json"))
     assert first["event"] == {"customer": "ada", "total": 1.0} and "error" not in first
     assert second["event"] == {"customer": "eve", "total": 2.0} and str(second["error"]).startswith("plaintext: ")
+    shown = rows(forged.ok("show", "orders", str(first["id"]), "--json"))[0]
+    assert shown["event"] == {"customer": "ada", "total": 1.0}
+    shown = rows(forged.ok("show", "orders", str(second["id"]), "--json"))[0]
+    assert "plaintext" in json.dumps(shown)
     exported = forged.run("export", "orders")
     assert exported.returncode == 1 and [row["customer"] for row in rows(exported.stdout)] == ["ada"]
     assert "plaintext" in exported.stderr
     one = ("dead", "show", "orders", "--group", "billing", "--json", "--reason")
-    shown = [row for reason in ("failed", "plaintext") for row in rows(forged.ok(*one, reason))]
-    assert [(row["reason"], row["event"]) for row in shown] == [
+    letters = [row for reason in ("failed", "plaintext") for row in rows(forged.ok(*one, reason))]
+    assert [(row["reason"], row["event"]) for row in letters] == [
         ("failed", {"customer": "ada", "total": 1.0}),
         ("plaintext", {"customer": "eve", "total": 2.0}),
     ]
-    assert str(shown[1]["problem"]).startswith("plaintext: ")
+    assert str(letters[1]["problem"]).startswith("plaintext: ")
     forged.ok("publish", "orders", "--json", '{"customer": "bob", "total": 3}')
     assert rows(forged.ok("read", "orders", "--key", "bob", "--json"))[0]["event"] == {"customer": "bob", "total": 3.0}
 

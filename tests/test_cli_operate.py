@@ -104,6 +104,7 @@ def test_pause_and_resume_under_a_worker(rs: Commands, orders: Stream[Order]) ->
         assert row["paused"]["why"] == "the bank is down" and row["lag"] == 8
         findings = look(orders.app, "orders")
         assert "the bank is down" in found(findings, "group-paused").what and "no-worker" not in codes(findings)
+        eventually(lambda: "orders/billing (paused)" in rs.ok("workers"))  # with the next beat of its lease
         assert rs.handled == []
         assert "goes on" in rs.ok("resume", "billing")
         eventually(lambda: len(rs.handled) == 8)

@@ -43,9 +43,6 @@ OBJECTS = [found for path in MANIFESTS for found in yaml.safe_load_all(path.read
 PODS = [found["spec"]["template"]["spec"] for found in OBJECTS if found["kind"] == "Deployment"]
 SCALE = next(found for found in OBJECTS if found["kind"] == "ScaledObject")
 
-AWAITED = {"metrics", "--metrics-port"}
-"""Commands and options that deploy/ already uses where this version has none yet."""
-
 
 def tool(name: str) -> str:
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -130,22 +127,12 @@ def test_an_alert_says_what_where_and_what_to_do(rule: dict[str, Any]) -> None:
     where = set(by[1].split(", ") if by else ()) & {"stream", "group", "instance"}
     assert all(f"$labels.{label} " in summary for label in where), "it does not say where"
     for command in re.findall(r"`rstream ([a-z]+)", summary):
-        assert command in COMMANDS or command in AWAITED | {
-            "pending",
-            "pause",
-            "resume",
-            "doctor",
-            "top",
-            "history",
-            "workers",
-        }
+        assert command in COMMANDS
     assert re.fullmatch(r"docs/runbook\.md#[a-z-]+", rule["annotations"]["runbook"])
 
 
 def test_the_runbook_has_what_alerts_link_to() -> None:
     page = ROOT / "docs" / "runbook.md"
-    if not page.exists():
-        pytest.skip("there is no docs/runbook.md yet")
     text = page.read_text("utf-8")
     headings = {
         re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
@@ -251,7 +238,7 @@ def test_docker_compose_accepts_it(tmp_path: Path) -> None:
         pytest.skip("docker compose is not installed")
     env = tmp_path / ".env"
     says_ok(sys.executable, DEPLOY / "env.py", DEPLOY / "env.example", env)
-    says_ok(docker, "compose", "--env-file", env, "--profile", "observe", "config", "--quiet", cwd=ROOT)
+    says_ok(docker, "compose", "--env-file", env, "config", "--quiet", cwd=ROOT)
 
 
 def test_ports_are_on_loopback_and_secrets_are_nowhere() -> None:
@@ -302,15 +289,10 @@ def _words(command: str | list[str]) -> list[str]:
 @pytest.mark.parametrize(("where", "words"), commands(), ids=lambda each: each if isinstance(each, str) else "")
 def test_what_is_run_exists(where: str, words: list[str]) -> None:
     name, *rest = words
-    if name not in COMMANDS:
-        assert name in AWAITED
-        service = SERVICES.get(where.removeprefix("compose "), {"profiles": ["observe"]})
-        assert service.get("profiles") == ["observe"], "what is not there yet must not be in the way of the rest"
-        return
     command = cli.get_command(None, name)  # type: ignore[arg-type]
     assert command is not None
     options = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in rest if word.startswith("--")} <= options | AWAITED
+    assert {word for word in rest if word.startswith("--")} <= options
 
 
 def test_whoever_is_stopped_gets_longer_than_its_handlers() -> None:

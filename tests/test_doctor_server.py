@@ -236,9 +236,9 @@ def test_what_a_user_lacks_is_named_with_the_command_that_grants_it(guarded: Ser
     url = as_user(guarded, *KEYS, *LOOK, *grants("publish", "consume", "look"), "-xclaim", "-xgroup|create")
     findings = [finding for finding in looked(url) if finding.code == "rights"]
     told = {finding.what for finding in findings}
-    assert len(findings) == 2 and {finding.level for finding in findings} == {"problem"}
+    assert len(findings) == 2 and {finding.level for finding in findings} == {"note"}
     assert any("run consumers: it lacks commands XCLAIM, XGROUP CREATE" in each for each in told)
-    assert any("publish: it lacks commands XGROUP CREATE" in each for each in told)
+    assert any("declare streams, or make room in full ones: it lacks commands XGROUP CREATE" in each for each in told)
     (consume,) = [finding for finding in findings if "consumers" in finding.what]
     rules = consume.do[0].removeprefix("redis-cli ACL SETUSER ada ").split()
     with asked(guarded) as admin:
@@ -255,7 +255,7 @@ def test_who_may_only_publish_is_told_as_a_note(guarded: Server) -> None:
 def test_keys_that_a_user_may_not_touch(guarded: Server) -> None:
     url = as_user(guarded, "~{rstream:*", "%R~rstream:stream*", *LOOK, *grants("publish", "consume", "look"))
     findings = [finding for finding in looked(url) if finding.code == "rights"]
-    assert {finding.level for finding in findings} == {"problem"}
+    assert {finding.level for finding in findings} == {"note"}  # it can publish, and may be meant to do no more
     assert any("rstream:members:*, rstream:seen:*" in finding.what for finding in findings)
 
 

@@ -13,8 +13,8 @@ from rstream import Batch, Delivery, Event, RetryPolicy, RStream, Stream
 from rstream.event import derived_event_id, new_event_ids
 from rstream.store.deliveries import Emit, GroupOps, Outcome
 from rstream.store.keys import Shard
-from rstream.store.log import Record
 from rstream.store.owners import OwnerOps
+from rstream.store.record import Record
 from rstream.worker import emit
 from rstream.worker import worker as worker_module
 from rstream.worker.worker import Worker

@@ -146,8 +146,7 @@ async def test_a_hundred_thousand_block_nobody_and_fill_nothing(
         return await run(op.then(lambda found: (sizes.__setitem__(-1, count(found)), found)[1]), **options)
 
     monkeypatch.setattr(app.link, "run", measured)
-    raw.config_set("slowlog-log-slower-than", 30_000)
-    raw.slowlog_reset()
+    raw.config_resetstat()
     began = time.process_time()
     first = await pending(items, "g")
     assert len(first.entries) == 50 and first.more and time.process_time() - began < 0.5
@@ -156,9 +155,8 @@ async def test_a_hundred_thousand_block_nobody_and_fill_nothing(
     assert (await pending(items, "g", worker="nobody")).entries == []
     assert (await pending(items, "g", state="retry")).entries == []
     assert max(sizes) <= 1000
-    slow = [entry for entry in raw.slowlog_get(100) if b"EVALSHA" in entry["command"]]
-    raw.config_set("slowlog-log-slower-than", 10_000)
-    assert not slow, slow
+    calls = raw.info("commandstats")["cmdstat_evalsha"]
+    assert calls["calls"] > 200 and calls["usec_per_call"] < 15_000, calls  # of wall time: others have the machine, too
 
 
 def count(found: Any) -> int:

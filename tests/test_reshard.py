@@ -22,9 +22,9 @@ from rstream.replay import Replay
 from rstream.store import reshard as resharding
 from rstream.store.keys import Shard
 from rstream.store.link import Op
-from rstream.store.log import place_of, records_of
 from rstream.store.outbox import Outbox
-from rstream.store.parcel import Parcel
+from rstream.store.parcel import Parcel, records_of
+from rstream.store.record import place_of
 from rstream.store.reshard import Resharding
 from rstream.store.steps import Steps
 from tests.proxy import ChaosProxy

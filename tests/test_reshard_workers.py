@@ -16,7 +16,7 @@ from rstream.event import derived_event_id, new_event_ids
 from rstream.store import reshard as resharding
 from rstream.store.deliveries import Emit, GroupOps, Outcome
 from rstream.store.keys import Shard
-from rstream.store.log import Record, new_ones, place_of, publish_once
+from rstream.store.record import Record, new_ones, place_of, publish_once
 from rstream.worker import groups
 from tests.fleets import Cluster
 from tests.servers import Server

@@ -14,7 +14,7 @@ from rstream import RStream, Stream
 from rstream.store import reshard as resharding
 from rstream.store.deliveries import GroupOps
 from rstream.store.keys import Shard
-from rstream.store.log import Record, new_ones, place_of, publish_once
+from rstream.store.record import Record, new_ones, place_of, publish_once
 from tests.servers import Server
 from tests.test_reshard import Seen, check_order, declare, events, retiring, steps, take
 from tests.test_worker import drain

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import redis
 
-from rstream import Blob, Event, Retention, RStream, Stream
+from rstream import Blob, Event, Keyring, Retention, RStream, Stream
 from rstream.errors import PositionError, UnknownEntry
 from rstream.event import EntryId
-from rstream.operate import Shown, cancel, pause, show
+from rstream.operate import Shown, cancel, pause, pending, show
 from rstream.store.deliveries import GroupOps, Outcome
 from rstream.store.steps import drive
 from rstream.store.trim import tidy
@@ -221,3 +221,27 @@ async def test_on_a_cluster(cluster: Cluster, namespace: str) -> None:
         for n, id in enumerate(ids):
             shown = await show(items, id)
             assert (shown.event["n"], states(shown)) == (n, {"g": "held"})
+
+
+async def test_what_is_encrypted_is_read_by_who_has_the_keys(one_server: Server, namespace: str) -> None:
+    from rstream.memo import pack
+    from rstream.store.memo import Place
+
+    ring = Keyring({"k1": bytes(range(1, 33))})
+    async with RStream(one_server.url, namespace=namespace) as app:
+        items = app.stream("items", Item, key="name", shards=1, encrypt=ring)
+        id = await items.publish(Item(n=7, name="k"))
+        ops = await group(items)
+        (entry,) = (await app.link.run(ops.fetch(1))).entries
+        place = Place(ops, entry.shard, entry.id, 1, items.claims.seal)
+        await app.link.run(place.keep("c", pack({"page": 3}, "it"), 1))
+        shown = await show(items, id)
+        assert shown.event["n"] == 7 and shown.problem is None
+        assert (await pending(items, "g")).entries[0].checkpoint == {"page": 3}
+        (state,) = shown.groups
+        assert state.pending is not None and state.pending.checkpoint == {"page": 3}
+    async with RStream(one_server.url, namespace=namespace) as app:
+        items = app.stream("items", Item, key="name", shards=1, encrypt=Keyring({"k2": bytes(range(2, 34))}))
+        shown = await show(items, id)
+        assert shown.event is None and (shown.problem or "").startswith("undecryptable")
+        assert "k2" in (await pending(items, "g")).entries[0].checkpoint

@@ -93,8 +93,10 @@ def test_a_check_has_no_input_or_output(name: str) -> None:
 
 
 ROOMS = [
-    ("store", ("worker", "cli", "replay", "app", "stream", "producer", "doctor", "metrics")),
-    ("worker", ("cli", "replay", "doctor", "metrics")),
+    ("store", ("worker", "cli", "replay", "app", "stream", "producer", "doctor", "metrics", "operate", "top")),
+    ("worker", ("cli", "replay", "doctor", "metrics", "operate", "top")),
+    ("operate", ("cli", "worker", "replay", "top", "dashboard")),
+    ("top", ("cli", "worker", "replay", "dashboard")),
     ("metrics", ("cli", "replay")),
     ("doctor", ("cli", "worker", "replay")),
 ]

@@ -12,12 +12,17 @@ import pytest
 import redis
 
 from rstream import RStream, Stream
+from rstream.operate import pause
 from rstream.store.deliveries import GroupOps, Outcome
+from rstream.store.layout import clock
+from rstream.top.fetch import look
+from rstream.top.rows import group_rows, stream_rows
 from tests.commands import Commands, Order
+from tests.fleets import Cluster
 from tests.orders import member, publish
 from tests.screens import Screen
 from tests.servers import Server
-from tests.waiting import eventually
+from tests.waiting import eventually, eventually_async
 
 UP, DOWN, ENTER, ESCAPE, END = "\x1b[A", "\x1b[B", "\r", "\x1b", "\x1b[F"
 FAST = ("top", "--interval", "200ms")
@@ -258,3 +263,41 @@ def test_what_names_hold_is_no_order_to_the_terminal(rs: Commands, orders: Strea
         screen.shows("[2J")
         assert b"\x1b]0;x" not in screen.written
         assert "ENTRY" in screen.text and "q quit" in screen.text
+
+
+async def seen(url: str, namespace: str) -> None:
+    async with RStream(url, namespace=namespace) as app:
+        orders = app.stream("orders", Order, key="customer", shards=6)
+        notes = app.stream("notes", Order, key="customer", shards=2)
+        assert group_rows(await look(app), None) == []
+        ids = await orders.publish_many(Order(customer=f"c{n}", total=n) for n in range(30))
+        ops = GroupOps(await orders.layout(), "billing", "w1", spread=app.endpoint.clustered)
+        await app.link.run(ops.create("0"))
+        await app.link.run(ops.beat(60_000))
+        entries = (await app.link.run(ops.fetch(60))).entries
+        await notes.layout()
+        await pause(orders, "billing", by="kim")
+        before = await look(app)
+        ends = [Outcome(e.shard, e.id, 1, "ack", "", "", "bare") for e in entries if e.shard.entry_id(e.id) != min(ids)]
+        assert await app.link.run(ops.settle(ends)) == []
+        await eventually_async(lambda: later(app, before.now))
+        after = await look(app)
+        (row,) = group_rows(after, before)
+        assert (row.pending, row.oldest, row.holder, row.alive) == (1, min(ids), "w1", 1)
+        assert row.done == 29 * 1000 / (after.now - before.now) and row.came == 0.0
+        assert row.paused is not None and row.paused.by == "kim"
+        rows = stream_rows(after, [row])
+        assert [(each.stream, each.entries, each.groups) for each in rows] == [("notes", 0, 0), ("orders", 30, 1)]
+        assert [*(await look(app, "orders")).streams] == ["orders"] and (await look(app, "none")).streams == {}
+
+
+async def later(app: RStream, than: int) -> bool:
+    return await app.link.run(clock()) > than
+
+
+async def test_a_look_at_the_fleet(server: Server, namespace: str) -> None:
+    await seen(server.url, namespace)
+
+
+async def test_a_look_at_a_cluster(cluster: Cluster, namespace: str) -> None:
+    await seen(cluster.url, namespace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rstream.event import EntryId
@@ -163,10 +163,12 @@ def test_nothing_is_selected_where_there_is_nothing() -> None:
     assert len(screen(top, "redis://x")) == 24
 
 
+KEYS = ["up", "down", "enter", "escape", "s", "S", "r", "/", "a", "p", "y", "c", "end", "?", " "]
+
+
+@settings(max_examples=60)
 @given(
-    st.lists(
-        st.sampled_from(["up", "down", "enter", "escape", "s", "S", "r", "/", "a", "p", "y", "c", "end", "?", " "])
-    ),
+    st.lists(st.sampled_from(KEYS), max_size=12),
     st.tuples(st.integers(3, 60), st.integers(20, 200)),
     st.booleans(),
 )

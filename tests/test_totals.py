@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,9 +16,10 @@ from rstream import Delivery, Event, Reject, RetryPolicy, RStream, Stream
 from rstream.retention import Limits
 from rstream.store import keys
 from rstream.store import layout as layouts
-from rstream.store.deliveries import Emit, GroupOps, Outcome, bare_ack
+from rstream.store.deliveries import Emit, Fetched, GroupOps, Outcome, bare_ack
+from rstream.store.keys import Shard
 from rstream.store.layout import Layout
-from rstream.store.log import Record
+from rstream.store.record import Record
 from rstream.store.remove import remove
 from rstream.store.steps import drive_sync
 from rstream.store.totals import KINDS, GroupTotals, Totals, totals
@@ -331,6 +335,133 @@ async def test_a_worker_counts_what_it_does(server: Server, namespace: str) -> N
         assert kinds(found.groups["g"]) == {"acked": 3, "skipped": 1, "retried": 2, "dead": 2}
         assert found.groups["g"].dead_letters == {"rejected": 1, "failed": 1}
         assert (worker.counts.handled, worker.counts.skipped, worker.counts.dead) == (3, 1, 2)
+
+
+class Course:
+    """Workers of one group that do whatever the dice say; `expected` is what should be counted of it."""
+
+    def __init__(
+        self, app: RStream, ask: Callable[[Shard, list[Any]], object], seed: int, *, spread: bool = False
+    ) -> None:
+        self.app, self.ask, self.rng, self.spread = app, ask, random.Random(seed), spread
+        self.stream = declare(app, "course", shards=3)
+        self.layout = self.stream.sync.layout()
+        self.run = app.sync_link.run
+        self.published = 0
+        self.expected: Counter[str] = Counter()
+        self.held: list[tuple[str, Fetched, int]] = []
+        self.over: list[tuple[str, Fetched, int]] = []
+        self.run(self.ops("maker").create("0"))
+
+    def ops(self, worker: str) -> GroupOps:
+        return GroupOps(self.layout, "g", worker, spread=self.spread)
+
+    def go(self, turns: int) -> None:
+        moves = [
+            self.publish,
+            self.fetch,
+            self.fetch,
+            self.settle,
+            self.settle,
+            self.settle,
+            self.late,
+            self.die,
+            self.trim,
+        ]
+        for _ in range(turns):
+            self.rng.choice(moves)()
+
+    def publish(self) -> None:
+        count = self.rng.randrange(20)
+        self.stream.sync.publish_many(events(range(count)))
+        self.published += count
+
+    def fetch(self) -> None:
+        worker = self.rng.choice("abc")
+        self.held += [
+            (worker, entry, 1) for entry in self.run(self.ops(worker).fetch(self.rng.randrange(1, 12))).entries
+        ]
+
+    def settle(self) -> None:
+        """Some deliveries of one worker, in one call a shard."""
+        worker = self.rng.choice("abc")
+        some = [each for each in self.held if each[0] == worker][: self.rng.randrange(1, 12)]
+        ways: list[tuple[str, tuple[Any, ...]]] = [
+            ("acked", ("ack",)), ("expired", ("expired",)), ("skipped", ("skipped",)), ("retried", ("retry", 600_000)),
+            ("dead", ("dead", "failed", "x")), ("dead", ("dead", "invalid", "x")), ("", ("release", 1, "~released")),
+        ]  # fmt: skip
+        outcomes, kinds = [], []
+        for _, entry, attempt in some:
+            kind, how = self.rng.choice(ways)
+            bare = kind == "acked" and attempt == 1 and self.rng.random() < 0.5
+            outcomes.append(bare_ack(entry) if bare else Outcome(entry.shard, entry.id, attempt, *how))
+            kinds.append(kind)
+        refused = {refusal.outcome[:2]: refusal.owner for refusal in self.run(self.ops(worker).settle(outcomes))}
+        for kind, outcome in zip(kinds, outcomes, strict=True):
+            owner = refused.get(outcome[:2])
+            self.expected[kind if owner is None else "lost" if owner == "~lost" else "fenced"] += 1
+        self.held = [each for each in self.held if each not in some]
+        self.over += some
+
+    def late(self) -> None:
+        """Of what is settled already, or somebody else's."""
+        for worker, entry, attempt in self.over[:3]:
+            kind = self.rng.choice([("ack",), ("dead", "failed", "x")])
+            assert len(self.run(self.ops(worker).settle([Outcome(entry.shard, entry.id, attempt, *kind)]))) == 1
+            self.expected["fenced"] += 1
+        del self.over[:3]
+
+    def die(self) -> None:
+        """One worker, without a word; another, which has lived for long, takes over all that it had."""
+        dead, heir = self.rng.sample("abc", 2)
+        ops = self.ops(heir)
+        for shard in self.layout.every:
+            self.ask(shard, ["DEL", shard.alive("g", dead)])
+            self.ask(shard, ["SET", shard.alive("g", heir), 1, "PX", 600_000])  # for longer than any lease
+        # A limit is a share of each slot: look until nothing is left.
+        while True:
+            found = self.run(ops.recover(1000, 1, others={s: [dead.encode()] for s in self.layout.every}))
+            self.expected["lost"] += len(found.lost)
+            self.expected["redelivered"] += sum(entry.source == dead for entry in found.claimed)
+            for entry in found.claimed:
+                if self.run(ops.begin(entry)) is None:
+                    self.expected["lost"] += 1
+                else:
+                    self.held.append((heir, entry, entry.deliveries + 1))
+            if not found.claimed and not found.lost:
+                break
+        self.over += [each for each in self.held if each[0] == dead]
+        self.held = [each for each in self.held if each[0] != dead]
+
+    def trim(self) -> None:
+        if self.rng.random() < 0.3:
+            shard = self.rng.choice(self.layout.current)
+            done = self.run(trim(shard, "", Limits(self.rng.randrange(5, 40), None), Losers(["g"], {}), dry=False))
+            self.expected["lost"] += done.lost.get("g", 0)
+
+    def check(self) -> None:
+        del self.expected[""]
+        found = counted(self.app, "course")
+        assert found.published == self.published
+        assert kinds(found.groups["g"]) == {kind: number for kind, number in self.expected.items() if number}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_course_of_kills_retries_dead_letters_and_trims_is_counted_as_it_was(
+    app: RStream, raw: redis.Redis, seed: int
+) -> None:
+    course = Course(app, lambda shard, call: raw.execute_command(*call), seed)
+    for _ in range(8):
+        course.go(40)
+        course.check()
+    assert {"acked", "dead", "retried", "fenced", "redelivered", "lost"} <= {*course.expected}
+
+
+def test_so_it_is_on_a_cluster(cluster: Cluster, namespace: str) -> None:
+    with RStream(cluster.url, namespace=namespace) as app:
+        course = Course(app, lambda shard, call: cluster.master_of(shard.slot).ask(*call), 7, spread=True)
+        course.go(200)
+        course.check()
 
 
 async def test_on_a_cluster_all_masters_are_counted(cluster: Cluster, namespace: str) -> None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -286,6 +287,25 @@ def test_a_handler_in_a_process_goes_on_with_the_trace(rs: Commands) -> None:
     assert found["send done"]["parent_id"] == found["process items"]["context"]["span_id"]
     assert "0x" + line["trace_id"] == send["context"]["trace_id"]
     assert "0x" + line["span_id"] == found["process items"]["context"]["span_id"]
+
+
+def test_the_example_of_the_docs(rs: Commands) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "tracing.md").read_text("utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    one_line = 'ConsoleSpanExporter(formatter=lambda span: span.to_json(indent=None) + "\\n")'
+    rs.write("shop3.py", code.replace("ConsoleSpanExporter()", one_line, 1))
+    done = rs.run("worker", "shop3:app", "--burst")
+    assert done.returncode == 0, done.stderr
+    found = {span["name"]: span for span in map(json.loads, done.stdout.splitlines())}
+    assert {*found} == {
+        "POST /orders", "send orders", "process orders", "compute the tax", "process invoices"
+    }  # fmt: skip
+    assert len({span["context"]["trace_id"] for span in found.values()}) == 1
+    parents = {name: span["parent_id"] for name, span in found.items()}
+    ids = {name: span["context"]["span_id"] for name, span in found.items()}
+    ways = [("POST /orders", "send orders"), ("send orders", "process orders"), ("process orders", "compute the tax")]
+    for above, below in [*ways, ("process orders", "process invoices")]:
+        assert parents[below] == ids[above]
 
 
 def test_without_a_provider_nothing_is_done(rs: Commands) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rstream.cli.pause import said
 from rstream.cli.remove import remove
 from rstream.cli.reset import reset
-from rstream.cli.tables import place, table, text
+from rstream.cli.tables import place, said, table, text
 from rstream.cli.target import stored_app, target_options
 from rstream.cli.trim import show_alarms, show_losses, standings_of
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +21,7 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 def with_app(work: Callable[[RStream], Awaitable[T]]) -> T:
     """What it comes to, with the app of what is stored."""
+    import asyncio
 
     async def main() -> T:
         async with stored_app() as app:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rstream.cli.loop import with_app
-from rstream.cli.read import time_of
+from rstream.cli.tables import said
 from rstream.cli.target import target_options
 
 if TYPE_CHECKING:
@@ -105,11 +105,3 @@ async def _find(app: RStream, group: str, stream: str | None) -> Stream[Any]:
 
 def _row(pause: Pause) -> dict[str, Any]:
     return {"by": pause.by, "at": pause.at, "why": pause.why or None}
-
-
-def said(pause: Pause) -> str:
-    """Since when, by whom, and why."""
-    from rstream.event import EntryId
-
-    since = time_of(EntryId(pause.at, 0, 0, 0)) if pause.at else "?"
-    return f"since {since} by {pause.by}" + (f": {pause.why}" if pause.why else "")

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from rstream.event import EntryId
+    from rstream.store.pause import Pause
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: set[int]) -> None:
@@ -34,3 +35,12 @@ def place(position: EntryId | None) -> str:
 
 def text(value: object | None) -> str | None:
     return None if value is None else str(value)
+
+
+def said(pause: Pause) -> str:
+    """Since when, by whom, and why."""
+    from rstream.cli.read import time_of
+    from rstream.event import EntryId
+
+    since = time_of(EntryId(pause.at, 0, 0, 0)) if pause.at else "?"
+    return f"since {since} by {pause.by}" + (f": {pause.why}" if pause.why else "")

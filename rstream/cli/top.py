@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -47,6 +45,8 @@ def top(stream: str | None, interval: float, once: bool, as_json: bool) -> None:
 
 
 async def _once(app: RStream, stream: str | None, interval: float, as_json: bool) -> None:
+    import asyncio
+
     from rstream.top.draw import table
     from rstream.top.fetch import look
     from rstream.top.rows import as_json as told
@@ -61,6 +61,8 @@ async def _once(app: RStream, stream: str | None, interval: float, as_json: bool
 
 
 async def _live(app: RStream, stream: str | None, interval: float) -> None:
+    import logging
+
     from rstream.top.run import Top
 
     logging.getLogger("rstream").addHandler(logging.NullHandler())  # what is logged would be written over the screen

@@ -19,7 +19,7 @@ HEAD = ["WORKER", "STATE", "SINCE", "VERSION", "GROUPS", "BUSY", "BUFFER", "HAND
 RIGHT = {2, 5, 6, 7, 8, 9, 10, 11}
 
 HINTS = {
-    "blocked": "beats, but a handler blocks its event loop: its log has the stacks; make it `def`, or mode='process'",
+    "blocked": 'beats, but a handler blocks its event loop: stacks are in its log; make it `def`, or run_in="process"',
     "silent": "has not beaten for a lease and lost it: frozen, cut off or killed; others take over what it had",
     "dead": "killed, or ended without saying so: what it had is taken over; forgotten after an hour",
 }

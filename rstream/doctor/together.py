@@ -171,10 +171,12 @@ def rights(facts: Facts) -> Findings:
             missing += [f"keys {some(told.keys, 12)}"] if told.keys else []
             grants = [f"+{command.lower().replace(' ', '|')}" for command in told.commands]
             grants += [f"~{pattern}" for pattern in told.keys]
-            needed = _is_needed(facts, use, set(denied))
+            needed = _is_needed(facts, use, {name for name, each in denied.items() if not each.declares})
+            needed = needed and not told.declares
+            work = "declare streams, or make room in full ones" if told.declares else _USES[use]
             yield Finding(
                 "problem" if needed else "note", "rights", server.name,
-                f"user {user!r} may not {_USES[use]}: it lacks {'; '.join(missing)}",
+                f"user {user!r} may not {work}: it lacks {'; '.join(missing)}",
                 "it is refused when it first tries" if needed else "as it should be, if that is not its work",
                 (f"redis-cli ACL SETUSER {user} {' '.join(grants)}",),
             )  # fmt: skip

@@ -6,18 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from rstream.errors import ConfigError, MemoInvalid
+from rstream.errors import ConfigError, EntryInvalid, MemoInvalid
 from rstream.event import MAX_PART, EntryId
-from rstream.memo import unpack
+from rstream.memo import CHECKPOINT, unpack
 from rstream.store import layout as layouts
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op, together
+from rstream.store.memo import opened
 from rstream.store.pending import Held, Page, PendingOps, Which, beats
 from rstream.store.stats import no_such_group
 from rstream.store.steps import Steps, drive
 
 if TYPE_CHECKING:
+    from rstream.crypto import Seal
     from rstream.stream import Stream
 
 State = Literal["held", "silent", "released", "again", "retry", "parked"]
@@ -89,7 +91,8 @@ async def pending(
     that whoever has them has for at least so many seconds · after: page on behind this id. However many there are,
     Redis is asked in short calls, and no more than is wanted is in memory. Raises `ConfigError`, `StoreError`s.
     """
-    steps = find(await stream.layout(fresh=True), group, worker, key, state, older_than, held_for, limit, after)
+    layout, seal = await stream.layout(fresh=True), stream.claims.seal
+    steps = find(layout, group, worker, key, state, older_than, held_for, limit, after, seal)
     return await drive(stream.app.link, steps, stream.app.settings.publish_timeout)
 
 
@@ -103,8 +106,9 @@ def find(
     held_for: float,
     limit: int,
     after: EntryId | None,
+    seal: Seal | None,
 ) -> Steps[PendingPage]:
-    """As `pending`, in steps."""
+    """As `pending`, in steps. seal: that of the stream, where its checkpoints are encrypted."""
     if state not in (None, *STATES):
         raise ConfigError(f"there is no state {state!r} of pending entries: there are {', '.join(STATES)}")
     if group not in (known := (yield layouts.groups(layout.every))):
@@ -120,7 +124,8 @@ def find(
     found: list[Pending] = []
     while len(found) <= limit and search.going:
         search.take((yield search.op()))
-        found += [each for each in map(told, search.ready()) if state in (None, each.state)]
+        ready = (told(each, group, seal) for each in search.ready())
+        found += [each for each in ready if state in (None, each.state)]
     return PendingPage((yield from completed(layout, group, found[:limit])), len(found) > limit)
 
 
@@ -170,8 +175,8 @@ def _before(shard: Shard, start: str) -> EntryId:
     return shard.entry_id(start.lstrip("(").encode()) if start != "-" else EntryId(0, 0, 0, 0)
 
 
-def told(held: Held) -> Pending:
-    """What users are told of it."""
+def told(held: Held, group: str = "", seal: Seal | None = None) -> Pending:
+    """What users are told of it. seal: without that of the stream, a checkpoint that is encrypted is not read."""
     waits = held.holder.startswith("~")
     state: Any = held.holder.lstrip("~") if waits else "held" if held.lease >= 0 else "silent"
     current = bool(held.by) and int(held.by.split()[0]) <= held.deliveries  # else left by an earlier life of the group
@@ -186,17 +191,19 @@ def told(held: Held) -> Pending:
         max(0.0, (held.now - int(held.id.split(b"-")[0])) / 1000),
         lease=held.lease / 1000 if held.lease >= 0 else None,
         due=None if held.due is None else (held.due - held.now) / 1000,
-        checkpoint=_checkpoint(held.checkpoint) if current else None,
+        checkpoint=_checkpoint(held, group, seal) if current else None,
         checkpoint_bytes=held.checkpoint_bytes if current else 0,
         steps=held.steps if current else 0,
         trimmed=held.size < 0,
     )
 
 
-def _checkpoint(packed: bytes | None) -> Any:
+def _checkpoint(held: Held, group: str, seal: Seal | None) -> Any:
+    if held.checkpoint is None:
+        return None
     try:
-        return None if packed is None else unpack(packed, "the checkpoint")
-    except MemoInvalid as error:
+        return unpack(opened(seal, held.checkpoint, held.shard, held.id, group, CHECKPOINT), "the checkpoint")
+    except (EntryInvalid, MemoInvalid) as error:
         return f"({error})"
 
 

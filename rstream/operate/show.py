@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rstream.blobs.claims import size_of
-from rstream.codec import unpack_payload
 from rstream.deadletter.letter import DeadLetter
 from rstream.errors import ArchiveDamaged, BlobError, EntryInvalid, UnknownEntry
 from rstream.event import Entry, EntryId, jsonable
@@ -29,6 +28,7 @@ from rstream.store.pending import entry as look
 from rstream.store.steps import Steps, drive, flow
 
 if TYPE_CHECKING:
+    from rstream.crypto import Seal
     from rstream.stream import Stream
 
 _DAY_MS = 24 * 3600 * 1000
@@ -109,7 +109,7 @@ async def show(stream: Stream[Any], id: EntryId | str, *, payload: bool = True) 
         if letter is None:
             raise UnknownEntry(_nowhere(layout, id, found, problem))
         where, entry, flat = "letter", letter.entry, [part for pair in letter.fields.items() for part in pair]
-    states = await drive(app.link, _states(layout, entry, shard, found, letters), within)
+    states = await drive(app.link, _states(layout, entry, shard, found, letters, stream.claims.seal), within)
     size, stored = size_of(entry.payload), entry.payload
     event, trouble = await _event(stream, entry) if payload else (None, None)
     return Shown(
@@ -117,7 +117,7 @@ async def show(stream: Stream[Any], id: EntryId | str, *, payload: bool = True) 
         str(uuid.UUID(bytes=entry.event_id)) if len(entry.event_id) == 16 else None,
         entry.headers if payload else {}, _time(id), size, event, trouble or problem,
         dict(zip(flat[::2], flat[1::2], strict=True)) if payload else {},
-        tuple([await _claim(stream, *each) for each in _references(stored, entry.payload)]),
+        tuple([await _claim(stream, *each) for each in _references(stream, stored, entry)]),
         _archived(id, found, where), states,
     )  # fmt: skip
 
@@ -160,7 +160,7 @@ async def _event(stream: Stream[Any], entry: Entry[Any]) -> tuple[Any, str | Non
     except EntryInvalid as error:
         problem = f"{error.reason}: {error}"
     try:
-        return jsonable(unpack_payload(entry.payload)[1]), problem
+        return jsonable(stream.claims.fields(entry)), problem
     except EntryInvalid:
         return None, problem
 
@@ -187,12 +187,17 @@ def _letters(
 
 
 def _states(
-    layout: Layout, entry: Entry[Any], shard: Shard | None, found: Found, letters: Mapping[str, list[DeadLetter[Any]]]
+    layout: Layout,
+    entry: Entry[Any],
+    shard: Shard | None,
+    found: Found,
+    letters: Mapping[str, list[DeadLetter[Any]]],
+    seal: Seal | None,
 ) -> Steps[tuple[GroupState, ...]]:
     id, groups = entry.id, [standing for standing in found.groups if standing.group != ARCHIVE]
     if not groups:
         return ()
-    pending = {each.group: told(each.held) for each in groups if each.held is not None}
+    pending = {each.group: told(each.held, each.group, seal) for each in groups if each.held is not None}
     ask = pauses.paused(layout.namespace, layout.name, [each.group for each in groups])
     paused, lost = cast("tuple[dict[str, Pause], list[Loss]]", (yield both(ask, losses(layout))))
     states = []
@@ -222,13 +227,13 @@ def _archived(id: EntryId, found: Found, where: Where) -> bool | None:
 # -- what it refers to ---------------------------------------------------------------------------------------------
 
 
-def _references(stored: bytes, fetched: bytes) -> Iterator[tuple[str, Reference]]:
-    """(what it is, the reference) of all that are in a payload as it is stored, and as it was fetched."""
+def _references(stream: Stream[Any], stored: bytes, entry: Entry[Any]) -> Iterator[tuple[str, Reference]]:
+    """(what it is, the reference) of all that are in a payload as it is stored, and in what was fetched of it."""
     try:
         if (reference := whole(stored)) is not None:
             yield "payload", reference
-        yield from _inside(unpack_payload(fetched)[1], "")
-    except EntryInvalid:  # it is broken, or was not fetched
+        yield from _inside(stream.claims.fields(entry), "")
+    except EntryInvalid:  # it is broken, or was not fetched, or nobody here can read it
         return
 
 

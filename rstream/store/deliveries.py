@@ -15,7 +15,7 @@ import msgpack
 from rstream.store.keys import Shard, by_slot
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import FLUSH_BYTES, FLUSH_ENTRIES, Record
+from rstream.store.record import FLUSH_BYTES, FLUSH_ENTRIES, Record
 from rstream.store.scripts import ACK, BEAT, BEGIN, EMIT, FETCH, GROUP, LEAVE, MINE, OTHERS, RECOVER, SETTLE, Call
 
 Kind = Literal["ack", "expired", "skipped", "retry", "dead", "release", "park", "lost"]

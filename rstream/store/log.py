@@ -1,4 +1,4 @@
-"""The log half: what is stored of events, and how it is read. Publishing from a producer is in outbox.py."""
+"""The log half: how what is stored of events is read. What is to be stored is in record.py and outbox.py."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from operator import attrgetter
-from typing import Any, Generic, NamedTuple, TypeVar
-
-import msgpack
+from typing import Any, Generic, TypeVar
 
 from rstream.codec import unpack_headers
 from rstream.errors import EntryInvalid
@@ -20,14 +18,10 @@ from rstream.store.keys import END, Rank, Shard
 from rstream.store.layout import Layout
 from rstream.store.link import Op, aside
 from rstream.store.past import Archived, Reading, ask_edges, begin_of, may_be_archived, read_edges, told_of
-from rstream.store.scripts import ONCE, RANGE, Call
+from rstream.store.scripts import RANGE, Call
 from rstream.store.steps import Finding
 
 E = TypeVar("E")
-
-FLUSH_ENTRIES = 256
-FLUSH_BYTES = 256 * 1024
-"""One Lua call blocks the server: 256 small entries take it about 0.4 ms."""
 
 PAGE = 500
 READ_BYTES = 8 * 1024 * 1024
@@ -41,78 +35,6 @@ CLOCK_TICK = 0.0015
 
 CLOCK_SLACK = 1000
 """Milliseconds; ids that far ahead of Redis's clock show that it was set back."""
-
-
-class Record(NamedTuple):
-    """An event ready to be stored. `key` and `headers` are b"" for none."""
-
-    payload: bytes
-    key: bytes
-    event_id: bytes
-    headers: bytes
-
-
-FIELDS = len(Record._fields)
-
-
-def weight_of(record: Record) -> int:
-    """Bytes; a little more than what it counts as where there are limits."""
-    payload, key, event_id, headers = record
-    return len(payload) + len(key) + len(event_id) + len(headers) + 48
-
-
-def weights_of(flat: Sequence[bytes]) -> int:
-    """Of all of them, the parts of one after those of the other."""
-    return sum(map(len, flat)) + 48 * (len(flat) // FIELDS)
-
-
-def records_of(flat: Sequence[bytes]) -> list[Record]:
-    return [*map(Record._make, zip(*[iter(flat)] * FIELDS, strict=True))]
-
-
-def place_of(layout: Layout, record: Record) -> Shard:
-    """The shard that a record is written to."""
-    return layout.shard(_hashed(record))
-
-
-Records = Mapping[Shard, Sequence[Record]]
-
-
-def publish_once(shards: Records, ttl_ms: int) -> Op[list[Record]]:
-    """Append records, each only if its event id was not appended so within `ttl_ms`. Those that are not stored, because
-    their shard is sealed or not there.
-    """
-    calls = []
-    for shard, records in shards.items():
-        markers = [shard.emitted(record.event_id) for record in records]
-        packed = msgpack.packb([part for record in records for part in record], use_bin_type=False)
-        calls.append(ONCE([shard.stream, shard.sealed, shard.size, shard.marks, *markers], ttl_ms, packed))
-
-    def parse(replies: list[Any]) -> list[Record]:
-        return [batch[n] for batch, left in zip(shards.values(), replies, strict=True) for n in left]
-
-    return Op(calls, parse)
-
-
-def new_ones(layout: Layout, records: Sequence[Record]) -> Op[list[Record]]:
-    """Those that `publish_once` has not stored in an older generation, which takes nothing any more."""
-    before = (*layout.removed, *layout.older)
-    older = [(record, layout.of(*generation)) for record in records for generation in before]
-    calls: list[Call] = [
-        ("EXISTS", shards[keys.number_of(_hashed(record), len(shards))].emitted(record.event_id))
-        for record, shards in older
-    ]
-
-    def parse(replies: list[Any]) -> list[Record]:
-        known = {record.event_id for (record, _), stored in zip(older, replies, strict=True) if stored}
-        return [record for record in records if record.event_id not in known]
-
-    return Op(calls, parse)
-
-
-def _hashed(record: Record) -> str:
-    """What decides the shard of a record; without a key its event id: the same, whoever publishes it again."""
-    return record.key.decode() if record.key else record.event_id.hex()
 
 
 def make_entry(id: EntryId, flat: Sequence[bytes], decode: Decode[E]) -> Entry[E]:

@@ -59,6 +59,11 @@ class Links(Protocol):
     def sync_link(self) -> SyncLink: ...
 
 
+def opened(seal: Seal | None, value: bytes, shard: Shard, id: bytes, group: str, field: str) -> bytes:
+    """What was kept of an entry, decrypted where it is encrypted. Raises `EntryInvalid`."""
+    return value if seal is None else seal.open_memo(value, f"{group}/{shard.entry_id(id)}:{field}")
+
+
 class Place:
     """Whose memo it is: a delivery, in Redis's terms."""
 

@@ -1,8 +1,8 @@
 """What a producer has yet to send. Publishing is exact: a flush that is sent twice is applied once.
 
-A producer numbers its flushes per shard and has one write in flight; Redis remembers the last number beside the
-entries. So a resend gets the first answer back, and a packet that arrives late is refused. Where a stream is
-resharded, what its shards refuse goes to those of the new generation, in order and before anything newer.
+An outbox has a producer id of its own, numbers its flushes per shard, and has one write in flight; Redis remembers the
+last number beside the entries. So a resend gets the first answer back, and a packet that arrives late is refused. Where
+a stream is resharded, what its shards refuse goes to those of the new generation, in order and before anything newer.
 
 What a full shard refuses is sent again, with the same number, and what is behind it waits; so does what goes to a shard
 that is nearly full. The other shards go on.
@@ -27,8 +27,8 @@ from rstream.retention import Retention, slowdown
 from rstream.store.keys import Shard, rank_of
 from rstream.store.layout import Layout
 from rstream.store.link import Op
-from rstream.store.log import FIELDS, FLUSH_BYTES, FLUSH_ENTRIES
-from rstream.store.parcel import Parcel
+from rstream.store.parcel import FIELDS, Parcel
+from rstream.store.record import FLUSH_BYTES, FLUSH_ENTRIES
 from rstream.store.scripts import PUBLISH, Call
 
 WRITE_BYTES = 1024 * 1024
@@ -105,7 +105,8 @@ class _Calls(Sequence[Call]):
 
 @dataclass
 class Outbox:
-    """What a producer has yet to send, per shard of one layout. No I/O: `take` gives an Op, its driver sends it.
+    """What a producer has yet to send (all of it, or that of one half of the keys), per shard of one layout. No I/O:
+    `take` gives an Op, its driver sends it.
 
     A producer id is never shared: whoever forks makes a new Outbox. Where a shard took nothing, for it is sealed or not
     there, it is `refused`: the driver finds out what has become of the stream, and then calls `go_on`. Where a shard is

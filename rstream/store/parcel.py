@@ -16,18 +16,21 @@ from rstream.errors import StoreError
 from rstream.event import EntryId
 from rstream.store.keys import Shard, half_of
 from rstream.store.layout import Layout
-from rstream.store.log import (
-    FIELDS,
-    FLUSH_BYTES,
-    FLUSH_ENTRIES,
-    Record,
-    place_of,
-    records_of,
-    weight_of,
-    weights_of,
-)
+from rstream.store.record import FLUSH_BYTES, FLUSH_ENTRIES, Record, place_of, weight_of
 
 S = TypeVar("S")
+
+FIELDS = len(Record._fields)
+
+
+def weights_of(flat: Sequence[bytes]) -> int:
+    """What `weight_of` says of records, all together: their parts, those of one after those of the other."""
+    return sum(map(len, flat)) + 48 * (len(flat) // FIELDS)
+
+
+def records_of(flat: Sequence[bytes]) -> list[Record]:
+    """The same, each by itself."""
+    return [*map(Record._make, zip(*[iter(flat)] * FIELDS, strict=True))]
 
 
 class Promise(Protocol):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from rstream.errors import StoreError
 from rstream.memo import MAX_BYTES
 from rstream.store import keys
 from rstream.store.deliveries import READ_BYTES
@@ -121,15 +122,17 @@ def entry(shard: Shard, id: str) -> Op[Found]:
 
 
 def beats(namespace: str, workers: Sequence[str]) -> Op[dict[str, float]]:
-    """Seconds since each of these workers was last heard of, of those that say so."""
+    """Seconds since each of these workers was last heard of, of those that say so; where the user may not ask, none."""
 
     def parse(replies: list[Any]) -> dict[str, float]:
+        if any(isinstance(reply, StoreError) for reply in replies):
+            return {}
         (seconds, micros), scores = replies
         now = int(seconds) * 1000 + int(micros) // 1000
         pairs = zip(workers, scores, strict=True)
         return {name: max(0.0, (now - float(score)) / 1000) for name, score in pairs if score is not None}
 
-    return Op([("TIME",), ("ZMSCORE", keys.workers(namespace), *workers)], parse)
+    return Op([("TIME",), ("ZMSCORE", keys.workers(namespace), *workers)], parse, partial=True)
 
 
 def _page(shard: Shard, reply: Any) -> Page:

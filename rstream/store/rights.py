@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from rstream.store import keys, scripts
@@ -33,6 +33,8 @@ LOOKING = (
     *("stats", "totals", "range", "generations", "dead", "count", "weigh", "standing", "references", "sizes"),
     *("roster", "pending", "entry"),
 )
+ADMIN_SCRIPTS = frozenset({"redrive", "reset", "remove", "again", "give", "cancel", "pause"})
+"""What no worker does by itself."""
 PLAIN: Mapping[str, tuple[str, ...]] = {
     "publish": ("EVALSHA", "SCRIPT LOAD", "HGET", "HGETALL", "SADD"),
     "consume": (
@@ -68,11 +70,13 @@ _SPECIAL: Mapping[str, Call] = {
 @dataclass(frozen=True, slots=True)
 class Denied:
     """What a user may not do. commands: on no key of these · keys: by no command, though commands are allowed
-    elsewhere, as patterns for ACL SETUSER.
+    elsewhere, as patterns for ACL SETUSER · declares: it is needed to declare streams and make room in them, and what
+    is left does for publishing to one that is stored.
     """
 
     commands: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
+    declares: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.commands or self.keys)
@@ -80,9 +84,10 @@ class Denied:
 
 @cache
 def commands_of(use: str) -> tuple[str, ...]:
-    """What is needed to "publish", to "consume" (all that workers do), or to "look", sorted."""
+    """What is needed to "publish" (and declare), to "consume" (all that workers do), or to "look", sorted."""
     names = {"publish": PUBLISHING, "look": LOOKING}.get(use)
-    used = [script for script in scripts.EVERY if (script.name in names if names else script.name not in _OURS)]
+    others = {*_OURS, *ADMIN_SCRIPTS}
+    used = [script for script in scripts.EVERY if (script.name in names if names else script.name not in others)]
     return tuple(sorted({*PLAIN[use], *(command for script in used for command in called_by(script))}))
 
 
@@ -145,9 +150,21 @@ def ask(layout: Layout, *, eval_: bool = False) -> list[Call]:
 
 def judge(layout: Layout, replies: Sequence[Sequence[bytes]]) -> dict[str, Denied]:
     """By use, what is denied."""
-    return {
+    found = {
         use: _denied(commands_of(use), [*keys_of(use, layout)], reply) for use, reply in zip(USES, replies, strict=True)
     }
+    if found["publish"] and _just_publishes(layout, replies[USES.index("publish")]):
+        found["publish"] = replace(found["publish"], declares=True)
+    return found
+
+
+def _just_publishes(layout: Layout, marks: Sequence[bytes]) -> bool:
+    """Whether a flush can be added to a shard that is there."""
+    known, names = dict(zip(commands_of("publish"), marks, strict=True)), [*keys_of("publish", layout).values()]
+    shard, stored = layout.current[0], keys.stream(layout.namespace, layout.name)
+    needed = [("XADD", shard.stream), ("GET", shard.seq("p")), ("SET", shard.seq("p")), ("HGETALL", stored)]
+    needed += [("EVALSHA", shard.stream), ("EVALSHA", shard.seq("p")), ("SCRIPT LOAD", shard.stream)]
+    return all(known[command][names.index(key)] == ord("1") for command, key in needed)
 
 
 def _denied(commands: Sequence[str], patterns: Sequence[str], marks: Sequence[bytes]) -> Denied:

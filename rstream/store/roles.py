@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from rstream.store import scripts
-from rstream.store.rights import PLAIN, called_by
+from rstream.store.rights import ADMIN_SCRIPTS, PLAIN, called_by
 
 Role = Literal["producer", "worker", "dashboard", "admin"]
 ROLES: tuple[Role, ...] = ("producer", "worker", "dashboard", "admin")
@@ -79,14 +79,11 @@ READ = (
     *("EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HKEYS", "HLEN", "HMGET", "HSTRLEN", "MEMORY USAGE", "MGET"),
     *("PTTL", "SCARD", "SISMEMBER", "SMEMBERS", "STRLEN", "TTL", "TYPE", "XINFO CONSUMERS", "XINFO GROUPS"),
     *("XINFO STREAM", "XLEN", "XPENDING", "XRANGE", "XREAD", "XREVRANGE", "ZCARD", "ZCOUNT", "ZRANGE"),
-    *("ZRANGEBYSCORE", "ZSCORE"),
+    *("ZMSCORE", "ZRANGEBYSCORE", "ZSCORE"),
 )
 """What changes nothing."""
 
 EVERYWHERE = ("shards", *OF_STREAMS)
-
-ADMIN_SCRIPTS = frozenset({"redrive", "reset", "remove", "again", "give", "cancel"})
-"""What no worker does by itself."""
 
 ASK = ("CONFIG GET", "SLOWLOG GET", "ACL WHOAMI", "SCAN", "CLUSTER INFO", "CLUSTER NODES")
 """What the doctor asks the server, whatever the keys."""

@@ -112,6 +112,14 @@ class Model:
     @property
     def rows(self) -> list[Any]:
         """Those of this level that match, sorted."""
+        of = (self.look, self.before, self.level, self.stream, self.filter, self.sorts.get(self.level), self.pending)
+        if len(self._made) != 2 or any(one is not other for one, other in zip(of, self._made[0], strict=True)):
+            self._made = (of, self._rows())
+        return self._made[1]
+
+    _made: tuple[Any, ...] = ()
+
+    def _rows(self) -> list[Any]:
         if self.look is None or self.level == "entry":
             return []
         found: list[Any]

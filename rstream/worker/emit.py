@@ -32,7 +32,7 @@ from rstream.store.deliveries import Emit, Outcome
 from rstream.store.keys import Shard
 from rstream.store.layout import Layout
 from rstream.store.link import backoff, together
-from rstream.store.log import Record, new_ones, place_of, publish_once, weight_of
+from rstream.store.record import Record, new_ones, place_of, publish_once, weight_of
 from rstream.store.reshard import follow
 from rstream.store.room import make_room
 from rstream.store.steps import drive

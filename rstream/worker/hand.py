@@ -43,7 +43,7 @@ class Hand:
 
     def really(self, place: Place, now: Now) -> Now:
         """What has become of an entry that is let go: one that was cancelled is settled, unless it came again."""
-        return "ended" if self.is_cancelled(place) and place not in self.back else now
+        return now if self.terms.get(place) != CANCELLED or place in self.back else "ended"
 
     def let_go(self, place: Place) -> None:
         self.terms.pop(place, None)

@@ -45,9 +45,11 @@ QUIET = 60.0
 class Janitor:
     """alarms: those that were told, by stream and group."""
 
-    def __init__(self, app: RStream, worker: str, runs: Sequence[ConsumerRun] = ()) -> None:
+    def __init__(
+        self, app: RStream, worker: str, runs: Sequence[ConsumerRun] = (), sampler: Sampler | None = None
+    ) -> None:
         self._app, self._worker, self._runs, self._taken = app, worker, runs, 0
-        self._sampler = Sampler(app)
+        self._sampler = sampler or Sampler(app)
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._sweeping: threading.Thread | None = None
         self._left: set[str] = set()
@@ -134,9 +136,9 @@ def _sweep(stream: Stream[Any]) -> None:
         log.info("stream %r: deleted %d blobs to which nothing refers", stream.name, done.deleted)
 
 
-async def janitor_loop(app: RStream, worker: str, runs: Sequence[ConsumerRun]) -> None:
+async def janitor_loop(app: RStream, worker: str, runs: Sequence[ConsumerRun], sampler: Sampler) -> None:
     """Runs until cancelled."""
-    janitor = Janitor(app, worker, runs)
+    janitor = Janitor(app, worker, runs, sampler)
     while True:
         busy = True
         try:

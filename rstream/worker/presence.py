@@ -70,7 +70,7 @@ class Presenter:
             version=self._version,
             started=self._started,
             groups=tuple(run.name for run in runs),
-            paused=(),
+            paused=tuple(run.name for run in runs if run.lanes.paused),
             concurrency=sum(run.handled_at_once for run in runs),
             in_flight=sum(map(in_flight, runs)),
             buffered=sum(map(buffered, runs)),

@@ -26,7 +26,7 @@ from rstream.worker.outcomes import Outcomes
 from rstream.worker.owned import Own
 from rstream.worker.pace import Pace
 from rstream.worker.spans import spans_of
-from rstream.worker.tally import Tally, note
+from rstream.worker.tally import Tally
 
 WORTH_READING = 250
 """Entries: an ordered group that has something to do does not read less, as long as it has no space for more."""
@@ -309,7 +309,7 @@ class ConsumerRun:
 
     def took(self, seconds: float) -> None:
         """A call of the handler took this long."""
-        note(self.tally.handler, seconds)
+        self.tally.took(seconds)
         self.pace.took(seconds)
 
     @property

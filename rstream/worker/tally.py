@@ -21,11 +21,16 @@ BOUNDS = (
 )
 """Seconds: of every histogram, from a handler that does nothing to a group that is a day behind."""
 
+SHORTEST = BOUNDS[0]
+
 Histogram = list[float]
 """How many were up to each bound, and beyond them; at last the sum of all."""
 
 OUTCOMES = ("ack", "retry", "dead", "expired", "skipped", "release")
-REASONS = ("failed", "rejected", "undecodable", "outdated", "invalid", "crashed", "blob missing", "blob altered")
+REASONS = (
+    *("failed", "rejected", "undecodable", "outdated", "invalid", "crashed", "undecryptable", "plaintext"),
+    *("blob missing", "blob altered"),
+)
 """Of dead letters."""
 
 
@@ -48,7 +53,7 @@ class Tally:
     """
 
     __slots__ = (
-        "_at", "_bucket", "_from", "_head", "_lock", "_until",
+        "_at", "_bucket", "_from", "_lock", "_time", "_until",
         "astray", "attempts", "batched", "blobs", "dead", "delay", "expired", "failed", "fenced", "group", "handled",
         "handler", "lost", "recovered", "resets", "segment_bytes", "segments", "settled", "stream", "unheld",
     )  # fmt: skip
@@ -64,7 +69,7 @@ class Tally:
             name: (histogram(), [0]) for name in get_args(Operation)
         }
         self.segments, self.segment_bytes = histogram(), 0
-        self._head, self._bucket = b"", 0
+        self._time, self._bucket = b"", 0
         self._at = self._from = self._until = 0.0
         self._lock = threading.Lock()
 
@@ -75,7 +80,7 @@ class Tally:
             return
         # Where there is much to do, many have the same time, and wait in the same bucket.
         id = entry[1]
-        if id[:13] != self._head or not self._from <= now < self._until:
+        if not (id.startswith(self._time) and self._from <= now < self._until):
             self._look(id, now)
         delay = self.delay
         delay[self._bucket] += 1
@@ -83,11 +88,18 @@ class Tally:
 
     def _look(self, id: bytes, now: float) -> None:
         """In which bucket entries of that time are, and from when until when."""
-        self._head, at = id[:13], int(id.partition(b"-")[0]) / 1000
+        time, dash, _ = id.partition(b"-")
+        self._time, at = time + dash, int(time) / 1000
         self._at = at if at < now else now  # the clocks were compared a round trip ago
         self._bucket = bucket = bisect_left(BOUNDS, now - self._at)
         self._from = now if now > at else inf
         self._until = at + BOUNDS[bucket] if bucket < len(BOUNDS) else inf
+
+    def took(self, seconds: float) -> None:
+        """A call of the handler."""
+        handler = self.handler
+        handler[0 if seconds <= SHORTEST else bisect_left(BOUNDS, seconds)] += 1
+        handler[-1] += seconds
 
     def ends(self, outcome: Outcome, started: bool) -> None:
         """Redis accepted an outcome that is no bare ack (these are counted by the batch)."""

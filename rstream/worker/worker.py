@@ -88,6 +88,7 @@ class Worker:
         self.app, self.burst, self.grace = app, burst, grace
         self.id = worker_id()
         self.tallies, self.stall = Tallies(), Stall()
+        self._sampler = Sampler(app)
         self.consumers = _chosen(app.consumers, groups)
         if concurrency is not None and concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}, it must be at least 1")
@@ -253,7 +254,7 @@ class Worker:
                 for run in runs:
                     with told_by(run.about):
                         leaving.start_soon(leave_group, run)
-        await Sampler(self.app).end()
+        await self._sampler.end()
         for run in runs:
             run.voice.rest()
 
@@ -265,7 +266,7 @@ class Worker:
                 with told_by(run.about):
                     self._start_intake(run, intake)
             intake.start_soon(listen_loop, self.app, runs)
-            intake.start_soon(janitor_loop, self.app, self.id, runs)
+            intake.start_soon(janitor_loop, self.app, self.id, runs, self._sampler)
             for stream in self.app.streams.values():
                 if stream.archive is not None:
                     with metered(self.tallies.of(stream.name, ARCHIVE)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 from tests.incidents.stage import Stage
@@ -108,11 +107,13 @@ def redis_reset(stage: Stage) -> Iterator[None]:
     stage.publish(("ada", "lamp"), ("bob", "desk"))
     worker = stage.work()
     eventually(lambda: worker.log.count("handled") == 2)
+    eventually(lambda: "billing" in stage.run("rstream history orders"))  # somebody remembers that there was one
     stage.server.kill()
     stage.server.start()
     eventually(lambda: stage.raw.exists("rstream:stream:orders"))
     stage.publish(("eve", "bowl"))
     stage.wait(worker, "handled bowl")
+    eventually(lambda: "handled bowl" in worker.log and "billing" in stage.run("rstream history orders"))
     yield
 
 
@@ -215,6 +216,7 @@ def entries_lost(stage: Stage) -> Iterator[None]:
     stage.run("rstream worker shop:app --burst")
     stage.publish(*((f"c{n}", "lamp") for n in range(3_000)))
     stage.run("rstream trim orders")
+    stage.run("rstream worker shop:app --burst")
     yield
 
 
@@ -222,13 +224,133 @@ def no_worker(stage: Stage) -> Iterator[None]:
     """All workers are gone."""
     stage.serve()
     stage.shop("print(order.item)", stream=KEEPS)
-    stage.publish(("ada", "lamp"), ago=300)
-    stage.run("rstream worker shop:app --burst")
-    stage.publish(("ada", "desk"), ("bob", "lamp"))
-    age = stage.raw.xinfo_stream(stage.shard("bob").stream)["last-entry"][0]  # type: ignore[index]
-    assert int(age.split("-")[0]) > time.time() * 1000 - 60_000
+    stage.publish(("ada", "lamp"), ("bob", "desk"), ago=300)
+    first = stage.work()
+    stage.wait(first, "owns")
+    first.kill()
+    eventually(lambda: not stage.raw.keys("*:alive:billing:*"))
     yield
 
+
+def delivery_old(stage: Stage) -> Iterator[None]:
+    """A handler hangs; somebody ends it."""
+    stage.serve()
+    stage.shop(SLOW, consumer=", concurrency=4", stream=KEEPS)
+    stage.publish(("ada", "slow"), ("ada", "lamp"), ("bob", "desk"), ago=3_000)
+    worker = stage.work()
+    stage.wait(worker, "end desk")
+    yield
+    yield
+
+
+def group_paused(stage: Stage) -> Iterator[None]:
+    """Paused, and gone on."""
+    stage.serve()
+    stage.shop('print(f"handled {order.item}")', stream=KEEPS)
+    stage.declare()
+    worker = stage.work()
+    stage.wait(worker, "owns")
+    stage.run('rstream pause billing --why "the bank is down, ticket 4711"')
+    stage.publish(("ada", "lamp"), ("bob", "desk"))
+    stage.wait(worker, "paused")
+    yield
+    yield
+
+
+SHOWS: dict[str, dict[str, tuple[str, ...]]] = {
+    "worker-frozen": {
+        "rstream doctor": ("no-worker", "1 are with silent ones"),
+        "rstream pending": ("silent", "held"),
+        "rstream workers": ("silent: has not beaten for a lease",),
+        "rstream worker shop:app --concurrency 2": (
+            "took over 1 deliveries of silent workers",
+            "begin slow, attempt 2",
+        ),
+        "rstream worker shop:app": ("LeaseLost: ack of entry",),
+        "curl": ('rstream_fenced_settles_total{group="billing",stream="orders"} 1.0',),
+    },
+    "workers-crash": {
+        "rstream worker": (
+            "ended with exit code 139",
+            "set aside as crashed: every worker that ran it died, 2 of them",
+        ),
+        "rstream dead list": ("crashed",),
+        "rstream doctor": ("dead-letters", "it gave up 1 entries"),
+    },
+    "dead-letters": {
+        "rstream doctor": ("dead-letters", "it gave up 2 entries"),
+        "rstream dead list": ("failed", "KeyError: 'desk'"),
+        "rstream dead show": ("Traceback (most recent call last)", "print(order.item, prices[order.item])"),
+        "rstream dead redrive": ("would be redriven: 2", "redriven: 2 dead letters of group billing"),
+        "rstream worker shop:app --burst --group billing": ("desk 80", "handled 2, failed 0"),
+    },
+    "trim-pinned": {
+        "rstream publish": ("is full, nothing was added", "Group 'audit' keeps it from being trimmed", "published 50"),
+        "rstream doctor": ("retention-pinned", "group 'audit' keeps 2 of 2 shards", "StreamFull"),
+        "rstream trim": ("audit",),
+        "rstream groups remove": ("Would remove group audit", "Removed group audit"),
+    },
+    "eviction": {
+        "rstream doctor": ("eviction", "maxmemory-policy is allkeys-lru", "0 problems"),
+        "rstream worker": ("it may delete whole streams",),
+    },
+    "redis-reset": {
+        "rstream worker": ("is gone from Redis", "handled bowl"),
+        "rstream doctor": ("no-aof", "a restart loses everything"),
+        "rstream history": ("RESETS",),
+    },
+    "redis-away": {
+        "rstream doctor": ("server-unreachable", "does not answer"),
+        "rstream publish": ("does not answer",),
+        "rstream worker": ("does not answer", "handled desk"),
+    },
+    "clock-jump": {
+        "rstream doctor": ("ids-ahead", "ahead of Redis's clock"),
+        "rstream read": ("of tomorrow", "desk"),
+    },
+    "hot-key": {
+        "rstream doctor": ("hot-shard", "times the mean of 8 shards"),
+        "rstream pending": ("whale",),
+        "rstream read": ('3001 "key": "whale"',),
+    },
+    "archiver-behind": {
+        "rstream doctor": ("archiver-behind", "nobody archives it"),
+        "rstream archive run": ("archived 2 entries",),
+    },
+    "blob-store-down": {
+        "rstream doctor": ("blob-store", "503"),
+        "rstream worker": ("for its payload: rstream.errors.BlobUnavailable", "handled 4", "handled 50000"),
+        "rstream publish": ("could not put blob",),
+        "rstream pending": ("retry",),
+    },
+    "schema-mismatch": {
+        "rstream worker shop:app": ("Order cannot read version 1: country: required, and not written", "lamp"),
+        "rstream doctor": ("schema-mismatch", "SchemaIncompatible"),
+        "rstream schema check": ("does not go with what is stored", "goes with all that is stored"),
+    },
+    "entries-lost": {
+        "rstream doctor": ("dropped", "it lost 2,500 entries before it had processed them"),
+        "rstream trim": ("DROPPED UNPROCESSED",),
+        "rstream history": ("2,500",),
+    },
+    "no-worker": {
+        "rstream doctor": ("no-worker", "nothing is handled"),
+        "rstream groups": ("0 of 1 alive",),
+        "rstream workers": ("silent",),
+    },
+    "delivery-old": {
+        "rstream pending": ("held",),
+        "rstream show": ("pending, held by",),
+        "rstream cancel": ("cancelled",),
+    },
+    "group-paused": {
+        "rstream groups": ("is paused since", "the bank is down, ticket 4711"),
+        "rstream doctor": ("group-paused",),
+        "rstream resume": ("Group billing of stream orders goes on",),
+        "rstream worker": ("Nothing new is begun until it is resumed", "handled desk"),
+    },
+}
+"""What these commands say in each: in the page, and whenever it is staged."""
 
 INCIDENTS: dict[str, Incident] = {
     "worker-frozen": worker_frozen,
@@ -244,4 +366,7 @@ INCIDENTS: dict[str, Incident] = {
     "blob-store-down": blob_store_down,
     "schema-mismatch": schema_mismatch,
     "entries-lost": entries_lost,
+    "no-worker": no_worker,
+    "delivery-old": delivery_old,
+    "group-paused": group_paused,
 }

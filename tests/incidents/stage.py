@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ from tests.servers import KINDS, Server, free_port
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-HOST = "web1"
+HOST = "w1"
 FIRST_LINES, LAST_LINES = 9, 7
 """Of a log, in the page."""
 
@@ -59,7 +60,7 @@ class Stage(contextlib.ExitStack):
         self.env |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "140"}
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{self.env.get('PATH', '')}"
         self.names = {str(directory): "/srv/shop", str(ROOT): "/srv", sys.base_prefix: "/usr"}
-        self.names[socket.gethostname()] = HOST
+        self.names |= {f"{getpass.getuser()}@{socket.gethostname()}": f"ada@{HOST}", socket.gethostname(): HOST}
 
     def serve(self, *args: str) -> Server:
         """Start the server."""
