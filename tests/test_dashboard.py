@@ -14,8 +14,9 @@ import httpx
 import pytest
 import redis
 
-from rstream import EntryId
-from rstream.dashboard.live import EVERY, Shared
+from rstream import EntryId, RStream, operate
+from rstream.dashboard.live import EVERY, Shared, Watch
+from rstream.errors import UnknownStream
 from rstream.store import stats
 from tests.commands import Commands, Order
 from tests.dashboards import OPERATOR, VIEWER, Dashboard, csrf, dashboard, shop, text
@@ -342,6 +343,21 @@ def test_on_a_cluster(rs: Commands, cluster: Cluster) -> None:
         assert "Redriven: 4 dead letters" in text(done)
         plan = client.post("/s/orders/replay/plan", data={**token, "from": "1h ago", "to": "now", "group": "billing"})
         assert "Left alone: pending 4" in text(plan)
+
+
+async def test_who_looks_declares_nothing_anew(own_server: Server) -> None:
+    """Also in the second in which the last look still holds."""
+    async with RStream(own_server.url) as app:
+        await app.stream("orders", Order, key="customer").publish(Order(customer="ada", total=1))
+    async with RStream(own_server.url) as app:
+        watch = Watch(app)
+        stream = (await watch.fleet()).streams["orders"]
+        await app.link.exchange([("FLUSHALL",)])
+        assert "orders" in (await watch.fleet()).streams
+        for look in (operate.pending(watch.opened(stream), "billing"), operate.show(watch.opened(stream), "1-1@1.0")):
+            with pytest.raises(UnknownStream, match="is gone"):
+                await look
+        assert await app.link.exchange([("DBSIZE",)]) == [0]
 
 
 # -- under the least rights in Redis --------------------------------------------------------------------------------
