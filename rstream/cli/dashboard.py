@@ -35,7 +35,7 @@ def dashboard(
 
     It listens on loopback, where whoever has an account on this machine may look and act. Elsewhere it demands a token:
     that of operators, who act and see what events hold, or that of viewers, who see neither. Every action is logged to
-    stderr. Needs the extra: pip install 'rstream[dashboard]'.
+    stderr. Needs the extra `dashboard`.
 
     \b
     Examples:
@@ -56,7 +56,8 @@ def dashboard(
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "jinja2"):
             raise
-        raise ConfigError(f"the dashboard needs {error.name}: pip install 'rstream[dashboard]'") from None
+        why = f"the dashboard needs {error.name}, which is not installed"
+        raise ConfigError(f"{why}: pip install starlette uvicorn jinja2 (the extra `dashboard`)") from None
     to_stderr(log_level, log_format)
     serve(
         stored_app(publish_timeout=3.0), host=host, port=port, operator=token or None, viewer=viewer_token or None,
