@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import html
 import re
@@ -15,6 +16,7 @@ import pytest
 import redis
 
 from rstream import EntryId, RStream, operate
+from rstream.crypto import Keyring
 from rstream.dashboard.live import EVERY, Shared, Watch
 from rstream.errors import UnknownStream
 from rstream.store import stats
@@ -160,6 +162,22 @@ def test_an_entry_that_is_no_event(rs: Commands, client: httpx.Client) -> None:
     assert "base64:" in told
     for nothing in ("1-1@1.0", "1-1@9.9", "nonsense", "1-1"):
         assert client.get(f"/s/orders/e/{nothing}").status_code == 404
+
+
+def test_what_is_encrypted_is_shown_to_who_has_the_key(rs: Commands) -> None:
+    key = "k1:" + base64.b64encode(b"k" * 32).decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RSTREAM_KEYS", key)
+        with RStream(rs.env["RSTREAM_URL"], namespace=rs.env["RSTREAM_NAMESPACE"], encrypt=Keyring.env()) as app:
+            id = app.stream("orders", Order, key="customer").sync.publish(Order(customer="ada", total=42.5))
+    for keys, shown in (("", "RSTREAM_KEYS is not set"), (key, '"total": 42.5')):
+        rs.env["RSTREAM_KEYS"] = keys
+        with dashboard(rs) as board, board.client() as client:
+            for path in ("/", "/s/orders", f"/s/orders/e/{id}"):
+                assert client.get(path).status_code == 200, path
+            page = client.post(f"/s/orders/e/{id}", data={"csrf": csrf(client.get("/s/orders/replay"))})
+            assert shown in text(page)
+            assert ('"total": 42.5' in text(page)) is bool(keys)
 
 
 def test_an_id_is_found(rs: Commands, client: httpx.Client) -> None:
