@@ -127,11 +127,11 @@ class RStream:
         self.streams[name] = self._as_stored(layout)
         return self.streams[name]
 
-    def _as_stored(self, layout: layouts.Layout) -> Stream[Any]:
+    def _as_stored(self, layout: layouts.Layout, kind: type[Stream[Any]] = Stream) -> Stream[Any]:
         assert layout.schema is not None
         ring = self._ring_for_stored() if layout.encrypted else None
         codec = SchemaCodec(layout.schema)
-        stream = Stream(self, layout.name, codec, layout.schema, layout.key, layout.shards, encrypt=ring)
+        stream = kind(self, layout.name, codec, layout.schema, layout.key, layout.shards, encrypt=ring)
         stream.adopt(layout)
         return stream
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
+import html
 import re
 import shlex
 import signal
@@ -13,10 +15,14 @@ import httpx
 import pytest
 import redis
 
-from rstream import EntryId
-from rstream.dashboard.live import EVERY, Shared
+from rstream import EntryId, RStream, operate
+from rstream.crypto import Keyring
+from rstream.dashboard.live import EVERY, Shared, Watch
+from rstream.errors import UnknownStream
+from rstream.store import stats
 from tests.commands import Commands, Order
 from tests.dashboards import OPERATOR, VIEWER, Dashboard, csrf, dashboard, shop, text
+from tests.fleets import Cluster
 from tests.orders import member, publish
 from tests.servers import Server
 from tests.waiting import eventually
@@ -86,7 +92,7 @@ def test_one_screen_tells_what_lags_and_who_has_it(rs: Commands, client: httpx.C
     told = text(page)
     assert "1 of 2 groups needs attention" in told
     assert "no worker" in told
-    assert f"w1 has {oldest} and gives no sign of life: others take it over" in told
+    assert f"w1 has {oldest} and gives no sign of life: the next worker that starts takes it over" in told
     assert f"{billing.group} " in told
     assert "/s/orders/g/billing" in page.text
     assert f"/s/orders/e/{oldest}" in page.text
@@ -158,6 +164,22 @@ def test_an_entry_that_is_no_event(rs: Commands, client: httpx.Client) -> None:
         assert client.get(f"/s/orders/e/{nothing}").status_code == 404
 
 
+def test_what_is_encrypted_is_shown_to_who_has_the_key(rs: Commands) -> None:
+    key = "k1:" + base64.b64encode(b"k" * 32).decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RSTREAM_KEYS", key)
+        with RStream(rs.env["RSTREAM_URL"], namespace=rs.env["RSTREAM_NAMESPACE"], encrypt=Keyring.env()) as app:
+            id = app.stream("orders", Order, key="customer").sync.publish(Order(customer="ada", total=42.5))
+    for keys, shown in (("", "RSTREAM_KEYS is not set"), (key, '"total": 42.5')):
+        rs.env["RSTREAM_KEYS"] = keys
+        with dashboard(rs) as board, board.client() as client:
+            for path in ("/", "/s/orders", f"/s/orders/e/{id}"):
+                assert client.get(path).status_code == 200, path
+            page = client.post(f"/s/orders/e/{id}", data={"csrf": csrf(client.get("/s/orders/replay"))})
+            assert shown in text(page)
+            assert ('"total": 42.5' in text(page)) is bool(keys)
+
+
 def test_an_id_is_found(rs: Commands, client: httpx.Client) -> None:
     with shop(rs) as orders:
         id = orders.sync.publish(Order(customer="ada", total=1))
@@ -221,6 +243,62 @@ def test_what_cannot_be_done_is_said(rs: Commands, client: httpx.Client) -> None
     assert client.post("/s/orders/g/billing/dead/plan", data={"csrf": token, "verb": "redrive"}).status_code == 400
 
 
+def test_a_long_list_is_paged_through(rs: Commands, client: httpx.Client) -> None:
+    with shop(rs) as orders:
+        publish(orders, 130)
+        member(orders, "billing", "w1")
+        shards = orders.sync.layout().every
+        calls = [("XREADGROUP", "GROUP", "billing", "w1", "STREAMS", shard.stream, ">") for shard in shards]
+        orders.app.sync_link.exchange(calls)
+        ids = sorted(str(entry.id) for entry in orders.sync.read())
+    seen, path = [], "/s/orders/g/billing"
+    for _ in range(3):
+        page = client.get(path)
+        seen += re.findall(r'<tr id="pending-([^"]+)"', page.text)
+        found = re.search(r'href="([^"]+)">The next', page.text)
+        path = html.unescape(found[1]) if found else ""
+    assert (sorted(seen), path) == (ids, "")
+
+
+def test_many_dead_letters_are_paged_through(rs: Commands, client: httpx.Client) -> None:
+    letters = dead(rs, *(f"c{n}" for n in range(150)))
+    seen, path = list[str](), "/s/orders/g/billing/dead"
+    for _ in range(2):
+        page = client.get(path)
+        seen += re.findall(r'<tr id="letter-([^"]+)"', page.text)
+        found = re.search(r'href="([^"]+)">Those that died later', page.text)
+        path = html.unescape(found[1]) if found else ""
+    assert (seen, path) == ([str(id) for id in letters], "")
+
+
+def test_a_replay_is_seen_to_run_and_is_stopped(rs: Commands, client: httpx.Client) -> None:
+    with shop(rs) as orders:
+        publish(orders, 30)
+        billing = member(orders)
+        for shard in orders.sync.layout().every:
+            orders.app.sync_link.exchange([("XGROUP", "SETID", shard.stream, billing.group, "$")])
+    token = csrf(client.get("/s/orders/replay"))
+    window = {"csrf": token, "from": "1h ago", "to": "now", "group": "billing", "rate": "2/s", "key": "", "where": ""}
+    plan = client.post("/s/orders/replay/plan", data=window)
+    assert "handle 30 entries once more" in text(plan)
+    assert re.search("Takes at least 1[45] s by rate", text(plan)), text(plan)
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', plan.text))
+    assert client.post("/s/orders/replay/run", data=fields).url.path == "/replays"
+    eventually(lambda: re.search(r"running .* % [1-9]", text(client.get("/replays"))))
+    again = client.post("/s/orders/replay/run", data=fields)  # pressed twice
+    eventually(lambda: "is running already" in text(client.get("/replays")))
+    assert again.status_code == 200
+    client.post("/replays/1/stop", data={"csrf": token})
+    page = eventually(lambda: "stopped" in text(found := client.get("/replays")) and found)
+    command = re.search(r"<code>rstream (replay orders [^<]+)</code>", page.text)
+    assert command
+    with shop(rs) as orders:
+        given = orders.app.sync_link.run(stats.group_stats(orders.sync.layout()))[0].pending
+        assert 0 < given < 30
+        rs.ok(*shlex.split(html.unescape(command[1]).replace("--rate 2/s", "")))  # goes on, each once
+        assert orders.app.sync_link.run(stats.group_stats(orders.sync.layout()))[0].pending == 30
+
+
 # -- Redis comes and goes --------------------------------------------------------------------------------------------
 
 
@@ -256,6 +334,48 @@ def test_redis_lost_everything(rs: Commands, own_server: Server) -> None:
         eventually(lambda: client.get("/s/orders").status_code == 404)
         assert client.get(f"/s/orders/e/{id}").status_code == 404
         assert orders.app.sync_link.exchange([("DBSIZE",)]) == [0]
+
+
+def test_on_a_cluster(rs: Commands, cluster: Cluster) -> None:
+    """Keys of many slots: every page, and what it does."""
+    rs.env["RSTREAM_URL"] = cluster.url
+    letter, *_ = dead(rs, "ada", "bob", "cid", "dan")
+    with shop(rs) as orders:
+        id = orders.sync.publish(Order(customer="ada", total=2))
+    group = "/s/orders/g/billing"
+    with dashboard(rs) as board, board.client() as client:
+        for path in (
+            "/",
+            "/workers",
+            "/s/orders",
+            group,
+            f"{group}/dead",
+            f"{group}/dead/{letter}",
+            f"/s/orders/e/{id}",
+        ):
+            assert client.get(path).status_code == 200, path
+        token = {"csrf": csrf(client.get(group))}
+        client.post(f"{group}/pause", data=token)
+        assert "by dashboard operator" in text(client.get(group))
+        done = client.post(f"{group}/dead/do", data={**token, "verb": "redrive", "until": "now"})
+        assert "Redriven: 4 dead letters" in text(done)
+        plan = client.post("/s/orders/replay/plan", data={**token, "from": "1h ago", "to": "now", "group": "billing"})
+        assert "Left alone: pending 4" in text(plan)
+
+
+async def test_who_looks_declares_nothing_anew(own_server: Server) -> None:
+    """Also in the second in which the last look still holds."""
+    async with RStream(own_server.url) as app:
+        await app.stream("orders", Order, key="customer").publish(Order(customer="ada", total=1))
+    async with RStream(own_server.url) as app:
+        watch = Watch(app)
+        stream = (await watch.fleet()).streams["orders"]
+        await app.link.exchange([("FLUSHALL",)])
+        assert "orders" in (await watch.fleet()).streams
+        for look in (operate.pending(watch.opened(stream), "billing"), operate.show(watch.opened(stream), "1-1@1.0")):
+            with pytest.raises(UnknownStream, match="is gone"):
+                await look
+        assert await app.link.exchange([("DBSIZE",)]) == [0]
 
 
 # -- under the least rights in Redis --------------------------------------------------------------------------------

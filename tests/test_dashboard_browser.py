@@ -320,6 +320,20 @@ def test_a_page_keeps_itself_fresh(rs: Commands, page: Any) -> None:
     assert "Entries 2" in main(page)
     page.get_by_role("button", name="Go on").click()
     eventually(lambda: "Entries 3" in main(page))
+    page.evaluate(HIDDEN, True)  # as if somebody looked at another tab
+    page.evaluate("() => new Promise(done => setTimeout(done, 100))")
+    asked.clear()
+    publish(rs, ("dan", 1))
+    page.evaluate("() => new Promise(done => setTimeout(done, 3000))")
+    assert asked == []
+    page.evaluate(HIDDEN, False)
+    eventually(lambda: "Entries 4" in main(page))
+
+
+HIDDEN = """(hidden) => {
+    Object.defineProperty(document, "hidden", {get: () => hidden, configurable: true});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
 
 
 def test_ticks_stay_while_the_page_changes(rs: Commands, till: Running, page: Any) -> None:
@@ -372,7 +386,7 @@ def test_by_keyboard_alone(rs: Commands, till: Running, page: Any) -> None:
     assert all(each["outlined"] for each in seen), seen
     page.keyboard.press("Enter")
     page.wait_for_url("**/dead/plan")
-    assert focused(page)["text"] == "Discard 1"
+    walk_to(page, lambda at: at["text"] == "Discard 1")  # not at once: Enter twice shall not be enough
     page.keyboard.press("Enter")
     page.wait_for_url("**/dead/do")
     assert "Discarded: 1" in main(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import httpx
@@ -292,3 +293,22 @@ def test_a_token_of_another_alphabet_is_just_wrong() -> None:
     assert keys.role_of("\udcff") is None
     assert keys.role_of(OPERATOR) == "operator"
     assert keys.role_of(VIEWER) == "viewer"
+
+
+def test_without_the_extra_it_says_what_to_install(rs: Commands) -> None:
+    rs.write("uvicorn.py", "raise ModuleNotFoundError('no uvicorn', name='uvicorn')")  # found before the installed one
+    done = rs.run("dashboard", "--port", "0")
+    assert (done.returncode, "pip install starlette uvicorn jinja2" in done.stderr) == (1, True), done.stderr
+    assert rs.run("dashboard", "--help").returncode == 0
+
+
+def test_a_port_that_is_taken(rs: Commands) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = rs.run("dashboard", "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: the dashboard cannot listen at 127.0.0.1:{port}: Address already in use")
+
+
+def test_what_contradicts_itself(rs: Commands) -> None:
+    assert rs.run("dashboard", "--read-only", "--token", OPERATOR).returncode == 2

@@ -35,7 +35,7 @@ def dashboard(
 
     It listens on loopback, where whoever has an account on this machine may look and act. Elsewhere it demands a token:
     that of operators, who act and see what events hold, or that of viewers, who see neither. Every action is logged to
-    stderr. Needs the extra: pip install 'rstream[dashboard]'.
+    stderr. Needs the extra `dashboard`.
 
     \b
     Examples:
@@ -44,6 +44,10 @@ def dashboard(
       RSTREAM_DASHBOARD_TOKEN=$(openssl rand -hex 20) rstream dashboard --host 0.0.0.0
       ssh -L 8400:localhost:8400 server    # and then http://localhost:8400
     """
+    if read_only and token:
+        raise click.UsageError(
+            "--read-only, and a token for those who act: leave out one, or give --viewer-token alone"
+        )
     from rstream.errors import ConfigError
     from rstream.logs import to_stderr
 
@@ -52,7 +56,8 @@ def dashboard(
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "jinja2"):
             raise
-        raise ConfigError(f"the dashboard needs {error.name}: pip install 'rstream[dashboard]'") from None
+        why = f"the dashboard needs {error.name}, which is not installed"
+        raise ConfigError(f"{why}: pip install starlette uvicorn jinja2 (the extra `dashboard`)") from None
     to_stderr(log_level, log_format)
     serve(
         stored_app(publish_timeout=3.0), host=host, port=port, operator=token or None, viewer=viewer_token or None,

@@ -106,7 +106,7 @@ def _of_stream(found: Sequence[Bucket], stream: StreamNow, window: Window) -> li
         lag.append(Line(name, f"g{n}", [_of(b, name).behind for b in found]))
     return [
         _plot("Throughput", "/min", found, window, throughput, more),
-        _plot("Lag: age of the oldest unprocessed entry", "s", found, window, lag, more),
+        _plot("Lag: age of the oldest entry", "s", found, window, lag, more),
         _failures(found, window, names),
     ]
 
@@ -119,11 +119,11 @@ def _of_group(found: Sequence[Bucket], stream: StreamNow, name: str, window: Win
     behind = [Line("oldest", "delay", [_of(b, name).behind for b in found], filled=True)]
     plots = [
         _plot("Throughput", "/min", found, window, lines),
-        _plot("Lag: age of the oldest unprocessed entry", "s", found, window, behind),
+        _plot("Lag: age of the oldest entry", "s", found, window, behind),
     ]
     if (backlog := _backlog(found, stream, name, window)) is not None:
         line = [Line("entries", "lag", backlog, filled=True)]
-        note = "reckoned back from now: a replay or redrive since makes it too high"
+        note = "reckoned back; too high before a replay"
         plots.append(_plot("Backlog", "", found, window, line, note))
     return [*plots, _failures(found, window, [name])]
 

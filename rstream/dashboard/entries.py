@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from rstream import operate
 from rstream.dashboard.charts import Window, charts
 from rstream.dashboard.contents import MOST, Contents, text_of
+from rstream.dashboard.live import StreamNow
 from rstream.dashboard.site import Site
 from rstream.dashboard.view import STATES, row_of
 from rstream.errors import PositionError, UnknownEntry
@@ -35,17 +36,19 @@ async def group_page(site: Site, request: Request, *, reveal: bool) -> Response:
     fleet, stream, group = await site.group(request)
     opened, window = site.watch.opened(stream), Window.of(request.query_params, fleet.now)
 
+    after = EntryId.parse(behind) if (behind := request.query_params.get("after", "").strip()) else None
+
     async def look() -> PendingPage:
-        return await operate.pending(opened, group.name, limit=SHOWN)
+        return await operate.pending(opened, group.name, limit=SHOWN, after=after)
 
     page = PendingPage([], False)
     if group.name != ARCHIVE and group.pending:
-        page = await site.watch.shared.get(("pending", stream.name, group.name), look)
+        page = await site.watch.shared.get(("pending", stream.name, group.name, after), look)
     plots = await charts(site.watch, stream, group.name, window)
     return site.page(
         request, "group.html", live=not reveal, fleet=fleet, stream=stream, row=row_of(fleet, stream, group),
-        lost=stream.lost(group.name), pending=page.entries, more=page.more, states=STATES, plots=plots, window=window,
-        reveal=reveal,
+        lost=stream.lost(group.name), pending=page.entries, more=page.more, after=after, states=STATES, plots=plots,
+        window=window, reveal=reveal,
     )  # fmt: skip
 
 
@@ -53,7 +56,7 @@ async def page(site: Site, request: Request, *, reveal: bool) -> Response:
     """One entry. reveal: with its event, key and headers."""
     fleet, stream = await site.stream(request)
     try:
-        shown = await operate.show(site.watch.opened(stream), request.path_params["id"], payload=reveal)
+        shown = await _shown(site, stream, request.path_params["id"], reveal)
     except (UnknownEntry, PositionError) as error:
         raise HTTPException(404, str(error)) from None
     contents = None
@@ -73,6 +76,13 @@ async def page(site: Site, request: Request, *, reveal: bool) -> Response:
         contents=contents,
         states=STATES,
     )
+
+
+async def _shown(site: Site, stream: StreamNow, id: str, reveal: bool) -> operate.Shown:
+    def look() -> Awaitable[operate.Shown]:
+        return operate.show(site.watch.opened(stream), id, payload=reveal)
+
+    return await (look() if reveal else site.watch.shared.get(("entry", stream.name, id), look))
 
 
 def told_of(ids: Sequence[EntryId], found: Mapping[EntryId, Pending]) -> list[tuple[EntryId, str]]:

@@ -139,5 +139,10 @@ def acting(keys: Keys, act: Acting, *, role_needed: bool = True) -> Callable[[Re
 
 def note(request: Request, what: str, **about: object) -> None:
     """An action, for the log: who, from where, what. Never a key or anything of an event."""
-    told = " ".join(f"{name}={value}" for name, value in about.items() if value not in (None, "", ()))
-    log.info("%s %s %s %s", caller_of(request).role, _client(request), what, told)
+    told = (f"{name}={_on_a_line(value)}" for name, value in about.items() if value not in (None, "", ()))
+    log.info("%s %s %s %s", caller_of(request).role, _client(request), what, " ".join(told))
+
+
+def _on_a_line(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() and " " not in text else repr(text)

@@ -19,9 +19,13 @@ from rstream.errors import PositionError
 from rstream.event import EntryId
 from rstream.position import bound
 from rstream.store import layout as layouts
+from rstream.store.dead import Head
 
 SHOWN = 100
 """Letters on one page."""
+
+COUNTED = 10.0
+"""Seconds that the numbers by reason are good for: to count, all letters are looked through."""
 
 LEFT = 20
 """Of those that cannot be redriven, so many are named."""
@@ -50,16 +54,23 @@ async def listed(site: Site, request: Request, given: Mapping[str, str], *, reve
     if not caller_of(request).acts and any(name in chosen for name in TELLING):
         raise HTTPException(403, "To filter by key or error text takes the operator's token: it tells of events")
     letters: DeadLetters[Any] = site.watch.opened(stream).dead(group.name)
-    counts = await site.watch.shared.get(("dead", stream.name, group.name), letters.count)
-    found, problem = [], ""
+    name = "dead", stream.name, group.name
+
+    async def look() -> list[Head]:
+        return [head async for head in letters.heads(**_filters({**chosen, "limit": SHOWN + 1}))]
+
+    counts = await site.watch.shared.get(name, letters.count, COUNTED) if group.dead else {}
+    found, problem = list[Head](), ""
     try:
-        found = [head async for head in letters.heads(**_filters({**chosen, "limit": SHOWN + 1}))]
+        found = await site.watch.shared.get(("letters", *name, *chosen.items()), look) if group.dead else []
     except PositionError as error:
         problem = str(error)
+    page = f"/s/{stream.name}/g/{group.name}/dead"
     return site.page(
         request, "dead.html", live=not reveal, fleet=fleet, stream=stream, group=group, letters=found[:SHOWN],
         more=len(found) > SHOWN, counts=counts, chosen=chosen, reasons=REASONS, reveal=reveal, problem=problem,
-        back=f"/s/{stream.name}/g/{group.name}/dead?{urlencode(chosen)}",
+        later=f"{page}?{urlencode({**chosen, 'since': found[SHOWN].id})}" if len(found) > SHOWN else "",
+        back=f"{page}?{urlencode(chosen)}",
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rstream.app import RStream
+from rstream.errors import UnknownStream
 from rstream.event import EntryId
 from rstream.operate.pending import Pending, told
 from rstream.store import layout as layouts
@@ -27,7 +28,7 @@ from rstream.store.lost import Loss, losses
 from rstream.store.pause import Pause, are_paused
 from rstream.store.pending import Page, PendingOps, Which
 from rstream.store.stats import GroupStats, StreamStats, survey
-from rstream.store.steps import drive
+from rstream.store.steps import Steps, drive
 from rstream.store.workers import WorkerInfo, workers
 from rstream.stream import Stream
 
@@ -53,6 +54,7 @@ class Shared:
         if task is None or (task.done() and self._clock() >= good_until[0]):
             good_until = [0.0]
             task = asyncio.create_task(self._look(look, every or self._every, good_until))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may be gone
             self._answers[name] = task, good_until
         self._answers.move_to_end(name)
         while len(self._answers) > KEPT:
@@ -75,6 +77,17 @@ class Shared:
     def forget(self) -> None:
         """Something was changed: whoever asks next sees it."""
         self._answers.clear()
+
+
+class Seen(Stream[Any]):
+    """A stream that is looked at: where Redis has lost it, nobody declares it anew by looking."""
+
+    def _declared(self) -> Steps[Layout]:
+        layout = yield layouts.load(self.app.settings.namespace, self.name)
+        if layout is None:
+            raise UnknownStream(f"stream {self.name!r} is gone: Redis lost it, or somebody has removed it")
+        found: Layout = layout
+        return found
 
 
 @dataclass(frozen=True)
@@ -161,7 +174,7 @@ class Watch:
         """The stream, to read and to act on: as it is stored now, not as it was before Redis lost it."""
         known = self._opened.get(now.name)
         if known is None or known[0] != now.layout:
-            known = self._opened[now.name] = now.layout, self.app._as_stored(now.layout)
+            known = self._opened[now.name] = now.layout, self.app._as_stored(now.layout, Seen)
         return known[1]
 
 

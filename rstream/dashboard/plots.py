@@ -71,13 +71,13 @@ class Plot:
 
     @property
     def marks(self) -> list[tuple[float, str]]:
-        """(per cent from the left, what to write there)."""
+        """(per cent from the left, what to write there). None at the right end: there is no room for its text."""
         if not self.times:
             return []
         start, span = self.times[0], self.step * len(self.times)
         step = next((each for each in STEPS if span / each <= 7), STEPS[-1])
         first = -(-start // step) * step
-        return [(100 * (at - start) / span, _clock(at, step)) for at in range(first, start + span, step)]
+        return [(100 * (at - start) / span, _clock(at, step)) for at in range(first, start + span * 92 // 100, step)]
 
     @property
     def data(self) -> str:

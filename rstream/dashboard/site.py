@@ -16,7 +16,7 @@ from rstream.dashboard import words
 from rstream.dashboard.auth import Caller, Keys
 from rstream.dashboard.live import Fleet, StreamNow, Watch
 from rstream.dashboard.replays import Replays
-from rstream.errors import RStreamError, StoreError, StoreRefused
+from rstream.errors import RStreamError, StoreError, StoreRefused, UnknownStream
 from rstream.store.stats import GroupStats
 
 log = logging.getLogger("rstream.dashboard")
@@ -76,6 +76,8 @@ class Site:
             except HTTPException as error:
                 title = "Not here" if error.status_code == 404 else "No"
                 return self.problem(request, error.status_code, title, error.detail)
+            except UnknownStream as error:
+                return self.problem(request, 404, "Not here", _line(error))
             except StoreRefused as error:
                 rights = "`rstream acl dashboard` prints the rights to look, `rstream acl admin` those to act"
                 return self.problem(request, 403, "Redis refuses that", f"{_line(error)}. {rights}")

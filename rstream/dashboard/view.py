@@ -156,7 +156,8 @@ def _troubles(row: GroupRow) -> Iterator[Trouble]:
         level: Level = "bad" if stats.behind > VERY_LATE else "warn"
         yield Trouble(level, "behind", f"the oldest unprocessed entry is {age(stats.behind)} old{_why(row)}")
     if oldest is not None and oldest.state == "silent":
-        text = f"{oldest.worker} has {oldest.id} and gives no sign of life: others take it over"
+        then = "others take it over" if row.workers else "the next worker that starts takes it over"
+        text = f"{oldest.worker} has {oldest.id} and gives no sign of life: {then}"
         yield Trouble("warn", "silent worker", text)
     if stats.dead:
         yield Trouble("warn", "dead letters", f"{several(stats.dead, 'entry was', 'entries were')} given up")
