@@ -66,6 +66,11 @@ class SyncCourier:
             raise
         return None
 
+    @property
+    def under_way(self) -> bool:
+        """Whether what it has begun to send was written, and holds a connection until it is finished."""
+        return self._begun is not None and self._begun[1] is not None and self._begun[1].whole
+
     def finish(self) -> None:
         """See what became of it. Errors are told to those who wait; interrupts are raised, too."""
         if self._begun is not None:

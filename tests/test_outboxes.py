@@ -355,3 +355,21 @@ def test_threads_that_publish_much_and_little_do_not_wait_for_each_other_for_eve
     for key, thread in itertools.product(KEYS, range(8)):
         own = [entry.event.n for entry in entries if entry.key == key and entry.event.n // 10_000 == thread]
         assert own == sorted(own)
+
+
+@faces
+async def test_both_halves_share_the_one_connection_that_there_is(
+    own_server: Server, namespace: str, face: str
+) -> None:
+    """Redis takes no more clients: what is on its way for one half must not keep the connection from the other."""
+    async with RStream(own_server.url, namespace=namespace, publish_timeout=4) as app:
+        seen = declare(app, shards=2)
+        expected = dict(zip(await publish_many(seen, events(range(1)), face), range(1), strict=True))
+        raw = redis.Redis.from_url(own_server.url)
+        raw.config_set("maxclients", len(raw.client_list()))
+        try:
+            ids = await publish_many(seen, events(range(1, 10_000)), face)
+        finally:
+            raw.config_set("maxclients", 10_000)
+            raw.close()
+        check(seen, expected | dict(zip(ids, range(1, 10_000), strict=True)))
