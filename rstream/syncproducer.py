@@ -177,7 +177,8 @@ def _carry(shares: Sequence[_Share], more: Callable[[], bool]) -> None:
     except BaseException as error:
         for courier in begun:
             courier.abandon(error)
-            courier.carrying.release()
+        for share in shares:
+            share.courier.let_go()
         raise
 
 
