@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ class SyncCourier:
     def __init__(self, target: Target, layout: Layout, link: SyncLink, timeout: float, replicas: int) -> None:
         self._target, self._link, self._timeout, self._replicas = target, link, timeout, replicas
         self.outbox = Outbox(layout)
-        self.carrying, self._adding = threading.Lock(), threading.Lock()
+        self.carrying, self._adding = threading.RLock(), threading.Lock()  # an RLock knows whose it is: see `let_go`
         self._begun: tuple[Op[None], Posted | None, float] | None = None
 
     @property
@@ -42,15 +43,20 @@ class SyncCourier:
 
     def send_alone(self, parcel: Parcel) -> bool:
         """Send it now; whether that was possible, for nobody else sends, or has something to be sent."""
-        if not self.carrying.acquire(blocking=False):
-            return False
         try:
+            if not self.carrying.acquire(blocking=False):
+                return False
             with self._adding:
                 op = self.outbox.take_alone(parcel, self._replicas)
             if op is not None:
                 self._flush(op)
             return op is not None
         finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Release `carrying`, if this thread has it: Ctrl-C may strike when it has got it, before it notes that."""
+        with contextlib.suppress(RuntimeError):
             self.carrying.release()
 
     def begin(self) -> float | None:
@@ -65,6 +71,11 @@ class SyncCourier:
             self._fail(error)
             raise
         return None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether what it has begun to send was written, and holds a connection until it is finished."""
+        return self._begun is not None and self._begun[1] is not None and self._begun[1].whole
 
     def finish(self) -> None:
         """See what became of it. Errors are told to those who wait; interrupts are raised, too."""

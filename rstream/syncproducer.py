@@ -160,8 +160,11 @@ def _carry(shares: Sequence[_Share], more: Callable[[], bool]) -> None:
                     pause = min(pause, wait)
             made = any(share.courier.idle for share in shares) and more()
             if begun:
-                begun[0].finish()
-                begun.popleft().carrying.release()
+                # One that got no connection comes last: it may have to wait for that of the other.
+                first = next((courier for courier in begun if courier.under_way), begun[0])
+                first.finish()
+                begun.remove(first)
+                first.carrying.release()
             elif made:
                 continue
             elif all(share.through() for share in shares):
@@ -174,7 +177,8 @@ def _carry(shares: Sequence[_Share], more: Callable[[], bool]) -> None:
     except BaseException as error:
         for courier in begun:
             courier.abandon(error)
-            courier.carrying.release()
+        for share in shares:
+            share.courier.let_go()
         raise
 
 

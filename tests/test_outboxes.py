@@ -355,3 +355,64 @@ def test_threads_that_publish_much_and_little_do_not_wait_for_each_other_for_eve
     for key, thread in itertools.product(KEYS, range(8)):
         own = [entry.event.n for entry in entries if entry.key == key and entry.event.n // 10_000 == thread]
         assert own == sorted(own)
+
+
+@faces
+async def test_both_halves_share_the_one_connection_that_there_is(
+    own_server: Server, namespace: str, face: str
+) -> None:
+    """Redis takes no more clients: what is on its way for one half must not keep the connection from the other."""
+    async with RStream(own_server.url, namespace=namespace, publish_timeout=4) as app:
+        seen = declare(app, shards=2)
+        expected = dict(zip(await publish_many(seen, events(range(1)), face), range(1), strict=True))
+        raw = redis.Redis.from_url(own_server.url)
+        raw.config_set("maxclients", len(raw.client_list()))
+        try:
+            ids = await publish_many(seen, events(range(1, 10_000)), face)
+        finally:
+            raw.config_set("maxclients", 10_000)
+            raw.close()
+        check(seen, expected | dict(zip(ids, range(1, 10_000), strict=True)))
+
+
+class Struck:
+    """A lock whose first taker is interrupted when it has just got it."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock, self._armed = lock, True
+
+    def acquire(self, blocking: bool = True) -> bool:
+        got: bool = self._lock.acquire(blocking)
+        if got and self._armed:
+            self._armed = False
+            raise KeyboardInterrupt
+        return got
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+def test_a_thread_interrupted_when_it_has_just_got_the_lock_gives_it_back(app: RStream, many: bool, half: int) -> None:
+    seen = declare(app, shards=2)
+    seen.sync.publish_many(events(range(17)))
+    producer: Any = seen.sync._producer
+    courier = producer.couriers[half]
+    courier.carrying = Struck(courier.carrying)
+    with pytest.raises(KeyboardInterrupt):
+        if many:
+            seen.sync.publish_many(events(range(17, 34)))
+        else:
+            seen.sync.publish(Seen(device=(LOW, HIGH)[half], n=-1))
+    others = threading.Thread(target=seen.sync.publish_many, args=(events(range(34, 51)),), daemon=True)
+    others.start()
+    others.join(10)
+    assert not others.is_alive(), "it waits for a lock that nobody gives back"
+    assert {*range(17), *range(34, 51)} <= {entry.event.n for entry in seen.sync.read()}

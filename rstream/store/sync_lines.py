@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 class Posted:
     """Calls that are on their way. Either has to be called: `replies` waits for the replies, as `exchange` gives them;
-    `drop` has them belong to nobody.
+    `drop` has them belong to nobody. whole: all were written; else, `replies` says what came in the way.
     """
 
-    def __init__(self, replies: Callable[[], list[Any]], drop: Callable[[], None]) -> None:
-        self.replies, self.drop = replies, drop
+    def __init__(self, replies: Callable[[], list[Any]], drop: Callable[[], None], whole: bool = True) -> None:
+        self.replies, self.drop, self.whole = replies, drop, whole
 
 
 class SyncLines:
@@ -49,7 +49,7 @@ class SyncLines:
         try:
             connection = self.send(calls)
         except StoreError as error:
-            return Posted(partial(_raise, error), lambda: None)
+            return Posted(partial(_raise, error), lambda: None, whole=False)
         return Posted(lambda: self._told(self.receive(connection, calls)), connection.close)
 
     def _told(self, replies: list[Any]) -> list[Any]:
@@ -182,7 +182,8 @@ class SyncClusterLines:
             return None
         way = Round(calls, self._atlas, self._endpoint)
         sent = self._send_all(parts := way.parts())
-        return Posted(lambda: self._finish(way, parts, sent), lambda: _close(sent))
+        whole = not any(isinstance(each, StoreError) for each in sent)
+        return Posted(lambda: self._finish(way, parts, sent), lambda: _close(sent), whole)
 
     def _finish(self, way: Round, parts: list[Part], sent: list[_Sent | StoreError]) -> list[Any]:
         while parts:
