@@ -210,7 +210,12 @@ class ServerTooOld(StoreError):
 
 
 class StoreRefused(StoreError):
-    """Redis refused the command: password, rights, or a command it does not accept."""
+    """Redis refused the command: password, rights, or a command it does not accept.
+
+    denied: this user may not do that.
+    """
+
+    denied = False
 
 
 class MemoryFull(StoreError):

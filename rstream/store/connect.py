@@ -158,7 +158,9 @@ class Endpoint:
         why = words(error).rstrip(".")
         if _code(error) == "NOPERM" or _DENIED.search(why):
             told = "what this user lacks: rstream doctor; what its work needs: rstream acl --help"
-            return StoreRefused(f"Redis at {self.label} refused: {why} ({told})")
+            refused = StoreRefused(f"Redis at {self.label} refused: {why} ({told})")
+            refused.denied = True
+            return refused
         return StoreRefused(f"Redis at {self.label} refused: {why}. Check user, password and rights in the URL")
 
     def reply_error(self, error: BaseException) -> StoreError:

@@ -71,10 +71,11 @@ class Janitor:
                     raise retention
                 if retention is not None:
                     trimmed = await self._look_at(stream, retention) or trimmed
-            except StoreRefused as error:
-                self._leave_to_others(stream, error)
-            except StoreError as error:  # the others may be on another server of the cluster
-                failed = error
+            except StoreError as error:
+                if isinstance(error, StoreRefused) and error.denied:
+                    self._leave_to_others(stream, error)
+                else:  # the others may be on another server of the cluster
+                    failed = error
         if failed is not None:
             raise failed
         return trimmed or busy
