@@ -279,6 +279,7 @@ async def test_what_a_worker_is_refused(world: World) -> None:
         refused(world, app.settings.url or "", *everything(world, shard), *calls)
 
 
+@pytest.mark.long
 async def test_what_a_dashboard_is_refused(world: World) -> None:
     await shop(world)
     rs = world.commands("dashboard", "--stream", "*")
@@ -307,6 +308,7 @@ async def test_what_a_dashboard_is_refused(world: World) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.long
 async def test_what_an_admin_does(world: World) -> None:
     await shop(world)
     rs = world.commands("admin", "--stream", "orders")

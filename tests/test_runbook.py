@@ -23,9 +23,14 @@ def codes(output: str) -> set[str]:
     return set(re.findall(r"^(?:PROBLEM|WARNING|NOTE) +([a-z-]+)  ", output, re.M))
 
 
-@pytest.mark.long
+MORE = {"redis-away", "entries-lost", "no-worker", "delivery-old", "group-paused"}
+"""They are staged by `make torture`."""
+
+
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", INCIDENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.torture) if name in MORE else name for name in INCIDENTS]
+)
 def test_what_the_page_shows_is_what_happens(name: str, tmp_path: Path) -> None:
     page = Page(name)
     wanted = {(command, text) for command, texts in SHOWS[name].items() for text in texts}

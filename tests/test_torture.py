@@ -128,7 +128,7 @@ def weather(
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("group", ["async", "batch"])
+@pytest.mark.parametrize("group", ["async", pytest.param("batch", marks=pytest.mark.torture)])
 def test_a_short_storm(own_server: Server, namespace: str, tmp_path: Path, group: str) -> None:
     weather(own_server, namespace, tmp_path, jobs=2000, blows=12, seed=20261120, group=group)
 
