@@ -50,7 +50,7 @@ class Actions:
         log.info("%s %s logged in", role, client)
         answer = RedirectResponse(local_path(form.one("next") or "/"), 303)
         session = self.site.keys.session(role, time.time(), secrets.token_urlsafe(12))
-        secure = request.url.scheme == "https"
+        secure = request.scope["scheme"] == "https"
         answer.set_cookie(COOKIE, session, httponly=True, samesite="strict", secure=secure, path="/")
         return answer
 
