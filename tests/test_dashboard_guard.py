@@ -153,7 +153,7 @@ def posts() -> list[str]:
     """Every path that takes a form."""
     site = Site(RStream("redis://127.0.0.1:1"), Keys(OPERATOR, None, None, SECRET))
     paths = [route.path for route in routes(site) if "POST" in (getattr(route, "methods", None) or ())]
-    fill = {"stream": "orders", "group": "billing", "letter": "1-1@1.0", "id": "1-1@1.0", "number:int": "1"}
+    fill = {"stream": "orders", "group": "billing", "letter": "1-1@1.0", "id": "1-1@1.0", "number": "1"}
     for name, value in fill.items():
         paths = [path.replace(f"{{{name}}}", value) for path in paths]
     assert len(paths) > 12
@@ -278,6 +278,18 @@ def test_an_origin_that_is_none_is_refused(rs: Commands) -> None:
     with dashboard(rs) as board:
         for origin in ("http://[", "http://", "://", "", "null", "http://]:1"):
             assert asked(board.url, "/login", method="POST", Origin=origin)[0] == 403, origin
+
+
+def test_what_is_too_long_is_refused_and_no_error(rs: Commands) -> None:
+    """A number of more digits than Python reads, more fields than a form has, more bytes: also of who has no token."""
+    with dashboard(rs, tokens=True) as board, board.client() as client:
+        for form in (b"a&" * 3000, b"a" * 100_000):
+            kind = {"Content-Type": "application/x-www-form-urlencoded"}
+            assert client.post("/login", content=form, headers=kind).status_code == 413
+        alone = {"Authorization": f"Bearer {OPERATOR}"}
+        for number in ("9" * 5000, "x", "-1", "٣"):
+            answer = client.post(f"/replays/{number}/stop", headers=alone, follow_redirects=False)
+            assert answer.status_code == 303, number[:10]
 
 
 def asked(url: str, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:

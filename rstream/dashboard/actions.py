@@ -121,8 +121,9 @@ class Actions:
         return self._done(request, "replay begun", "/replays", **about)
 
     async def stop_replay(self, request: Request, form: Form) -> Response:
-        self.site.replays.stop(int(request.path_params["number"]))
-        return self._done(request, "replay stopped", "/replays", number=request.path_params["number"])
+        number = request.path_params["number"]
+        self.site.replays.stop(number)
+        return self._done(request, "replay stopped", "/replays", number=number)
 
     # -- contents -----------------------------------------------------------------------------------------------
 

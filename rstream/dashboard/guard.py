@@ -22,6 +22,7 @@ log = logging.getLogger("rstream.dashboard")
 COOKIE = "rstream_dashboard"
 OPEN_PATHS = ("/login", "/healthz", "/readyz")
 MAX_FORM = 64 * 1024
+MAX_FIELDS = 2000
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -112,8 +113,12 @@ async def form_of(request: Request) -> Form:
         body += chunk
         if len(body) > MAX_FORM:
             raise HTTPException(413, "That is too much for a form")
+    try:
+        fields = parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise HTTPException(413, "That is too much for a form") from None
     form = Form()
-    for name, value in parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=2000):
+    for name, value in fields:
         form.setdefault(name, []).append(value)
     return form
 
