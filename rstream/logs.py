@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ TEXT = "%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
 
 telling: ContextVar[Callable[[Any], Fields] | None] = ContextVar("rstream_telling", default=None)
 subject: ContextVar[Any] = ContextVar("rstream_subject", default=None)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 spans: list[Callable[[], Fields]] = []
 """Who knows the ids of the trace that the running code belongs to; see `rstream.tracing`."""
 
@@ -82,8 +84,8 @@ def _secret(text: str) -> bytes:
 
 def trace_of(headers: Mapping[str, str]) -> dict[str, object]:
     """The trace that an entry belongs to, by its W3C header."""
-    parts = headers.get("traceparent", "").split("-")
-    return {"trace_id": parts[1]} if len(parts) > 3 and len(parts[1]) == 32 else {}
+    found = _TRACEPARENT.match(headers.get("traceparent", ""))  # whoever publishes writes there what they like
+    return {"trace_id": found[1]} if found else {}
 
 
 # -- formatting

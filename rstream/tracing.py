@@ -1,6 +1,7 @@
 """OpenTelemetry: the context of a trace travels in the headers of entries; publishing and handling have spans.
 
-Nothing is imported, and nothing costs, before the app has imported OpenTelemetry itself and set a tracer provider.
+Nothing is imported before the app has imported OpenTelemetry itself, and no span made before it has set a tracer
+provider; from the one to the other each publish looks for a provider.
 Names and attributes follow the semantic conventions for messaging; no payload, key, header or error text is among them.
 docs/tracing.md explains it to users.
 """
@@ -31,6 +32,8 @@ class Carried(dict[str, str]):
 
 
 _active: Tracing | None = None
+_api: Any = None
+"""opentelemetry.trace, once it was looked for."""
 
 
 def active(mode: Mode = "parent") -> Tracing | None:
@@ -43,11 +46,11 @@ def active(mode: Mode = "parent") -> Tracing | None:
 
 
 def _look() -> Tracing | None:
-    global _active
-    from opentelemetry import trace
-
-    proxy = isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-    if not proxy or trace.get_current_span().get_span_context().is_valid:  # also what others have begun goes on
+    global _active, _api
+    if _api is None:  # to import it with every publish costs more than to ask it
+        from opentelemetry import trace as _api  # waits where another thread is about to
+    proxy = isinstance(_api.get_tracer_provider(), _api.ProxyTracerProvider)
+    if not proxy or _api.get_current_span().get_span_context().is_valid:  # also what others have begun goes on
         _active = Tracing()
     return _active
 

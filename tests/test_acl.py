@@ -234,7 +234,8 @@ def everything(world: World, shard: keys.Shard) -> list[tuple[object, ...]]:
     stray, other = "stray", keys.shard(world.namespace, "other", 1, 0, 1)
     return [
         ("FLUSHALL",), ("CONFIG", "SET", "maxmemory", "0"), ("ACL", "LIST"), ("KEYS", "*"), ("SET", stray, "1"),
-        ("SUBSCRIBE", "all"), ("PUBLISH", "all", "x"), ("DEL", other.stream),
+        ("SUBSCRIBE", "all"), ("PUBLISH", "all", "x"), ("DEL", other.stream), ("CONFIG", "GET", "requirepass"),
+        ("CONFIG", "GET", "masterauth"), ("SLOWLOG", "GET"), ("SCAN", "0"),
         ("XADD", other.stream, "*", "e", "x"), ("XRANGE", other.stream, "-", "+"),
         ("XADD", shard.stream.replace(f"{{{world.namespace}:", "{elsewhere:"), "*", "e", "x"),
     ]  # fmt: skip
@@ -342,11 +343,25 @@ async def test_the_doctor_finds_that_who_has_these_rights_lacks_none(
     await shop(world)
     url = world.url(role, "--stream", "*")
     look = [*(f"~{world.namespace}:*", f"~{{{world.namespace}:*"), *(roles._allowed(each) for each in roles.READ)]
-    world.raw.execute_command("ACL", "SETUSER", world.users[-1], *map(roles._allowed, roles.ASK), f"({' '.join(look)})")
+    world.raw.execute_command(
+        "ACL", "SETUSER", world.users[-1], *map(roles._allowed, (*roles.ASK, *roles.PRY)), f"({' '.join(look)})"
+    )
     world.rs.env |= {"RSTREAM_URL": url, "RSTREAM_NAMESPACE": world.namespace}
     found = [each for each in json.loads(world.rs.run("doctor", "--json").stdout) if each["code"] == "rights"]
     found = [each for each in found if each["level"] != "ok"]
     assert {each["level"] for each in found} == levels, found
+
+
+@pytest.mark.parametrize("role", ["dashboard", "admin"])
+async def test_the_doctor_looks_at_all_of_the_server_only_where_that_was_said(world: World, role: roles.Role) -> None:
+    await shop(world)
+    prying = {"CONFIG GET", "SLOWLOG GET", "SCAN"}
+    for options, unseen in (((), prying), (("--doctor",), set[str]())):
+        rs = world.commands(role, "--stream", "orders", *options)
+        found = json.loads(rs.run("doctor", "orders", "--json").stdout)
+        told = [each["what"] for each in found if each["code"] == "could-not-look"]
+        assert {name for name in prying if any(name in each for each in told)} == unseen, told
+        assert {each["level"] for each in found if each["code"] == "could-not-look"} <= {"note"}
 
 
 # -- the command
@@ -412,7 +427,8 @@ def test_the_table_lags_behind_no_script() -> None:
 @pytest.mark.parametrize("role", roles.ROLES)
 def test_nobody_is_given_what_is_dangerous(role: roles.Role) -> None:
     given = " ".join(roles.rules(role, "ns", ["orders"], emits=["b"] if role == "worker" else [], limited=True))
-    for word in ("+@", "~* ", "allkeys", "&*", "+eval ", "+flush", "+config|set", "+acl|set", "+keys", "+script|flush"):
+    for word in ("+@", "~* ", "allkeys", "&*", "+eval ", "+flush", "+config|set", "+acl|set", "+keys", "+script|flush",
+                 "+config", "+slowlog", "+scan"):  # fmt: skip
         assert word not in given + " "
     assert "resetchannels" in given
     writes = {"+xadd", "+set", "+hset", "+del", "+unlink", "+xack", "+xtrim", "+zadd", "+sadd", "+xgroup|create"}

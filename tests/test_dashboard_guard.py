@@ -7,10 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import URL
+from starlette.requests import HTTPConnection
 
 from rstream import RStream
 from rstream.dashboard.app import make_app, routes
 from rstream.dashboard.auth import SESSION_SECONDS, Caller, Keys, host_allowed, is_loopback, local_path, own_request
+from rstream.dashboard.guard import Guard
 from rstream.dashboard.site import Site
 from rstream.errors import ConfigError
 from tests.commands import Commands, Order
@@ -150,7 +153,7 @@ def posts() -> list[str]:
     """Every path that takes a form."""
     site = Site(RStream("redis://127.0.0.1:1"), Keys(OPERATOR, None, None, SECRET))
     paths = [route.path for route in routes(site) if "POST" in (getattr(route, "methods", None) or ())]
-    fill = {"stream": "orders", "group": "billing", "letter": "1-1@1.0", "id": "1-1@1.0", "number:int": "1"}
+    fill = {"stream": "orders", "group": "billing", "letter": "1-1@1.0", "id": "1-1@1.0", "number": "1"}
     for name, value in fill.items():
         paths = [path.replace(f"{{{name}}}", value) for path in paths]
     assert len(paths) > 12
@@ -240,6 +243,64 @@ def test_a_forged_request_is_refused(rs: Commands, an_order: None) -> None:
             client.headers["Origin"] = board.url
         assert "not from a page of the dashboard" in board.log
         assert "wrong form token" in board.log
+
+
+def test_a_path_in_the_host_header_opens_nothing(rs: Commands, an_order: None) -> None:
+    """`http://x/static/?` + `/s/orders`: by the URL that this makes, it asks for a file that everybody may have."""
+    with dashboard(rs, "--host", "0.0.0.0", tokens=True) as board:
+        for name in ("x/static/?", "x/login?", "x/static/#", "localhost:1/static/?", "[::1", "x\\@/static/?"):
+            for path in ("/", "/s/orders", "/workers"):
+                status, answer = asked(board.url, path, Host=name)
+                assert status in (303, 400), (name, path, answer)
+                assert "orders</" not in answer
+
+
+async def test_the_guard_judges_what_is_routed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL is made of `Host`, and by some versions of Starlette without a look at what is in there."""
+    monkeypatch.setattr(HTTPConnection, "url", URL("http://x/static/?/workers"))
+    passed, sent = [], []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        passed.append(scope["path"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    guard = Guard(inner, Keys(OPERATOR, None, None, SECRET), None)
+    for path in ("/workers", "/static/style.css"):
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [(b"host", b"x")]}
+        await guard(scope, None, send)  # type: ignore[arg-type]
+    assert passed == ["/static/style.css"]
+    assert sent[0]["status"] == 303
+
+
+def test_an_origin_that_is_none_is_refused(rs: Commands) -> None:
+    with dashboard(rs) as board:
+        for origin in ("http://[", "http://", "://", "", "null", "http://]:1"):
+            assert asked(board.url, "/login", method="POST", Origin=origin)[0] == 403, origin
+
+
+def test_what_is_too_long_is_refused_and_no_error(rs: Commands) -> None:
+    """A number of more digits than Python reads, more fields than a form has, more bytes: also of who has no token."""
+    with dashboard(rs, tokens=True) as board, board.client() as client:
+        for form in (b"a&" * 3000, b"a" * 100_000):
+            kind = {"Content-Type": "application/x-www-form-urlencoded"}
+            assert client.post("/login", content=form, headers=kind).status_code == 413
+        alone = {"Authorization": f"Bearer {OPERATOR}"}
+        for number in ("9" * 5000, "x", "-1", "٣"):
+            answer = client.post(f"/replays/{number}/stop", headers=alone, follow_redirects=False)
+            assert answer.status_code == 303, number[:10]
+
+
+def asked(url: str, path: str, method: str = "GET", **headers: str) -> tuple[int, str]:
+    """What is answered to a request with these headers as they are."""
+    host, port = url.removeprefix("http://").split(":")
+    told = {"Host": f"{host}:{port}", "Content-Length": "0", "Connection": "close", **headers}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items()), "", ""]
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall("\r\n".join(lines).encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    return int(answer.split(" ", 2)[1]), answer
 
 
 def test_on_loopback_a_foreign_host_name_is_refused(rs: Commands) -> None:

@@ -81,6 +81,26 @@ def told() -> Iterator[io.StringIO]:
     root.setLevel(before)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "00-" + "\n" * 32 + "-x-y",
+        "00-" + "é" * 32 + "-" + "b" * 16 + "-01",
+        "00-name is Ada Lovelace, has the fl-x-y",
+        "",
+        "-",
+    ],
+)
+def test_what_is_no_trace_is_none(header: str) -> None:
+    """A producer may write there what they like: it would be in the lines of the worker, line ends and all."""
+    assert logs.trace_of({"traceparent": header}) == {}
+
+
+def test_a_trace_is_told() -> None:
+    for more in ("", "-of a later version"):
+        assert logs.trace_of({"traceparent": TRACEPARENT + more}) == {"trace_id": TRACE}
+
+
 # -- the worker as its users have it
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import json
 import subprocess
@@ -325,3 +326,21 @@ assert tracing.active() is None and tracing.carried() == {}
 sys.exit(any(name.startswith("opentelemetry") for name in sys.modules))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_who_has_no_provider_imports_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each publish looks for one: an import statement there costs more than the answer."""
+    monkeypatch.setattr(trace, "get_tracer_provider", trace.ProxyTracerProvider)
+    monkeypatch.setattr(tracing, "_active", None)
+    assert tracing.active() is None
+    imported, original = list[str](), builtins.__import__
+
+    def counting(name: str, *args: Any) -> Any:
+        imported.append(name)
+        return original(name, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(builtins, "__import__", counting)
+        for _ in range(10):
+            assert tracing.active() is None
+    assert imported == []

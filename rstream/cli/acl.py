@@ -29,6 +29,10 @@ FRESH = ("on", "resetkeys", "clearselectors", "nocommands")
 @click.option("--declares", is_flag=True,
               help="producer: it may be the first to declare the stream, or a new version of its model. Without it, "
               "a worker or an admin has to be.")  # fmt: skip
+@click.option("--doctor", is_flag=True,
+              help="dashboard, admin: all that `rstream doctor` looks at, also the server's settings, slow calls and "
+              "names of keys. Redis cannot confine these: such a user can read requirepass, with which one may do "
+              "everything, and what others sent.")  # fmt: skip
 @click.option("--file", "as_file", is_flag=True, help="A line of an ACL file (users.acl) instead of the command.")
 @click.option("--password-stdin", is_flag=True, help="Read its password from stdin, and put its SHA-256 into the line.")
 @target_options
@@ -39,6 +43,7 @@ def acl(
     emits: tuple[str, ...],
     limited: bool,
     declares: bool,
+    doctor: bool,
     as_file: bool,
     password_stdin: bool,
 ) -> None:
@@ -50,7 +55,8 @@ def acl(
     \b
     producer   publishes; cannot read entries (but see --limited), settle, or change what is stored of the stream
     worker     all that `rstream worker` and `rstream archive run` do; cannot publish to its own stream
-    dashboard  reads everything, changes nothing: also for `rstream groups`, `read`, `doctor`, `metrics`
+    dashboard  reads everything, changes nothing: also for `rstream groups`, `read`, `metrics`, and
+               `doctor`, which says what it could not look at (see --doctor)
     admin      all commands of rstream: redrive, replay, reset, reshard, remove, retention, pause, cancel
 
     \b
@@ -66,22 +72,24 @@ def acl(
     for name in (*streams, *emits):
         if name != "*":
             check_name("stream", name)
-    _check_usage(role, emits, limited, declares)
+    _check_usage(role, emits, limited, declares, doctor)
     namespace = Settings.load().namespace
     user = check_name("user", user or f"rstream-{role}")
     secret = [f"#{_digest()}"] if password_stdin else []
-    found = rules(role, namespace, streams, emits=emits, limited=limited, declares=declares)
+    found = rules(role, namespace, streams, emits=emits, limited=limited, declares=declares, pries=doctor)
     if as_file:
         click.echo(" ".join(["user", user, "on", *secret, *found]))
     else:
         click.echo(" ".join(["ACL", "SETUSER", user, *map(shlex.quote, (*FRESH, *secret, *found))]))
 
 
-def _check_usage(role: str, emits: tuple[str, ...], limited: bool, declares: bool) -> None:
+def _check_usage(role: str, emits: tuple[str, ...], limited: bool, declares: bool, doctor: bool) -> None:
     if emits and role != "worker":
         raise click.UsageError(f"--emits is for a worker: a {role} emits nothing")
     if declares and role != "producer":
         raise click.UsageError(f"--declares is for a producer: a {role} {'may' if role != 'dashboard' else 'may not'}")
+    if doctor and role not in ("dashboard", "admin"):
+        raise click.UsageError("--doctor is for a dashboard or an admin")
     if limited and not (role == "producer" or emits):
         raise click.UsageError(f"--limited is for a producer, or with --emits: leave it out for a {role}")
 

@@ -50,7 +50,7 @@ class Actions:
         log.info("%s %s logged in", role, client)
         answer = RedirectResponse(local_path(form.one("next") or "/"), 303)
         session = self.site.keys.session(role, time.time(), secrets.token_urlsafe(12))
-        secure = request.url.scheme == "https"
+        secure = request.scope["scheme"] == "https"
         answer.set_cookie(COOKIE, session, httponly=True, samesite="strict", secure=secure, path="/")
         return answer
 
@@ -121,8 +121,9 @@ class Actions:
         return self._done(request, "replay begun", "/replays", **about)
 
     async def stop_replay(self, request: Request, form: Form) -> Response:
-        self.site.replays.stop(int(request.path_params["number"]))
-        return self._done(request, "replay stopped", "/replays", number=request.path_params["number"])
+        number = request.path_params["number"]
+        self.site.replays.stop(number)
+        return self._done(request, "replay stopped", "/replays", number=number)
 
     # -- contents -----------------------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ def routes(site: Site) -> list[Route | Mount]:
         post("/s/{stream}/replay/plan", actions.plan_replay),
         post("/s/{stream}/replay/run", actions.run_replay),
         get("/replays", pages.replays),
-        post("/replays/{number:int}/stop", actions.stop_replay),
+        post("/replays/{number}/stop", actions.stop_replay),
         get("/login", actions.login_page),
         Route("/login", site.safely(actions.login), methods=["POST"]),
         post("/logout", actions.logout, role_needed=False),

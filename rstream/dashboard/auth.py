@@ -11,7 +11,6 @@ import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
 
 from rstream.errors import ConfigError
 
@@ -127,7 +126,8 @@ def own_request(headers: Mapping[str, str], caller: Caller | None) -> bool:
     if site not in (None, "same-origin"):
         return False
     if origin is not None:
-        return bool(origin != "null" and urlsplit(origin).netloc.lower() == headers.get("host", "").lower())
+        name = origin.partition("://")[2].lower()  # of `null` there is none
+        return name != "" and name == headers.get("host", "").lower()
     return site is not None or (caller is not None and not caller.ambient)
 
 

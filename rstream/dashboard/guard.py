@@ -22,6 +22,7 @@ log = logging.getLogger("rstream.dashboard")
 COOKIE = "rstream_dashboard"
 OPEN_PATHS = ("/login", "/healthz", "/readyz")
 MAX_FORM = 64 * 1024
+MAX_FIELDS = 2000
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -60,7 +61,8 @@ class Guard:
         await (refused or self._app)(scope, receive, dressed)
 
     def _refusal(self, connection: HTTPConnection) -> Response | None:
-        headers, path, method = connection.headers, connection.url.path, connection.scope["method"]
+        # What it is routed by. Never `connection.url`: that is made of `Host`, and who asks may write a path in there.
+        headers, path, method = connection.headers, connection.scope["path"], connection.scope["method"]
         if self._hosts is not None and not host_allowed(headers.get("host", ""), self._hosts):
             return _no(
                 421,
@@ -77,7 +79,8 @@ class Guard:
         if caller is not None or path in OPEN_PATHS or path.startswith("/static/"):
             return None
         if method == "GET" and "authorization" not in headers and "x-live" not in headers:
-            asked = quote(path + (f"?{connection.url.query}" if connection.url.query else ""))
+            query = connection.scope["query_string"].decode(errors="replace")
+            asked = quote(path + (f"?{query}" if query else ""))
             return RedirectResponse("/login" if path == "/" else f"/login?next={asked}", 303)
         return _no(401, "A token is needed: log in at /login, or send Authorization: Bearer TOKEN", bearer=True)
 
@@ -110,8 +113,12 @@ async def form_of(request: Request) -> Form:
         body += chunk
         if len(body) > MAX_FORM:
             raise HTTPException(413, "That is too much for a form")
+    try:
+        fields = parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise HTTPException(413, "That is too much for a form") from None
     form = Form()
-    for name, value in parse_qsl(body.decode(errors="replace"), keep_blank_values=True, max_num_fields=2000):
+    for name, value in fields:
         form.setdefault(name, []).append(value)
     return form
 
@@ -125,12 +132,12 @@ def acting(keys: Keys, act: Acting, *, role_needed: bool = True) -> Callable[[Re
     async def endpoint(request: Request) -> Response:
         caller, form = caller_of(request), await form_of(request)
         if caller.ambient and not keys.is_form_token(caller, form.one("csrf")):
-            log.warning("refused %r of %s %s: wrong form token", request.url.path, caller.role, _client(request))
+            log.warning("refused %r of %s %s: wrong form token", request.scope["path"], caller.role, _client(request))
             raise HTTPException(
                 403, "The form is not of this session: go back, load the page again, and send it once more"
             )
         if role_needed and not caller.acts:
-            log.warning("refused %r of %s %s: operators only", request.url.path, caller.role, _client(request))
+            log.warning("refused %r of %s %s: operators only", request.scope["path"], caller.role, _client(request))
             raise HTTPException(403, "Your token may look and not act: this takes the operator's token")
         return await act(request, form)
 

@@ -79,9 +79,9 @@ class Replays:
             run.ended = True
             del self._tasks[run.number]
 
-    def stop(self, number: int) -> None:
+    def stop(self, number: str) -> None:
         """What is given is stored exactly; the same command goes on."""
-        if run := self.runs.get(number):
+        if run := next((run for run in self.runs.values() if str(run.number) == number), None):
             run.stopped = not run.ended
             run.giving.stop()
 

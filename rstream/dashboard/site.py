@@ -48,7 +48,7 @@ class Site:
         """A page by its template. live: it keeps itself fresh."""
         caller = request.scope.get("caller")
         told |= {
-            "path": request.url.path,
+            "path": request.scope["path"],
             "query": request.query_params,
             "caller": caller,
             "csrf": self.keys.form_token(caller) if isinstance(caller, Caller) else "",

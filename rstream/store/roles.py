@@ -85,8 +85,13 @@ READ = (
 
 EVERYWHERE = ("shards", *OF_STREAMS)
 
-ASK = ("CONFIG GET", "SLOWLOG GET", "ACL WHOAMI", "SCAN", "CLUSTER INFO", "CLUSTER NODES")
+ASK = ("ACL WHOAMI", "CLUSTER INFO", "CLUSTER NODES")
 """What the doctor asks the server, whatever the keys."""
+
+PRY = ("CONFIG GET", "SLOWLOG GET", "SCAN")
+"""What else it asks where it may. Redis cannot confine these: they show the passwords in the server's settings
+(`requirepass`: whoever reads it may do everything), what everybody sent, and the names of all keys.
+"""
 
 
 @cache
@@ -123,18 +128,20 @@ def rules(
     emits: Iterable[str] = (),
     limited: bool = False,
     declares: bool = False,
+    pries: bool = False,
 ) -> list[str]:
     """For ACL SETUSER, or a line of an ACL file: of a user who may do nothing yet.
 
     streams: names, or "*" for all · emits: streams that a worker's handlers emit to · limited: the producer's streams
-    (and what is emitted to) have a retention by entries or bytes · declares: it may be the first.
+    (and what is emitted to) have a retention by entries or bytes · declares: it may be the first · pries: a dashboard
+    or admin may see all of the server, passwords too, for the whole of `rstream doctor`.
     """
     own, others = grants(role, limited=limited, declares=declares), PUBLISH + EMIT + (LIMITED if limited else ())
     parts = [(own, [*streams])] + ([(others, [*emits])] if emits else [])
     patterns = dict.fromkeys(
         pattern for each, names in parts for grant in each for pattern in _patterns(namespace, names, grant.kinds)
     )
-    connection = (*CONNECTION, *(ASK if role in ("admin", "dashboard") else ()))
+    connection = (*CONNECTION, *(ASK if role in ("admin", "dashboard") else ()), *(PRY if pries else ()))
     found = [*(f"~{pattern}" for pattern in patterns), "resetchannels", *map(_allowed, connection)]
     for each, names in parts:
         for grant in each:
