@@ -34,19 +34,21 @@ async def listen_loop(app: RStream, runs: Sequence[ConsumerRun]) -> None:
     """Runs until cancelled."""
     namespace, pauses = app.settings.namespace, backoff()
     after: bytes | None = None
+    before = b""  # the last ring that was heard, when the bell could not be
     looked = float("-inf")
     while True:
         cancelled: dict[Ring, list[EntryId]] = {}
         try:
-            if after is None:  # what was rung before is not heard: look at once
-                after, rings = await app.link.run(bell.last(namespace)), set[Ring]()
+            if after is None:
+                after, rings = bell.from_where(before, await app.link.run(bell.last(namespace))), set[Ring]()
             else:
                 heard = await app.link.run(bell.listen(namespace, after, BLOCK_MS), timeout=BLOCK_MS / 1000 + 5)
                 after, rings, cancelled = heard
             pauses = backoff()
         except StoreError as error:
             log.warning("the bell is not heard: %s", error)
-            after, rings = None, {Ring(run.layout.name, "") for run in runs}
+            before, after = after or before, None
+            rings = {Ring(run.layout.name, "") for run in runs}  # look at once
             await asyncio.sleep(next(pauses))
         _wake(runs, rings)
         await _stop(runs, cancelled)
