@@ -19,10 +19,12 @@ from rstream import Batch, Delivery, Event, RetryPolicy, RStream, Stream
 from rstream.errors import ConfigError, LeaseLost, PositionError
 from rstream.event import EntryId
 from rstream.operate import cancel, pause, pending, resume, show
+from rstream.store.cancel import cancel as settle
 from rstream.store.deliveries import GroupOps, Outcome
 from rstream.store.keys import Shard
 from tests.commands import Commands
 from tests.fleets import Cluster
+from tests.proxy import ChaosProxy
 from tests.servers import Server
 from tests.test_worker import working
 from tests.waiting import eventually, eventually_async
@@ -439,3 +441,85 @@ def slow(note: Note) -> None:
         worker.process.terminate()
         assert worker.ended(30) == 0
         assert "handled 1," in worker.err and "LeaseLost" not in worker.err
+
+
+async def test_who_cancels_again_has_the_worker_told_where_the_first_ring_was_lost(app: RStream) -> None:
+    """As where the answer to the cancel was lost and it was sent again, or who cancelled died before it rang."""
+    items = app.stream("items", Item, key="name", shards=1)
+    seen: list[str] = []
+
+    @items.consumer("g", concurrency=1)
+    async def handle(event: Item) -> None:
+        seen.append(f"begin {event.n}")
+        if event.n == 0:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                seen.append("stopped")
+                raise
+
+    async with working(app, grace=0.1) as worker:
+        ids = await items.publish_many(Item(n=n, name="k") for n in range(3))
+        await eventually_async(lambda: seen == ["begin 0"])
+        (shard,) = (await items.layout()).every
+        assert (await app.link.run(settle(shard, "g", [ids[0].redis], [])))[0].verdict == "cancelled"
+        assert [each.verdict for each in await cancel(items, "g", ids[:1])] == ["settled"]
+        await eventually_async(lambda: seen == ["begin 0", "stopped", "begin 1", "begin 2"])
+        await eventually_async(lambda: drained(items, worker))
+        assert await cancelled(items) == 1 and worker.counts.refused == 0
+
+
+async def test_a_worker_that_was_cut_off_meanwhile_hears_of_it_when_it_is_back(
+    one_server: Server, namespace: str
+) -> None:
+    with ChaosProxy(one_server.upstream) as proxy:
+        async with (
+            RStream(proxy.url, namespace=namespace) as app,
+            RStream(one_server.url, namespace=namespace) as operator,
+        ):
+            items, there = app.stream("items", Item, shards=1), operator.stream("items", Item, shards=1)
+            seen: list[str] = []
+
+            @items.consumer("g", concurrency=1, lease=20)
+            async def handle(event: Item) -> None:
+                seen.append(f"begin {event.n}")
+                if event.n == 0:
+                    try:
+                        await asyncio.Event().wait()
+                    except asyncio.CancelledError:
+                        seen.append("stopped")
+                        raise
+
+            async with working(app, grace=0.1):
+                ids = await items.publish_many(Item(n=n) for n in range(2))
+                await eventually_async(lambda: seen == ["begin 0"])
+                proxy.stop()
+                assert [each.verdict for each in await cancel(there, "g", ids[:1])] == ["cancelled"]
+                proxy.start()
+                await eventually_async(lambda: seen == ["begin 0", "stopped", "begin 1"])
+
+
+async def test_where_memory_is_full_the_worker_is_told_as_well(own_server: Server, namespace: str) -> None:
+    async with RStream(own_server.url, namespace=namespace) as app:
+        items = app.stream("items", Item, shards=1)
+        seen: list[str] = []
+
+        @items.consumer("g", concurrency=1)
+        async def handle(event: Item) -> None:
+            seen.append(f"begin {event.n}")
+            if event.n == 0:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    seen.append("stopped")
+                    raise
+
+        async with working(app, grace=0.1) as worker:
+            ids = await items.publish_many(Item(n=n) for n in range(2))
+            await eventually_async(lambda: seen == ["begin 0"])
+            with redis.Redis.from_url(own_server.url) as raw:
+                raw.config_set("maxmemory", 1)
+                assert [each.verdict for each in await cancel(items, "g", ids[:1])] == ["cancelled"]
+                await eventually_async(lambda: seen == ["begin 0", "stopped", "begin 1"])
+                await eventually_async(lambda: drained(items, worker))
+                raw.config_set("maxmemory", 0)

@@ -108,6 +108,18 @@ def test_list_is_a_table_and_filters_add_up(rs: Commands, orders: Stream[Order])
     assert len(two) == 2 and len(rs.ok("dead", "show", "orders", "-g", "billing", "--json").splitlines()) == 1
 
 
+def test_a_redrive_into_a_paused_group_says_that_it_waits(rs: Commands, orders: Stream[Order]) -> None:
+    killed(orders, 2)
+    rs.ok("pause", "billing", "--stream", "orders")
+    planned = rs.run("dead", "redrive", "orders", "-g", "billing", "--all", "--dry-run")
+    done = rs.run("dead", "redrive", "orders", "-g", "billing", "--all")
+    assert done.stdout == "redriven: 2 dead letters of group billing\n"
+    for each in (planned, done):
+        assert each.returncode == 0
+        assert "group billing is paused: what is redriven waits" in each.stderr
+        assert "rstream resume billing --stream orders" in each.stderr
+
+
 def test_what_cannot_be_redriven_is_named_and_published_again(
     rs: Commands, orders: Stream[Order], one_server: Server
 ) -> None:

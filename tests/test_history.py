@@ -17,6 +17,7 @@ from rstream.buckets import DAY, Bucket
 from rstream.errors import ConfigError, PositionError
 from rstream.history import history, history_of, window
 from rstream.store import keys
+from rstream.store.deliveries import GroupOps
 from rstream.store.history import Place, Witness, look
 from rstream.store.remove import remove
 from rstream.store.scripts import SAMPLE
@@ -358,6 +359,36 @@ async def test_a_declaration_that_cannot_be_read_ends_no_worker(
             await Janitor(app, "w").look()
         assert sum(bucket.published for bucket in await history(two)) == 1
         assert "stream 'one': its history was not added to" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("done", "acked:g", b"1" + b"0" * 30),
+        ("done", "added", b"9" * 400),
+        ("done", "acked:g", b"1.5"),
+        ("lost", "g", msgpack.packb([[1]])),
+        ("lost", "g", msgpack.packb([])),
+        ("lost", "g", msgpack.packb("x")),
+        ("history", "state", msgpack.packb([1, 0, 0, {}, {"g": [1]}, [0, {"": [2**64 - 1]}], [0, {"": [2**64 - 1]}]])),
+        ("history", "seq", b"1e300"),
+        ("history", "resets", b"1e300"),
+    ],
+)
+async def test_numbers_that_are_none_end_no_worker(
+    server: Server, namespace: str, key: str, field: str, value: bytes
+) -> None:
+    async with RStream(server.url, namespace=namespace) as app:
+        one, two = app.stream("one", Item, shards=1), app.stream("two", Item)
+        await one.publish(Item(n=1))
+        await two.publish(Item(n=1))
+        (shard,) = (await one.layout()).every
+        await app.link.run(GroupOps(await one.layout(), "g", "w").create("0"))
+        names = {"done": shard.done, "lost": shard.lost, "history": key_of(one)}
+        with redis.Redis.from_url(server.url) as raw:
+            raw.hset(names[key], field, value)
+            await Janitor(app, "w").look()
+        assert sum(bucket.published for bucket in await history(two)) == 1
 
 
 async def test_a_stream_that_cannot_be_sampled_is_told_once_and_stops_nothing(

@@ -18,6 +18,7 @@ import redis
 from rstream import Event, Reject, Retention, RetryPolicy, RStream
 from rstream.errors import StreamFull
 from rstream.logs import JsonFormatter
+from rstream.process import clock
 from rstream.store import room
 from rstream.store.steps import drive
 from rstream.store.trim import tidy
@@ -238,8 +239,11 @@ async def test_a_lease_that_ran_out(own_server: Server, namespace: str, told: To
             await eventually_async(lambda: told.lines(" ready: "))
             own_server.pause()
             await eventually_async(lambda: told.lines("the lease ran out and could not be renewed"))
+            began = clock()
+            await eventually_async(lambda: clock() > began + 1.5)  # it is tried many times meanwhile
             own_server.resume()
             await eventually_async(lambda: told.lines("the lease was lost and is taken anew"))
+            assert len(told.lines("could not be renewed")) == 1
             assert told.one("taken anew")["level"] == "WARNING" and worker.runs[0].name in told.one("anew")["message"]
 
 

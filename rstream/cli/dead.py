@@ -147,6 +147,8 @@ def redrive(stream: str, group: str, as_json: bool, everything: bool, dry_run: b
                 click.echo(f"gone meanwhile, redriven or discarded: {done.gone:,}")
             if not done.done + done.gone + len(done.left):
                 _tell_of_others(letters)
+        if done.done:
+            _tell_of_pause(letters)
     return _end(done.left, as_json, dry_run)
 
 
@@ -204,6 +206,15 @@ def _need_some(which: dict[str, Any], everything: bool) -> None:
         raise click.UsageError("--all means every letter of the group: leave it out, or the ids and filters.")
     if not given and not everything:
         raise click.UsageError("Which dead letters? Give --id or a filter, or --all for every one of the group.")
+
+
+def _tell_of_pause(letters: SyncDeadLetters[Any]) -> None:
+    from rstream.store.pause import paused
+
+    stream, group = letters.stream, letters.group
+    if stream.app.sync_link.run(paused(stream.app.settings.namespace, stream.name, [group])):
+        told = f"group {group} is paused: what is redriven waits until it is resumed"
+        click.echo(f"{told} (rstream resume {group} --stream {stream.name})", err=True)
 
 
 def _tell_of_others(letters: SyncDeadLetters[Any]) -> None:

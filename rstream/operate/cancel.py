@@ -81,8 +81,9 @@ def _cancel(
     judged: list[list[Judged]] = yield together(ops)
     for mine, verdicts in zip(by_shard.values(), judged, strict=True):
         done.update({id: _told(id, verdict) for id, verdict in zip(mine, verdicts, strict=True)})
-    if cancelled := [id for id in ids if done[id].verdict == "cancelled"]:
-        yield ring(layout.namespace, layout.name, group, cancelled)
+    # Also of what is settled: that may be by this very call, whose answer was lost, or by one that died before it rang.
+    if ended := [id for id in ids if done[id].verdict in ("cancelled", "settled")]:
+        yield ring(layout.namespace, layout.name, group, ended)
 
 
 def _aside(layout: Layout, group: str, ids: list[EntryId], shards: Shards) -> Steps[dict[Shard, list[bytes]]]:

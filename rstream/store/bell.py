@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from rstream.event import EntryId
 from rstream.store import keys
+from rstream.store.keys import rank_of
 from rstream.store.link import Op
-from rstream.store.scripts import Call
+from rstream.store.scripts import RING
 
 LENGTH = 1000
 """Rings that are kept, about."""
@@ -36,17 +37,24 @@ class Heard(NamedTuple):
 
 
 def ring(namespace: str, stream: str, group: str = "", cancelled: Sequence[EntryId] = ()) -> Op[None]:
-    """Where memory is full nobody is told, and that is no error. cancelled: entries, at most some hundred."""
-    call: Call = ("XADD", keys.bell(namespace), "MAXLEN", "~", LENGTH, "*", "s", stream, "g", group)
-    if cancelled:
-        call = (*call, "c", " ".join(map(str, cancelled)))
-    return Op([call], lambda replies: None, partial=True)
+    """That it cannot be rung is no error. cancelled: entries, at most some hundred."""
+    told = ("c", " ".join(map(str, cancelled))) if cancelled else ()
+    return Op(
+        [RING([keys.bell(namespace)], LENGTH, "s", stream, "g", group, *told)], lambda replies: None, partial=True
+    )
 
 
 def last(namespace: str) -> Op[bytes]:
     """The id of the last ring so far."""
     calls = [("XREVRANGE", keys.bell(namespace), "+", "-", "COUNT", 1)]
     return Op(calls, lambda replies: replies[0][0][0] if replies[0] else b"0-0")
+
+
+def from_where(heard: bytes, last: bytes) -> bytes:
+    """After which ring to listen again. heard: the last that was heard before, b"" = none. What was rung meanwhile is
+    heard now, above all what was cancelled; but where Redis lost data, the last ring may be older than that.
+    """
+    return heard if heard and rank_of(heard) <= rank_of(last) else last
 
 
 def listen(namespace: str, after: bytes, block_ms: int) -> Op[Heard]:

@@ -46,6 +46,7 @@ class Lease:
         self.hand: Sized = ()
         self.lost = 0
         self.next_beat = float("-inf")
+        self.told_until = float("-inf")
 
     @property
     def name(self) -> str:
@@ -167,7 +168,8 @@ class LeaseKeeper(threading.Thread):
     def _beat(self, leases: Sequence[Lease]) -> None:
         for lease, error in renew(leases, self._link, self._told).items():
             lease.next_beat = clock() + self._retry_after
-            if not lease.holds():
+            if not lease.holds() and lease.told_until != lease.until:  # once for each time that it runs out
+                lease.told_until = lease.until
                 log.warning("group %s: the lease ran out and could not be renewed: %s", lease.ops.group, error)
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from rstream.app import RStream
-from rstream.errors import StoreError
+from rstream.errors import StoreError, StoreUnavailable
 from rstream.event import EntryId
 from rstream.store import bell
 from rstream.store import layout as layouts
@@ -34,22 +34,23 @@ async def listen_loop(app: RStream, runs: Sequence[ConsumerRun]) -> None:
     """Runs until cancelled."""
     namespace, pauses = app.settings.namespace, backoff()
     after: bytes | None = None
+    before = b""  # where the bell could not be heard: the last ring before that
     looked = float("-inf")
     while True:
-        cancelled: dict[Ring, list[EntryId]] = {}
         try:
-            if after is None:  # what was rung before is not heard: look at once
-                after, rings = await app.link.run(bell.last(namespace)), set[Ring]()
+            if after is None:
+                after, rings = bell.from_where(before, await app.link.run(bell.last(namespace))), set[Ring]()
             else:
                 heard = await app.link.run(bell.listen(namespace, after, BLOCK_MS), timeout=BLOCK_MS / 1000 + 5)
-                after, rings, cancelled = heard
+                await _stop(runs, heard.cancelled)
+                after, rings = heard.last, heard.rings
             pauses = backoff()
         except StoreError as error:
             log.warning("the bell is not heard: %s", error)
-            after, rings = None, {Ring(run.layout.name, "") for run in runs}
+            before, after = after or before or b"0-0", None  # where none was heard, from the first on
+            rings = {Ring(run.layout.name, "") for run in runs}  # look at once
             await asyncio.sleep(next(pauses))
         _wake(runs, rings)
-        await _stop(runs, cancelled)
         now = asyncio.get_running_loop().time()
         followed = any(ring.group == "" for ring in rings) or any(run.layout.older for run in runs)
         if not followed and now - looked < LOOK:
@@ -69,10 +70,13 @@ def _wake(runs: Sequence[ConsumerRun], rings: set[Ring]) -> None:
 
 
 async def _stop(runs: Sequence[ConsumerRun], cancelled: Mapping[Ring, Sequence[EntryId]]) -> None:
+    """Raises `StoreUnavailable`: then the same rings are to be heard again."""
     for run in runs:
         if ids := cancelled.get(Ring(run.layout.name, run.ops.group)):
             try:
                 await heed_cancelled(run, ids)
+            except StoreUnavailable:
+                raise
             except StoreError as error:
                 log.warning("%s: what was cancelled runs on, its outcome will be refused: %s", run.name, error)
 

@@ -52,8 +52,10 @@ class Sampler:
         try:
             await drive(self._app.link, steps, 0.0)
             self._told.pop(stream, None)
-        except (RStreamError, LookupError, ValueError) as error:  # also a declaration that cannot be read
-            self._tell(stream, error)  # nothing is lost by that: the next sample has it
+        except (RStreamError, LookupError, ValueError, TypeError, OverflowError) as error:
+            # Also a declaration that cannot be read, or what somebody wrote where numbers should be. Nothing is lost by
+            # it: the next sample that can be taken has it.
+            self._tell(stream, error)
 
     def _tell(self, stream: str, error: Exception) -> None:
         text = one_line(error)
