@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import redis
@@ -50,10 +51,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On which kinds of server `make test` runs what: all on the first, and on one of the others, each test on the
+    same one every time; what takes long on the first alone. `make torture` runs the rest.
+    """
+    first, *others = KINDS
     for item in items:
         kind = getattr(item, "callspec", None) and item.callspec.params.get("server")  # type: ignore[attr-defined]
-        if kind and kind != next(iter(KINDS)) and item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.torture)
+        if kind and kind != first:
+            whose = item.nodeid.partition("[")[0]
+            if item.get_closest_marker("long") or kind != others[crc32(whose.encode()) % len(others)]:
+                item.add_marker(pytest.mark.torture)
 
 
 @pytest.fixture(params=list(KINDS))

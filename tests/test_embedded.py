@@ -347,6 +347,7 @@ def test_a_killed_server_is_restarted_with_its_data(home: Path) -> None:
         assert "was ended by SIGKILL while in use" in (home / "server.log").read_text()
 
 
+@pytest.mark.torture
 def test_a_server_that_keeps_dying_is_given_up_until_the_next_attach(home: Path) -> None:
     with attach(home) as held:
         first = parent(server_pid(held.socket))

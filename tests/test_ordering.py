@@ -57,6 +57,7 @@ def test_workers_that_come_go_die_and_freeze_never_turn_the_steps_of_a_key_aroun
     storm(own_server, namespace, tmp_path, strikes=10, seed=20261120, each=SOME)
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(240)
 def test_nor_does_a_stream_that_is_resharded_twice_by_commands_that_are_killed(
     own_server: Server, namespace: str, tmp_path: Path

@@ -106,6 +106,7 @@ def test_a_master_of_a_cluster_dies(own_cluster: Cluster, namespace: str, tmp_pa
     crashing(own_cluster, namespace, tmp_path, lag=lag, seed=20261122)
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("lag", [pytest.param(False, marks=pytest.mark.torture), True])
 def test_the_master_that_sentinels_watch_dies(
@@ -114,6 +115,7 @@ def test_the_master_that_sentinels_watch_dies(
     crashing(own_sentinels, namespace, tmp_path, lag=lag, seed=20261123)
 
 
+@pytest.mark.torture
 @pytest.mark.timeout(240)
 def test_slots_move_and_nothing_is_lost_or_turned_around(own_cluster: Cluster, namespace: str, tmp_path: Path) -> None:
     plan = dict.fromkeys(range(2, STRIKES), moved)

@@ -23,7 +23,10 @@ def codes(output: str) -> set[str]:
     return set(re.findall(r"^(?:PROBLEM|WARNING|NOTE) +([a-z-]+)  ", output, re.M))
 
 
-MORE = {"redis-away", "entries-lost", "no-worker", "delivery-old", "group-paused"}
+MORE = {
+    *("redis-away", "entries-lost", "no-worker", "delivery-old", "group-paused"),
+    *("redis-reset", "trim-pinned", "hot-key"),
+}
 """They are staged by `make torture`."""
 
 
