@@ -18,17 +18,9 @@
 -- cost    O(ids · log pending)
 -- include: add
 -- include: padded
+-- include: position
 local stream, group = KEYS[1], ARGV[1]
 local cancelled, verdicts = 0, {}
-
-local function position()
-  local all = redis.pcall('XINFO', 'GROUPS', stream)
-  for _, flat in ipairs(all) do
-    local info = {}
-    for n = 1, #flat, 2 do info[flat[n]] = flat[n + 1] end
-    if info.name == group then return padded(info['last-delivered-id']) end
-  end
-end
 
 local function bring_no_more(id)
   for n = 6, #KEYS do
@@ -49,7 +41,7 @@ local function cancel(id, read_up_to)
   return {'cancelled', pending[2], pending[4]}
 end
 
-local read_up_to = position()
+local read_up_to = position(stream, group)
 for n = 2, #ARGV do
   verdicts[n - 1] = read_up_to and cancel(ARGV[n], read_up_to) or {'gone', '', 0}
 end
