@@ -65,8 +65,9 @@ class SyncCourier:
             op = self.outbox.take(self._replicas)
             if op is None:
                 return self.outbox.pause() or 0.0
+        since = clock()  # to connect takes of its time, too
         try:
-            self._begun = op, self._link.post(op), clock()
+            self._begun = op, self._link.post(op), since
         except BaseException as error:
             self._fail(error)
             raise

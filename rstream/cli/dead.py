@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rstream.cli.read import POSITION, time_of
+from rstream.cli.tables import as_text, printable
 from rstream.cli.target import stored_app, target_options
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _table_line() -> Callable[..., str]:
     def line(died: str, letter: str, entry: str, reason: str, attempts: str, key: str, error: str) -> str:
         error = " ".join(error.split())
         row = f"{died:<24} {letter:<22} {entry:<22} {reason:<11} {attempts:>8} {key:<12} {error}".rstrip()
-        row = _printable(row)
+        row = printable(row)
         return row if not width or len(row) <= width else f"{row[: width - 1]}…"
 
     return line
@@ -287,7 +287,9 @@ def _row(letter: DeadLetter[Any]) -> dict[str, Any]:
         "headers": jsonable(letter.headers),
         **told,
     } | (
-        {} if event is not None else {"fields": {_bytes(name): _bytes(value) for name, value in letter.fields.items()}}
+        {}
+        if event is not None
+        else {"fields": {as_text(name): as_text(value) for name, value in letter.fields.items()}}
     )
 
 
@@ -324,31 +326,19 @@ def _in_full(letter: DeadLetter[Any]) -> str:
     ]
     if problem is not None:
         rows.append(("problem", problem))
-    parts = ["\n".join(_printable(f"{name:<10} {text}") for name, text in rows)]
+    parts = ["\n".join(printable(f"{name:<10} {text}") for name, text in rows)]
     if event is not None:
         parts.append(json.dumps(event, indent=2, ensure_ascii=False))
     else:
-        fields = (f"{_bytes(name)} = {_bytes(value)}" for name, value in letter.fields.items())
-        parts.append("\n".join(["fields as stored:", *(_printable(f"  {field}") for field in fields)]))
+        fields = (f"{as_text(name)} = {as_text(value)}" for name, value in letter.fields.items())
+        parts.append("\n".join(["fields as stored:", *(printable(f"  {field}") for field in fields)]))
     if letter.traceback:
-        parts.append("\n".join(map(_printable, letter.traceback.rstrip().splitlines())))
+        parts.append("\n".join(map(printable, letter.traceback.rstrip().splitlines())))
     return "\n\n".join(parts)
 
 
 def _event_id(letter: DeadLetter[Any]) -> str | None:
     return str(uuid.UUID(bytes=letter.event_id)) if len(letter.event_id) == 16 else None
-
-
-def _bytes(raw: bytes) -> str:
-    """As text where it is some, else base64."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return f"base64:{base64.b64encode(raw).decode()}"
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in line)
 
 
 def _count(number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from rstream.cli.loop import since, with_stream
 from rstream.cli.pending import kept, waits
 from rstream.cli.pending import row as pending_row
 from rstream.cli.read import time_of
+from rstream.cli.tables import as_text, printable
 from rstream.cli.target import target_options
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _row(shown: Shown, *, payload: bool) -> dict[str, Any]:
     if payload:
         told |= {"headers": jsonable(shown.headers), "event": shown.event}
         if shown.problem is not None:
-            told |= {"problem": shown.problem, "fields": {_text(n): _text(v) for n, v in shown.fields.items()}}
+            told |= {"problem": shown.problem, "fields": {as_text(n): as_text(v) for n, v in shown.fields.items()}}
     return told
 
 
@@ -113,12 +113,12 @@ def _in_full(shown: Shown, *, payload: bool) -> str:
     rows += [("blob", _claim(claim)) for claim in shown.claims]
     if shown.problem is not None:
         rows.append(("problem", shown.problem))
-    parts = ["\n".join(_printable(f"{name:<10} {text}") for name, text in rows)]
+    parts = ["\n".join(printable(f"{name:<10} {text}") for name, text in rows)]
     if payload and shown.event is not None:
         parts.append(json.dumps(shown.event, indent=2, ensure_ascii=False))
     elif payload:
-        fields = (f"  {_text(name)} = {_text(value)}" for name, value in shown.fields.items())
-        parts.append("\n".join(["fields as stored:", *map(_printable, fields)]))
+        fields = (f"  {as_text(name)} = {as_text(value)}" for name, value in shown.fields.items())
+        parts.append("\n".join(["fields as stored:", *map(printable, fields)]))
     parts += [_group(state) for state in shown.groups]
     if not shown.groups:
         parts.append("No group reads it where it lies.")
@@ -140,7 +140,7 @@ def _group(state: GroupState) -> str:
         died = f"  dead letter {letter.id} of {time_of(letter.id) or '-'}: {letter.reason} on attempt {letter.attempts}"
         lines += [died, f"  {' '.join(letter.error.split())}"]
         lines += [f"    {line}" for line in letter.traceback.rstrip().splitlines()]
-    return "\n".join(map(_printable, lines))
+    return "\n".join(map(printable, lines))
 
 
 def _state(state: GroupState) -> str:
@@ -154,15 +154,3 @@ def _state(state: GroupState) -> str:
     text += f", {waits(one)}" if waits(one) != "-" else ""
     text += f", kept: {kept(one)}" if kept(one) != "-" else ""
     return text + (", and the entry is trimmed: it will be lost" if one.trimmed else "")
-
-
-def _text(raw: bytes) -> str:
-    """As text where it is some, else base64."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return f"base64:{base64.b64encode(raw).decode()}"
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -44,3 +45,16 @@ def said(pause: Pause) -> str:
 
     since = time_of(EntryId(pause.at, 0, 0, 0)) if pause.at else "?"
     return f"since {since} by {pause.by}" + (f": {pause.why}" if pause.why else "")
+
+
+def as_text(raw: bytes) -> str:
+    """As text where it is some, else base64."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return f"base64:{base64.b64encode(raw).decode()}"
+
+
+def printable(line: str) -> str:
+    """What others wrote must not move the cursor of a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
